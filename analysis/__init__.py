@@ -1,0 +1,1 @@
+"""Analyses of trained autoencoders, imported as `saelab.analysis`. Nothing is here yet."""

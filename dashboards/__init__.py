@@ -1,0 +1,1 @@
+"""HTML feature dashboards, imported as `saelab.dashboards`. Nothing is here yet."""

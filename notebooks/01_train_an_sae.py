@@ -1,0 +1,146 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train a sparse autoencoder
+#
+# A language model's activations are dense: every dimension takes part in everything. A **sparse autoencoder**
+# (SAE) rewrites each activation as a sum of a few directions out of many, and those directions, its *latents*, are
+# often about one thing. In this notebook we train one on a real language model, measure what it loses, look at what
+# its latents fire on, and save it.
+#
+# Everything here works with no network: the model (SmolLM2-135M-Instruct) and the corpus (the State of the Union
+# speeches, from 1790 on) come with the packages of `make demo`. On two cores the whole notebook takes about ten
+# minutes.
+
+# %%
+import os
+
+import saelab
+
+# The tests run this notebook on a small random model: these sizes are the only difference.
+MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
+CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
+SMALL = MODEL != "smollm2-135m"
+TOKENS = 5_000 if SMALL else 500_000
+
+# %% [markdown]
+# ## A model and its sites
+#
+# `load_model` also takes any Hugging Face name, a local folder, or a model object that you already have. A **site** is
+# a place in the model where a vector lives: the residual stream between two blocks, the output of an MLP, and so on.
+
+# %%
+lm = saelab.load_model(MODEL)
+corpus = saelab.load_corpus(CORPUS)
+lm.sites().head(8)
+
+# %% [markdown]
+# `record` runs the model on a text, stops after the site, and gives the activations: batch, position, width.
+
+# %%
+SITE = "blocks.3.hook_resid_post"
+text = "The state of the union is strong."
+acts = lm.record(text, SITE)
+acts.shape
+
+# %% [markdown]
+# The first position of a context is special: nothing comes before it, and its norm is far above that of the others.
+# It would dominate the training loss, so `train` leaves it out (`skip_positions=1`), and wherever the SAE is put
+# into the model, that position keeps the model's own activation.
+
+# %%
+acts[0].norm(dim=-1)
+
+# %% [markdown]
+# ## Train
+#
+# A **TopK** SAE lets the `k` strongest latents fire on each token and no others, so its sparsity is set, not tuned.
+# 4,096 latents for a width of 576 is an expansion of about seven. With `out`, the run is on disk: Ctrl-C (or a crash)
+# loses little, and the same line continues it, to the same bits.
+
+# %%
+config = saelab.TopK(k=4, d_sae=128) if SMALL else saelab.TopK(k=32, d_sae=4096)
+sizes = {"batch_size": 512, "buffer_tokens": 2_048, "context_length": 64} if SMALL else {}
+run = saelab.train(lm, corpus, site=SITE, sae=config, tokens=TOKENS, seed=0, out="runs/notebook-01", **sizes)
+run.sae
+
+# %% [markdown]
+# The history is a table; no tracker is needed. `explained_variance` is the share of the variance that the
+# reconstruction catches, `dead` counts the latents that have not fired for a while.
+
+# %%
+run.history.tail()
+
+# %%
+run.plot()
+
+# %% [markdown]
+# ## Evaluate
+#
+# The training loss says little about what the model loses when the SAE stands in for the activation. `evaluate` reads
+# text that was held out of training, replaces the activation by its reconstruction, and compares the next-token
+# cross-entropy: `ce_clean` untouched, `ce_sae` with the reconstruction, `ce_zero` with zeros.
+# `ce_score` is 1 when nothing is lost and 0 when zeros would do as well; `kl` is the divergence from the
+# untouched predictions, in nats a token.
+
+# %%
+sae = run.sae
+figures = {"tokens": 256, "sparsity_tokens": 512} if SMALL else {"tokens": 8_192, "sparsity_tokens": 50_000}
+report = saelab.evaluate(sae, lm, corpus, **figures)
+report.to_pandas().T
+
+# %% [markdown]
+# ## What do the latents fire on?
+#
+# `top_latents` encodes a text and lists the strongest latents at each position.
+
+# %%
+lm.top_latents("My fellow citizens, the war is over.", sae, k=3)
+
+# %% [markdown]
+# The other way round: for the latents that are most active on held-out text, the tokens that fire them most. This is
+# what `saelab demo` prints at its end. Many of the *most* active latents are about common words; the rare ones are
+# where the interesting ones hide.
+
+# %%
+from saelab.demo import most_active
+
+for latent in most_active(sae, lm, corpus, site=SITE, tokens=500 if SMALL else 30_000, latents=5):
+    print(latent)
+
+# %% [markdown]
+# ## The pieces
+#
+# An SAE is a `torch.nn.Module`. `encode` gives dense codes, `encode_sparse` the same as values, indices and row
+# offsets: of 4,096 numbers a token at most 32 are not zero.
+
+# %%
+import torch
+
+x = acts[0, 1:].float()
+with torch.no_grad():
+    codes, sparse, x_hat = sae.encode(x), sae.encode_sparse(x), sae(x)
+print(codes.shape, "dense;", len(sparse.values), "entries sparse;", f"l0 = {float(sparse.l0):.1f}")
+print("relative error:", float((x_hat - x).norm() / x.norm()))
+
+# %% [markdown]
+# ## Save and load
+#
+# `save` writes the layout of SAELens v6, so that other tools read it; what only saelab knows lies beside it.
+# `load` gives the same SAE back, bit for bit in its codes. A run's folder opens with `saelab.load_run`.
+
+# %%
+sae.save("my-sae")
+again = saelab.SAE.load("my-sae")
+assert torch.equal(again.encode(x), codes)
+saelab.load_run("runs/notebook-01").history.tail(1)

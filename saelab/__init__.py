@@ -1,0 +1,79 @@
+"""saelab: mechanistic interpretability of autoencoders, for language models and diffusion denoisers.
+
+Everything a user needs is an attribute of this module, loaded at first use:
+
+>>> import saelab
+>>> saelab.TopK(k=32, d_sae=4096)
+TopK(k=32, d_sae=4096)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_model": "saelab.models.language",
+    "LanguageModel": "saelab.models.language",
+    "Tokens": "saelab.models.tokens",
+    "load_corpus": "saelab.activations.corpus",
+    "Corpus": "saelab.activations.corpus",
+    "harvest": "saelab.activations.harvest",
+    "ActivationStore": "saelab.activations.store",
+    "ActivationBuffer": "saelab.activations.buffer",
+    "SAE": "saelab.autoencoders.sae",
+    "SparseCodes": "saelab.autoencoders.codes",
+    "TopK": "saelab.autoencoders.topk",
+    "train": "saelab.training.loop",
+    "Run": "saelab.training.run",
+    "load_run": "saelab.training.run",
+    "evaluate": "saelab.evaluation.fidelity",
+    "Report": "saelab.evaluation.fidelity",
+    "SaelabError": "saelab.errors",
+    "ConfigError": "saelab.errors",
+    "SiteError": "saelab.errors",
+    "FormatError": "saelab.errors",
+    "DataError": "saelab.errors",
+    "CheckpointError": "saelab.errors",
+    "InterventionError": "saelab.errors",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'saelab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+if TYPE_CHECKING:
+    from saelab.activations.buffer import ActivationBuffer as ActivationBuffer
+    from saelab.activations.corpus import Corpus as Corpus
+    from saelab.activations.corpus import load_corpus as load_corpus
+    from saelab.activations.harvest import harvest as harvest
+    from saelab.activations.store import ActivationStore as ActivationStore
+    from saelab.autoencoders.codes import SparseCodes as SparseCodes
+    from saelab.autoencoders.sae import SAE as SAE
+    from saelab.autoencoders.topk import TopK as TopK
+    from saelab.errors import CheckpointError as CheckpointError
+    from saelab.errors import ConfigError as ConfigError
+    from saelab.errors import DataError as DataError
+    from saelab.errors import FormatError as FormatError
+    from saelab.errors import InterventionError as InterventionError
+    from saelab.errors import SaelabError as SaelabError
+    from saelab.errors import SiteError as SiteError
+    from saelab.evaluation.fidelity import Report as Report
+    from saelab.evaluation.fidelity import evaluate as evaluate
+    from saelab.models.language import LanguageModel as LanguageModel
+    from saelab.models.language import load_model as load_model
+    from saelab.models.tokens import Tokens as Tokens
+    from saelab.training.loop import train as train
+    from saelab.training.run import Run as Run
+    from saelab.training.run import load_run as load_run

@@ -1,0 +1,1 @@
+"""The way of the data: corpus, harvest, buffer, store."""

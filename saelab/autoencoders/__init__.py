@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one module for training and for inference, one file an architecture."""

@@ -1,0 +1,34 @@
+"""Which token-latent pairs fire: rules that spend a budget over the score matrix [n_tokens, d_sae]."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saelab.autoencoders.codes import SparseCodes, refuse_dense
+from saelab.kernels import selection, sparse
+
+
+@dataclass(frozen=True)
+class PreActivations:
+    """x W_enc + b_enc, computed only as far as an allocation rule asks for.
+
+    `x_ND` [n, d_in] has b_dec subtracted already; `W_FD` [d_sae, d_in] and `b_F` [d_sae] are the encoder.
+    """
+
+    x_ND: Tensor
+    W_FD: Tensor
+    b_F: Tensor
+
+    def per_token(self, k: int) -> SparseCodes:
+        """The k largest positive ones of each token (TopK: Gao et al. 2024, section 2.3), differentiable.
+
+        Ties go to the lower index; a token with fewer than k positive ones gets only those.
+        """
+        chosen = selection.top_k(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), k)
+        return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
+
+    def dense(self) -> Tensor:
+        """All of them, [n, d_sae], differentiable; `ConfigError` where that would not fit."""
+        refuse_dense(len(self.x_ND), len(self.W_FD), self.x_ND.element_size())
+        return torch.nn.functional.linear(self.x_ND, self.W_FD, self.b_F)

@@ -1,0 +1,146 @@
+"""What an architecture says: its configuration and the four functions in which it differs from the others."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from saelab.autoencoders.allocation import PreActivations
+from saelab.autoencoders.codes import SparseCodes
+from saelab.errors import ConfigError
+
+REGISTRY: dict[str, type["Architecture"]] = {}
+
+
+@dataclass
+class Batch:
+    """Aligned rows in the SAE's own units: input x [n, d_in], target [n, d_out], gradient [n, d_in] where there are any."""
+
+    x: Tensor
+    target: Tensor
+    gradient: Tensor | None = None
+
+
+@dataclass
+class Params:
+    """The weights as an architecture sees them, in the SAE's own units.
+
+    `W_enc` [d_sae, d_in] (a latent's encoder is a row, for contiguous reads), `b_enc` [d_sae], `W_dec` [d_sae, d_out],
+    `b_dec` [d_out].
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+class State(nn.Module):
+    """What training learns beside the weights; kept in the state_dict, and in its own precision in any `.to(dtype)`."""
+
+    scale: Tensor
+    norm_limit: Tensor
+    dead_after: Tensor
+    tokens_since_fired: Tensor
+    fires: Tensor
+    act_sum: Tensor
+    act_max: Tensor
+    direction_std: Tensor
+    stat_tokens: Tensor
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("norm_limit", torch.tensor(math.inf))
+        self.register_buffer("dead_after", torch.tensor(10_000_000))
+        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("fires", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("act_sum", torch.zeros(d_sae, dtype=torch.float64))
+        self.register_buffer("act_max", torch.zeros(d_sae))
+        self.register_buffer("direction_std", torch.full((d_sae,), math.nan))
+        self.register_buffer("stat_tokens", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "State":
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(fn(buffer).device)
+        return self
+
+    @property
+    def dead(self) -> Tensor:
+        """Latents [d_sae] silent for `dead_after` tokens or more."""
+        return self.tokens_since_fired >= self.dead_after
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Architecture:
+    """Base of the configurations. A subclass is registered by its name and overrides what differs."""
+
+    d_sae: int
+    input_scale: str | None = "rms"
+
+    needs_gradients: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        REGISTRY[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.d_sae, int) or self.d_sae < 1:
+            raise ConfigError(f"d_sae is {self.d_sae!r}; it must be a whole number of latents, 1 or more")
+        if self.input_scale not in ("rms", None):
+            raise ConfigError(f"input_scale is {self.input_scale!r}; use 'rms' or None")
+
+    def __repr__(self) -> str:
+        shown = [
+            f
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        ]
+        shown.sort(key=lambda field: (field.name == "d_sae", field.name != "k"))
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    @property
+    def learning_rate(self) -> float:
+        """2e-4 / sqrt(d_sae / 2^14) (the scaling of Gao et al. 2024, section 3; the constant of dictionary_learning)."""
+        return 2e-4 / (self.d_sae / 2**14) ** 0.5
+
+    def scores(self, params: Params, batch: Batch) -> PreActivations:
+        """(x - b_dec) W_enc + b_enc, not yet computed."""
+        return PreActivations(batch.x - params.b_dec, params.W_enc, params.b_enc)
+
+    def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
+        """The codes in training; `progress` runs from 0 to 1."""
+        raise NotImplementedError
+
+    def select(self, scores: PreActivations, state: State) -> SparseCodes:
+        """The codes at inference; as in training unless an architecture says otherwise."""
+        return self.allocate(scores, state, 1.0)
+
+    def losses(
+        self, batch: Batch, codes: SparseCodes, x_hat: Tensor, params: Params, state: State
+    ) -> dict[str, Tensor]:
+        """Named terms whose sum is minimised."""
+        raise NotImplementedError
+
+    def to_saelens(self) -> dict[str, Any]:
+        """What `cfg.json` says of this architecture, in SAELens v6's words."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON can hold it; `from_dict` reads it back."""
+        return {"class": type(self).__name__, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> "Architecture":
+        """The configuration that `to_dict` wrote. Raises `ConfigError` for an unknown class or field."""
+        fields = dict(fields)
+        name = fields.pop("class", None)
+        if name not in REGISTRY:
+            raise ConfigError(f"unknown architecture {name!r}; this version knows {', '.join(sorted(REGISTRY))}")
+        known = {field.name for field in dataclasses.fields(REGISTRY[name])}
+        if unknown := sorted(set(fields) - known):
+            raise ConfigError(f"{name} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
+        return REGISTRY[name](**fields)

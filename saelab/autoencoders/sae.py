@@ -1,0 +1,183 @@
+"""SAE: one module for training and for inference. Shapes: N tokens, D inputs, F latents."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import saelab.autoencoders.topk  # noqa: F401  (registers the architecture)
+from saelab.autoencoders.architecture import Architecture, Batch, Params, State
+from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
+from saelab.errors import ConfigError
+from saelab.kernels import sparse
+
+
+class LatentStats(NamedTuple):
+    """Figures of each latent [d_sae] over the tokens that it was trained on, in raw units.
+
+    `max` and `mean` are of its activation (the mean over the tokens on which it fires), `density` is the share of
+    tokens on which it fires, `std` the standard deviation of the activation vector along its decoder direction.
+    """
+
+    max: Tensor
+    mean: Tensor
+    density: Tensor
+    std: Tensor
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder of vectors of width `d_in` with `cfg.d_sae` latents.
+
+    `sae(x)` reconstructs, `encode` gives dense codes [..., d_sae], `encode_sparse` the same as `SparseCodes`, `decode`
+    takes either. Codes, biases and reconstructions are always in the units of the raw activation, whatever scale
+    training used. `metadata` says what the SAE was made from.
+
+    Args:
+        cfg: the architecture, such as `saelab.TopK(k=32, d_sae=4096)`.
+        d_in: width of the input.
+        metadata: model, site and so on, for what is spliced or saved.
+        seed: of the initialisation: decoder rows uniform on the sphere, encoder tied to them, biases zero.
+
+    >>> import torch, saelab
+    >>> sae = SAE(saelab.TopK(k=2, d_sae=8), d_in=4)
+    >>> x = torch.randn(3, 4)
+    >>> sae.encode(x).shape, sae(x).shape
+    (torch.Size([3, 8]), torch.Size([3, 4]))
+    >>> sae
+    SAE(TopK(k=2, d_sae=8), d_in=4, untrained)
+    """
+
+    def __init__(
+        self,
+        cfg: Architecture,
+        d_in: int,
+        metadata: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.cfg, self.d_in, self.d_out, self.d_sae = cfg, d_in, d_in, cfg.d_sae
+        self.metadata = dict(metadata or {})
+        W_dec = torch.randn(self.d_sae, self.d_out, generator=torch.Generator().manual_seed(seed))
+        W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
+        self.W_dec = nn.Parameter(W_dec)
+        self.encoder_weight = nn.Parameter(W_dec.clone())  # [d_sae, d_in]: a latent's encoder is contiguous
+        self.encoder_bias = nn.Parameter(torch.zeros(self.d_sae))  # the biases are in units of x * scale
+        self.decoder_bias = nn.Parameter(torch.zeros(self.d_out))
+        self.state = State(self.d_sae)
+
+    @property
+    def W_enc(self) -> Tensor:
+        """[d_in, d_sae]"""
+        return self.encoder_weight.T
+
+    @property
+    def b_enc(self) -> Tensor:
+        """[d_sae], in raw units"""
+        return self.encoder_bias / self.state.scale
+
+    @property
+    def b_dec(self) -> Tensor:
+        """[d_out], in raw units"""
+        return self.decoder_bias / self.state.scale
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_dec.dtype
+
+    def params(self) -> Params:
+        """The weights as the architecture sees them; half precisions are computed with in fp32."""
+        params = Params(self.encoder_weight, self.encoder_bias, self.W_dec, self.decoder_bias)
+        if self.dtype in (torch.bfloat16, torch.float16):
+            return Params(*(weight.float() for weight in vars(params).values()))
+        return params
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """The codes of x [..., d_in], its leading dimensions flattened to rows.
+
+        Raises `ConfigError` when the width is not `d_in`, `DataError` when a row holds NaN or infinity.
+        """
+        params = self.params()
+        rows = self._rows(x).to(params.W_enc.dtype)
+        scaled = rows * self.state.scale
+        codes = self.cfg.select(self.cfg.scores(params, Batch(scaled, scaled)), self.state)
+        return codes.with_values(codes.values / self.state.scale)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The dense codes [..., d_sae]. Raises `ConfigError`, with the number of bytes, where they would not fit."""
+        refuse_dense(x.numel() // self.d_in, self.d_sae, 4)
+        return self.encode_sparse(x).to_dense().view(*x.shape[:-1], self.d_sae)
+
+    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
+        """The reconstruction [..., d_out] of dense codes [..., d_sae] or of `SparseCodes`."""
+        params = self.params()
+        if isinstance(codes, SparseCodes):
+            return sparse.decode(codes, params.W_dec) + self.b_dec
+        if codes.shape[-1] != self.d_sae:
+            raise ConfigError(f"codes have {codes.shape[-1]:,} latents and the SAE has {self.d_sae:,}")
+        return codes.to(params.W_dec.dtype) @ params.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction of x [..., d_in]: [..., d_out], in the dtype of x."""
+        return self.decode(self.encode_sparse(x)).view(*x.shape[:-1], self.d_out).to(x.dtype)
+
+    def replaceable(self, x: Tensor) -> Tensor:
+        """Which vectors [...] the SAE is for: those whose norm is within the limit that it was trained with."""
+        return torch.linalg.vector_norm(x.float(), dim=-1) <= self.state.norm_limit.to(x.device)
+
+    @property
+    def latent_stats(self) -> LatentStats:
+        """Maximum, mean, density and standard deviation of each latent, tracked over the end of training.
+
+        Raises `ConfigError` for an SAE that was not trained here and has none.
+        """
+        state = self.state
+        if not int(state.stat_tokens):
+            raise ConfigError("this SAE has no activation statistics: it was not trained by saelab, or not to the end")
+        fires = state.fires.clamp(min=1)
+        return LatentStats(
+            max=state.act_max / state.scale,
+            mean=(state.act_sum / fires).float() / state.scale,
+            density=(state.fires / state.stat_tokens).float(),
+            std=state.direction_std / state.scale,
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a folder in SAELens v6's layout, with what is ours beside it (`saelab.autoencoders.serialization`).
+
+        Raises `CheckpointError` on a full or read-only disk, and when `path` is a folder that holds something else.
+        """
+        from saelab.autoencoders import serialization
+
+        serialization.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu") -> "SAE":
+        """The SAE that `save` wrote: same class, configuration and codes.
+
+        Raises `FormatError` when the folder is not such a one, or a file in it was cut short or changed.
+        """
+        from saelab.autoencoders import serialization
+
+        return serialization.load(path).to(device)
+
+    def __repr__(self) -> str:
+        site, model = self.metadata.get("site"), self.metadata.get("model")
+        at = (f", {site}" if site else "") + (f" of {model}" if model else "")
+        trained = "" if int(self.state.stat_tokens) or at else ", untrained"
+        return f"SAE({self.cfg!r}, d_in={self.d_in}{at}{trained})"
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.d_in:
+            raise ConfigError(
+                f"the vectors have width {x.shape[-1]:,} and this SAE reads {self.d_in:,}"
+                + (f" (at {self.metadata['site']})" if self.metadata.get("site") else "")
+            )
+        rows = x.reshape(-1, self.d_in)
+        if not bool(torch.isfinite(rows.sum())):
+            check_finite(rows, "input of the SAE")
+        return rows

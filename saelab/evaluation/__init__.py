@@ -1,0 +1,1 @@
+"""Evaluation: what is lost when the autoencoder stands in for the activation."""

@@ -1,0 +1,266 @@
+"""What a language model loses when a site is replaced by an autoencoder's reconstruction."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from saelab.activations.harvest import stream
+from saelab.errors import ConfigError, DataError
+from saelab.evaluation.reconstruction import Reconstruction
+from saelab.evaluation.report import Report
+from saelab.evaluation.sparsity import Firing
+from saelab.models.splice import check_width, sae_site
+from saelab.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    from saelab.activations.corpus import Corpus
+    from saelab.activations.packing import Contexts
+    from saelab.models.language import LanguageModel
+
+__all__ = ["Report", "evaluate"]
+
+
+def evaluate(
+    sae: Any,
+    lm: "LanguageModel",
+    corpus: "Corpus",
+    *,
+    tokens: int = 8_192,
+    sparsity_tokens: int = 200_000,
+    site: str | None = None,
+    context_length: int | None = None,
+    skip_positions: int | None = None,
+    batch_size: int = 8,
+    split: str = "heldout",
+    progress: bool = True,
+) -> Report:
+    """Evaluate an SAE in its model: reconstruction, sparsity, and what the model's predictions lose.
+
+    Contexts of the split are read whole, from its start: at least `tokens` tokens through the whole model (clean, and
+    with the SAE, zeros and the mean in place of the activation), up to `sparsity_tokens` through the model as far as
+    the site, for dead latents and the mean. Replaced are exactly the positions that the SAE is for: neither padding
+    nor special, past `skip_positions`, within the norm limit of the training; zero and mean ablation replace the same
+    ones (Gao et al. 2024 and SAELens ablate all, which at residual sites mostly measures the first position).
+    Cross-entropy is over real targets, KL over real positions, separators and BOS excluded from both. `Report` defines
+    each figure. `site`, `context_length` (else 256) and `skip_positions` (else 1) default to those of `sae.metadata`.
+
+    Warns when the SAE was trained on the tokens that are read, and when the split ends short of `tokens`.
+
+    Raises `ConfigError` when there is no site or an argument cannot work, `SiteError` when the site has another width,
+    `DataError` when the split has no whole context or nothing to replace.
+
+    >>> import saelab
+    >>> report = saelab.evaluate(sae, lm, saelab.load_corpus("sotu"))  # doctest: +SKIP
+    >>> report.delta_ce, report.kl, report.explained_variance  # doctest: +SKIP
+    """
+    place = lm.site(sae_site(sae, site))
+    check_width(place, sae.d_in, "input")
+    if lm.site(sae.metadata.get("target_site") or place) != place:
+        raise ConfigError(f"this SAE writes at {sae.metadata['target_site']}: transcoders have no evaluation yet")
+    if min(tokens, sparsity_tokens, batch_size) < 1:
+        raise ConfigError(f"{tokens=}, {sparsity_tokens=}, {batch_size=}: each must be at least 1")
+    skip = sae.metadata.get("skip_positions", 1) if skip_positions is None else skip_positions
+    length = context_length or sae.metadata.get("context_length") or 256
+    contexts = corpus.contexts(lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)))
+    _warn_of_training_tokens(sae, corpus, split)
+    _warn_of_short_split(contexts, tokens, split)
+
+    with torch.no_grad():
+        firing, mean = _sparsity(sae, lm, contexts, place.name, sparsity_tokens, skip, batch_size, progress)
+        sums = _Fidelity(sae, lm, place.name, skip, mean)
+        count = _enough(contexts, tokens)
+        with _bar(count, "evaluating", progress) as bar:
+            for start in range(0, count, batch_size):
+                rows = slice(start, min(start + batch_size, count))
+                sums.add(contexts.ids[rows].long(), contexts.mask[rows])
+                bar.update(rows.stop - rows.start)
+    return sums.report(firing, place.name, split)
+
+
+def _enough(contexts: "Contexts", tokens: int) -> int:
+    return min(len(contexts), math.ceil(tokens / contexts.ids.shape[1]))
+
+
+def _bar(total: int, what: str, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit="context", delay=2, disable=not progress)
+
+
+def _warn_of_training_tokens(sae: Any, corpus: "Corpus", split: str) -> None:
+    trained = sae.metadata.get("split")
+    if sae.metadata.get("corpus_digest") == corpus.digest and (trained == split or "all" in (trained, split)):
+        warnings.warn(
+            f"this SAE was trained on split {trained!r} of this corpus, and {split!r} is what it is evaluated on: the "
+            'figures are not held-out ones (split="heldout" is, for an SAE trained on "train")',
+            stacklevel=3,
+        )
+
+
+def _warn_of_short_split(contexts: "Contexts", tokens: int, split: str) -> None:
+    if contexts.ids.numel() < tokens:
+        warnings.warn(
+            f"the {split} split ends after {contexts.ids.numel():,} of the {tokens:,} tokens asked for: the figures "
+            "are over those",
+            stacklevel=3,
+        )
+
+
+def _sparsity(
+    sae: Any, lm: "LanguageModel", contexts: "Contexts", site: str, tokens: int, skip: int, batch_size: int,
+    progress: bool,
+) -> tuple[Firing, Tensor]:
+    """Firings of every latent and the mean activation [d_in], over the positions that the SAE is for."""
+    firing, total = Firing(sae.d_sae), torch.zeros(sae.d_in, dtype=torch.float64)
+    count = _enough(contexts, tokens)
+    with _bar(count, "counting firings", progress) as bar:
+        for rows in stream(
+            lm, contexts, [site], skip_positions=skip, batch_size=batch_size, order=torch.arange(count)
+        ):
+            x = rows.x[site].to(sae.W_dec)
+            x = x[sae.replaceable(x)]
+            firing.add(sae.encode_sparse(x))
+            total += x.sum(0, dtype=torch.float64).cpu()
+            bar.update(rows.cursor - bar.n)
+    if not firing.n:
+        raise DataError(
+            f"no position of {count:,} contexts of {contexts.ids.shape[1]:,} tokens is one that the SAE is for: all "
+            f"are special, among the first {skip}, or above the norm limit"
+        )
+    return firing, total / firing.n
+
+
+class _Fidelity:
+    """Sums over batches of contexts; what is summed per context gives the standard errors."""
+
+    def __init__(self, sae: Any, lm: "LanguageModel", site: str, skip: int, mean: Tensor) -> None:
+        self.sae, self.lm, self.site, self.skip, self.mean = sae, lm, site, skip, mean
+        self.for_sae, self.all = Reconstruction(sae.d_in), Reconstruction(sae.d_in)
+        self.fired = 0
+        self.per_context: dict[str, list[Tensor]] = {}
+
+    def add(self, ids: Tensor, mask: Tensor) -> None:
+        """Add contexts: `ids` and `mask` (neither padding nor special) [batch, position]."""
+        inputs = Tokens(ids, torch.ones_like(mask)).to(self.lm.device)
+        seen: list[Tensor] = []
+
+        def keep(x: Tensor, where: Any) -> Tensor:
+            seen.append(x)
+            return x
+
+        clean = self._logits(inputs, keep)
+        x_BPD = seen[0]
+        mask = mask.to(x_BPD.device)
+        x_ND = x_BPD[mask].to(self.sae.W_dec)
+        late = (torch.arange(ids.shape[1], device=mask.device) >= self.skip).expand_as(mask)
+        mine_N = self.sae.replaceable(x_ND) & late[mask].to(x_ND.device)
+        codes = self.sae.encode_sparse(x_ND)
+        x_hat_ND = self.sae.decode(codes)
+        self.all.add(x_ND, x_hat_ND)
+        self.for_sae.add(x_ND[mine_N], x_hat_ND[mine_N])
+        self.fired += int(codes.offsets.diff()[mine_N.to(codes.offsets.device)].sum())
+
+        replaced = mask.clone()
+        replaced[mask] = mine_N.to(mask.device)
+        self._sum("targets", mask[:, 1:].sum(1))
+        self._sum("positions", mask.sum(1))
+        self._sum("ce_clean", _ce(clean, inputs.ids, mask))
+        spliced = self._logits(inputs, _putting(x_hat_ND[mine_N], replaced))
+        self._sum("ce_sae", _ce(spliced, inputs.ids, mask))
+        self._sum("kl", _kl(clean, spliced, mask))
+        del clean, spliced
+        for name, value in (("ce_zero", torch.zeros_like(self.mean)), ("ce_mean", self.mean)):
+            self._sum(name, _ce(self._logits(inputs, _putting(value, replaced)), inputs.ids, mask))
+
+    def _logits(self, inputs: Tokens, fn: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        with self.lm.intervene(self.site, fn):
+            return self.lm.logits(inputs)
+
+    def _sum(self, name: str, values: Tensor) -> None:
+        self.per_context.setdefault(name, []).append(values.double().cpu())
+
+    def report(self, firing: Firing, site: str, split: str) -> Report:
+        sums = {name: torch.cat(parts) for name, parts in self.per_context.items()}
+        if not self.for_sae.n or not sums["targets"].any():
+            raise DataError("no position of these contexts is one that the SAE is for, or none has a target to predict")
+        targets, positions = sums["targets"], sums["positions"]
+        ce = {name: float(sums[name].sum() / targets.sum()) for name in ("ce_clean", "ce_sae", "ce_zero", "ce_mean")}
+        delta, delta_se = ratio(sums["ce_sae"] - sums["ce_clean"], targets)
+        kl, kl_se = ratio(sums["kl"], positions)
+        return Report(
+            l0=self.fired / self.for_sae.n,
+            explained_variance=self.for_sae.explained_variance,
+            fvu=self.for_sae.fvu,
+            mse=self.for_sae.mse,
+            **ce,
+            ce_score=_score(ce["ce_zero"], ce),
+            delta_ce=delta,
+            kl=kl,
+            dead_fraction=firing.silent_fraction,
+            tokens=self.all.n,
+            sparsity_tokens=firing.n,
+            explained_variance_all=self.all.explained_variance,
+            explained_variance_median=self.for_sae.explained_variance_median,
+            ce_score_mean=_score(ce["ce_mean"], ce),
+            replaced_fraction=self.for_sae.n / self.all.n,
+            delta_ce_se=delta_se,
+            kl_se=kl_se,
+            site=site,
+            split=split,
+        )
+
+
+def _putting(values: Tensor, replaced: Tensor) -> Callable[[Tensor, Any], Tensor]:
+    """An intervention that writes `values` ([n, d] or [d]) at the positions `replaced` [batch, position]."""
+
+    def put(x: Tensor, where: Any) -> Tensor:
+        new = x.clone()
+        new[replaced] = values.to(x)
+        return new
+
+    return put
+
+
+def _score(ablated: float, ce: dict[str, float]) -> float:
+    scale = ablated - ce["ce_clean"]
+    return (ablated - ce["ce_sae"]) / scale if scale else float("nan")
+
+
+def _ce(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the real targets of each context, [batch]; one at a time, because its log-probabilities are large."""
+    return torch.stack(
+        [
+            cross_entropy(row[:-1][real].float(), target[real], reduction="none").double().sum()
+            for row, target, real in zip(logits, ids[:, 1:], mask[:, 1:], strict=True)
+        ]
+    )
+
+
+def _kl(clean: Tensor, spliced: Tensor, mask: Tensor) -> Tensor:
+    """KL(clean || spliced), summed over the real positions of each context, [batch]."""
+    sums = []
+    for p, q, real in zip(clean, spliced, mask, strict=True):
+        log_p, log_q = p[real].float().log_softmax(-1), q[real].float().log_softmax(-1)
+        sums.append((log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64).sum())
+    return torch.stack(sums)
+
+
+def ratio(sums: Tensor, counts: Tensor) -> tuple[float, float]:
+    """sum(sums) / sum(counts), and its standard error over contexts (Cochran 1977, ratio estimator); NaN for one.
+
+    With equal counts the standard error is that of the contexts' means.
+
+    >>> ratio(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    (2.0, 1.0)
+    """
+    value = sums.sum() / counts.sum()
+    n = len(sums)
+    if n < 2:
+        return float(value), float("nan")
+    spread = (sums - value * counts).square().sum() * n / (n - 1)
+    return float(value), float(spread.sqrt() / counts.sum())

@@ -1,0 +1,1 @@
+"""Sparse kernels, each with a dense twin."""

@@ -1,0 +1,24 @@
+"""The slow twins of `sparse.py` and `selection.py`: dense, obvious, in plain autograd. Tests hold them equal."""
+
+import torch
+from torch import Tensor
+
+from saelab.autoencoders.codes import SparseCodes
+
+
+def decode(codes: SparseCodes, W_FD: Tensor) -> Tensor:
+    """codes @ W through the dense matrix."""
+    return codes.to_dense() @ W_FD
+
+
+def encode_at(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, codes: SparseCodes) -> SparseCodes:
+    """The dense pre-activations, read at the entries of the codes."""
+    scores_NF = torch.nn.functional.linear(x_ND, W_FD, b_F)
+    return codes.with_values(scores_NF[codes.rows(), codes.indices])
+
+
+def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> SparseCodes:
+    """The k largest positive pre-activations of each token; of equal ones, the lower index."""
+    scores_NF = torch.nn.functional.linear(x_ND, W_FD, b_F)
+    indices_NK = scores_NF.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    return SparseCodes.from_rows(scores_NF.gather(1, indices_NK), indices_NK, len(W_FD))

@@ -1,0 +1,139 @@
+"""The k largest pre-activations of each token, without keeping the dense [n_tokens, n_latents] matrix.
+
+Two ways to the same masks:
+
+* exact: the fp32 product tile by tile, then the k largest;
+* shortlist: where the processor has bf16 dot products, a bf16 product chooses k + 16 or more candidates a token,
+  which are scored again in fp32. A token falls back to the exact way when rounding could have changed its mask.
+
+Of equal scores the lower index wins. Shapes: N tokens, D inputs, F latents, K kept, M candidates.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from saelab.autoencoders.codes import SparseCodes
+from saelab.kernels.sparse import sampled_product
+
+TILE = 512  # rows of a product; an fp32 product of 64 rows or more has the same bits whatever its number of rows
+_PAD = 64
+_FP32_UNIT = 2.0**-24
+_BF16_UNIT = 2.0**-9
+_SHORTLIST_LATENTS = 2048  # below this many latents the product is too small for a shortlist to pay
+
+
+@functools.cache
+def bf16_products_are_fast() -> bool:
+    """Whether this processor has bf16 dot products (AVX-512 BF16 or AMX)."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(supported()) or bool(tiles())
+
+
+def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, shortlist: bool | None = None) -> SparseCodes:
+    """The codes of the k largest positive pre-activations x W^T + b of each token, in fp32 (or fp64).
+
+    `W_FD` is [n_latents, d_in], `b_F` [n_latents]. `shortlist=None` decides by processor and size. Not
+    differentiable: `encode_at` adds the gradients.
+
+    >>> import torch
+    >>> x, W = torch.tensor([[3.0, 1.0, 3.0]]), torch.eye(3)
+    >>> top_k(x, W, torch.zeros(3), k=1).indices
+    tensor([0])
+    """
+    if shortlist is None:
+        shortlist = (
+            x_ND.device.type == "cpu"
+            and x_ND.dtype == torch.float32
+            and len(W_FD) >= max(_SHORTLIST_LATENTS, 8 * k)
+            and len(x_ND) >= _PAD
+            and bf16_products_are_fast()
+        )
+    choose = _shortlisted if shortlist else _exact
+    with torch.no_grad():
+        values_NK, indices_NK = choose(x_ND, W_FD, b_F, k)
+    return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
+
+
+def _tiles(n: int) -> list[slice]:
+    """Equal parts of at most TILE rows, so that none is small enough to change the bits of a product."""
+    count = -(-n // TILE)
+    return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
+def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values_NK = x_ND.new_empty(len(x_ND), k)
+    indices_NK = torch.empty(len(x_ND), k, dtype=torch.int64, device=x_ND.device)
+    for rows in _tiles(len(x_ND)):
+        values_NK[rows], indices_NK[rows] = _largest(torch.nn.functional.linear(x_ND[rows], W_FD, b_F), k)
+    return values_NK, indices_NK
+
+
+def _largest(scores_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, ordered by index; torch's top-k leaves open which of equal values it takes."""
+    top = scores_NF.topk(min(k + 1, scores_NF.shape[1]), dim=1)
+    indices_NK = top.indices[:, :k]
+    if top.values.shape[1] > k:
+        tied = ((top.values[:, k - 1] == top.values[:, k]) & (top.values[:, k] > 0)).nonzero().squeeze(1)
+        if len(tied):
+            indices_NK = indices_NK.clone()
+            indices_NK[tied] = scores_NF[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    indices_NK = indices_NK.sort(dim=1).values
+    return scores_NF.gather(1, indices_NK), indices_NK
+
+
+def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    n_candidates = min(k + max(16, k // 2), len(W_FD))
+    x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
+    cut_N = x_ND.new_empty(len(x_ND))
+    candidates_NM = torch.empty(len(x_ND), n_candidates, dtype=torch.int64)
+    for rows in _tiles(len(x_ND)):
+        low = torch.nn.functional.linear(x_low[rows], W_low, b_low).topk(n_candidates, dim=1, sorted=False)
+        candidates_NM[rows] = low.indices.sort(dim=1).values
+        cut_N[rows] = low.values.amin(1)
+    scores_NM = _score(x_ND, W_FD, b_F, candidates_NM)
+
+    top = scores_NM.topk(min(k + 1, n_candidates), dim=1)
+    places_NK = top.indices[:, :k].sort(dim=1).values
+    values_NK, indices_NK = scores_NM.gather(1, places_NK), candidates_NM.gather(1, places_NK)
+
+    doubtful = _in_doubt(top.values, k, cut_N, x_ND, x_low, W_FD, W_low, b_F).nonzero().squeeze(1)
+    if len(doubtful):
+        padded = torch.cat([doubtful, doubtful[:1].expand(-len(doubtful) % _PAD)])
+        values, indices = _exact(x_ND[padded], W_FD, b_F, k)
+        values_NK[doubtful], indices_NK[doubtful] = values[: len(doubtful)], indices[: len(doubtful)]
+    return values_NK, indices_NK
+
+
+def _score(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, indices_NM: Tensor) -> Tensor:
+    n, m = indices_NM.shape
+    offsets = torch.arange(0, n * m + 1, m)
+    places = SparseCodes(x_ND.new_empty(0), indices_NM.reshape(-1), offsets, len(W_FD))
+    return (sampled_product(x_ND, W_FD, places) + b_F[places.indices]).view(n, m)
+
+
+def _in_doubt(
+    top_NK: Tensor, k: int, cut_N: Tensor, x_ND: Tensor, x_low: Tensor, W_FD: Tensor, W_low: Tensor, b_F: Tensor
+) -> Tensor:
+    """Tokens [n] whose mask rounding could have changed.
+
+    A latent outside the shortlist scores at most the cut plus the bf16 error. With dx and dW the rounding of x and W,
+    |xW - x'W'| <= |dx||W| + |x'||dW| (Cauchy-Schwarz, no assumption on the data), plus the fp32 accumulation and the
+    rounding of the bias and of the stored bf16 result. Two fp32 products of D terms differ by far less than
+    sqrt(D) u |x||W| (the probabilistic bound of Higham and Mary 2019), so scores further apart than twice that keep
+    their order in any order of summation.
+    """
+    x_norm, W_norm = torch.linalg.vector_norm(x_ND, dim=1), torch.linalg.vector_norm(W_FD, dim=1).amax()
+    x_lost = torch.linalg.vector_norm(x_ND - x_low, dim=1)
+    W_lost = torch.linalg.vector_norm(W_FD - W_low, dim=1).amax()
+    fp32_N = 2 * x_ND.shape[1] ** 0.5 * _FP32_UNIT * (x_norm * W_norm + b_F.abs().amax())
+    bf16_N = x_lost * W_norm + (x_norm + x_lost) * W_lost + _BF16_UNIT * (b_F.abs().amax() + 2 * cut_N.abs()) + fp32_N
+    smallest_N = top_NK[:, k - 1]
+    missed_N = cut_N + bf16_N >= smallest_N.clamp(min=0)
+    near_zero_N = (top_NK[:, :k].abs() <= fp32_N[:, None]).any(1)
+    close_N = torch.zeros_like(missed_N)
+    if top_NK.shape[1] > k:
+        close_N = (smallest_N > 0) & (smallest_N - top_NK[:, k] <= fp32_N)
+    return missed_N | near_zero_N | close_N | ~torch.isfinite(cut_N)

@@ -1,0 +1,109 @@
+"""Products with sparse codes that never make a dense [n_tokens, n_latents] matrix.
+
+Two operations and their gradients, all at the entries (n, f) that fire:
+
+    decode       x_hat[n]  = sum_f values[n, f] W[f]
+    encode_at    values[n, f] = x[n] . W[f] + b[f]
+
+Both gradients of a weight matrix are the same sum, grad_W[f] = sum_n c[n, f] v[n], a bag of rows grouped by
+latent, so one sort of the indices serves them both. Shapes: N tokens, D inputs, F latents. The dense twins, in
+plain autograd, are in `saelab.kernels.dense`.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from saelab.autoencoders.codes import SparseCodes
+
+_GATHER_ROWS = 4096
+
+
+def decode(codes: SparseCodes, W_FD: Tensor) -> Tensor:
+    """Sum of the rows of `W_FD` [n_latents, d] weighted by the codes: [n, d]; differentiable in both.
+
+    >>> import torch
+    >>> codes = SparseCodes.from_dense(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+    >>> decode(codes, torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+    tensor([[0., 6.],
+            [1., 0.]])
+    """
+    return _Decode.apply(codes.values, W_FD, codes)
+
+
+def encode_at(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, codes: SparseCodes) -> SparseCodes:
+    """The codes at the same places with the values x . W[f] + b[f], differentiable in x, W and b.
+
+    The values of `codes` are taken to be these products already; only their gradients are added.
+    """
+    return codes.with_values(_EncodeAt.apply(x_ND, W_FD, b_F, codes.values, codes))
+
+
+def sampled_product(x_ND: Tensor, W_FD: Tensor, codes: SparseCodes) -> Tensor:
+    """x[n] . W[f] [nnz] at the entries (n, f) of the codes."""
+    if x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.float64):
+        pattern = _csr(codes.offsets, codes.indices, x_ND.new_zeros(len(codes.indices)), (len(x_ND), len(W_FD)))
+        return torch.sparse.sampled_addmm(pattern, x_ND, W_FD.T).values()
+    rows, out = codes.rows(), x_ND.new_empty(len(codes.indices))
+    for start in range(0, len(out), _GATHER_ROWS):
+        part = slice(start, start + _GATHER_ROWS)
+        torch.sum(x_ND[rows[part]] * W_FD[codes.indices[part]], 1, out=out[part])
+    return out
+
+
+def sum_by_latent(values: Tensor, v_ND: Tensor, codes: SparseCodes) -> Tensor:
+    """sum_n values[n, f] v[n]: [n_latents, d], the gradient of either weight matrix."""
+    order, offsets = codes.by_latent()
+    return _bag(codes.rows()[order], v_ND, offsets, values[order])
+
+
+def _bag(indices: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    if len(indices) == 0:  # embedding_bag refuses an empty list on some back ends
+        return table.new_zeros(len(offsets) - 1, table.shape[1])
+    return F.embedding_bag(indices, table, offsets[:-1], per_sample_weights=weights, mode="sum")
+
+
+def _csr(offsets: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():  # torch announces once a process that its CSR tensors are in beta
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(offsets, indices, values, shape, check_invariants=False)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, W_FD, codes):
+        ctx.codes = codes
+        ctx.save_for_backward(values, W_FD)
+        return _bag(codes.indices, W_FD, codes.offsets, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_ND):
+        values, W_FD = ctx.saved_tensors
+        grad_ND = grad_ND.contiguous()
+        grad_values = sampled_product(grad_ND, W_FD, ctx.codes) if ctx.needs_input_grad[0] else None
+        grad_W = sum_by_latent(values, grad_ND, ctx.codes) if ctx.needs_input_grad[1] else None
+        return grad_values, grad_W, None
+
+
+class _EncodeAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_ND, W_FD, b_F, values, codes):
+        ctx.codes = codes
+        ctx.save_for_backward(x_ND, W_FD)
+        return values.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x_ND, W_FD = ctx.saved_tensors
+        codes = ctx.codes
+        grad_x = _bag(codes.indices, W_FD, codes.offsets, grad) if ctx.needs_input_grad[0] else None
+        grad_W = sum_by_latent(grad, x_ND, codes) if ctx.needs_input_grad[1] else None
+        grad_b = None
+        if ctx.needs_input_grad[2]:
+            grad_b = grad.new_zeros(codes.n_latents).index_add_(0, codes.indices, grad)
+        return grad_x, grad_W, grad_b, None, None

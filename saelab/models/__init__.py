@@ -1,0 +1,1 @@
+"""Where vectors come from: language models, and the sites of any module."""

@@ -1,0 +1,218 @@
+"""The three kinds of objects that `LanguageModel` wraps: transformers, TransformerLens 4, older TransformerLens.
+
+Each says how it runs, which sites it names and which module a site is. None is changed, and TransformerLens is never
+imported: its objects are known by what they have.
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from saelab.errors import ConfigError, SiteError
+from saelab.models.families import KINDS, KNOWN, MLP, Side, block_list, classic_name, family_of, in_features
+from saelab.models.hooks import first_runs, interventions_silent
+from saelab.models.sites import Site, flat, unknown_site
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def backend_of(model: Any) -> "Transformers":
+    """The backend of an object, by what it has; `ConfigError` for one that is no language model."""
+    if hasattr(model, "hook_dict"):
+        return Bridge(model) if hasattr(model, "original_model") else Hooked(model)
+    if isinstance(model, nn.Module) and hasattr(model, "config") and hasattr(model.config, "model_type"):
+        return Transformers(model)
+    raise ConfigError(
+        f"{type(model).__name__} is not a language model that can be wrapped: give a name, a folder, a transformers "
+        "model or a TransformerLens model (record and intervene of saelab.models.sites work on any torch module)"
+    )
+
+
+class Transformers:
+    """A causal language model of the transformers library, run with the attention it came with."""
+
+    def __init__(self, runner: nn.Module) -> None:
+        self.runner = runner
+        self.parameters = list(inspect.signature(runner.forward).parameters)
+        self.named = self._named_sites()
+        self._by_path: dict[str, Site] = {}
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text model."""
+        config: Any = self.runner.config
+        return config.get_text_config()
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def max_context(self) -> int | None:
+        length = getattr(self.config, "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    @property
+    def eos_ids(self) -> set[int]:
+        """Ids that end a text, as the model's own generation settings say."""
+        ids = getattr(getattr(self.runner, "generation_config", None), "eos_token_id", None)
+        return set() if ids is None else set(ids) if isinstance(ids, list | tuple) else {int(ids)}
+
+    def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
+               use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
+        """Logits [batch, position, vocabulary] and the cache (None without one).
+
+        `mask` covers the cache too. It is left out when everything is real: that is the attention's fast path.
+        """
+        kwargs: dict[str, Any] = {"use_cache": use_cache}
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        if last_only and "logits_to_keep" in self.parameters:
+            kwargs["logits_to_keep"] = 1
+        if not mask.all():
+            kwargs["attention_mask"] = mask.long()
+            if not mask[:, 0].all() and "position_ids" in self.parameters:
+                kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self.runner(input_ids=ids, **kwargs)
+        return output.logits, output.past_key_values if use_cache else None
+
+    def place(self, site: Site) -> tuple[nn.Module, Side]:
+        """The module of a site, and the side meant."""
+        return self.runner.get_submodule(site.path), site.side
+
+    def table(self) -> "DataFrame":
+        """See `LanguageModel.sites`."""
+        import pandas as pd
+
+        rows = [
+            (s.name, s.path + (".input" if s.side == "input" else ""), s.width, s.kind, s.heads)
+            for s in self.named.values()
+        ]
+        table = pd.DataFrame(rows, columns=["name", "module", "width", "kind", "heads"])
+        return table.astype({"width": "int64", "heads": "Int64"})
+
+    def site(self, name: str) -> Site:
+        """See `LanguageModel.site`."""
+        found = self.named.get(classic_name(name)) or self._by_path.get(name)
+        if found is None:
+            path, side = self.path_of(name)
+            found = Site(name, path, side, self._probed_width(name, Site(name, path, side, 0)))
+            self._by_path[name] = found
+        return found
+
+    def _probed_width(self, name: str, site: Site) -> int:
+        ids = torch.zeros(2, 3, dtype=torch.int64, device=next(self.runner.parameters()).device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        with interventions_silent(), torch.no_grad():
+            x = flat(first_runs({name: self.place(site)}, lambda: self.logits(ids, mask))[name])
+        if x.ndim != 3 or x.shape[:2] != ids.shape:
+            raise SiteError(f"{name!r} holds {list(x.shape)} for 2 texts of 3 tokens, not one vector a token: "
+                            "read it with saelab.models.sites.record")  # fmt: skip
+        return int(x.shape[2])
+
+    def path_of(self, name: str) -> tuple[str, Side]:
+        """Path and side of a name that is in no table: a module path, also below the headless model, `.input` allowed.
+
+        Raises `SiteError` with near names.
+        """
+        modules = {path for path, _ in self.runner.named_modules() if path}
+        below = getattr(self.runner, "base_model_prefix", "")
+        for path in (name, f"{below}.{name}"):
+            if path in modules:
+                return path, "output"
+            stem, _, side = path.rpartition(".")
+            if stem in modules and side in ("input", "output"):
+                return stem, side  # type: ignore[return-value]
+        hint = "" if self.named else (
+            f" TransformerLens names are known for {', '.join(KNOWN)}; for others a module path is a site, "
+            "and `path.input` its input."
+        )  # fmt: skip
+        raise unknown_site(name, [*self.named, *sorted(modules)], hint)
+
+    def _named_sites(self) -> dict[str, Site]:
+        family = family_of(self.config)
+        found = family and block_list(self.runner, family)
+        if not family or not found:
+            return {}
+        path, blocks = found
+        heads, d_model = int(self.config.num_attention_heads), int(self.config.hidden_size)
+        sites = {}
+        for layer, block in enumerate(blocks):
+            z_width = in_features(block.get_submodule(family.z_reader))
+            mlp_width = in_features(block.get_submodule(family.post_reader))
+            widths = {"attn.hook_z": z_width, "mlp.hook_pre": mlp_width, "mlp.hook_post": mlp_width}
+            for hook, (inside, side) in family.places().items():
+                name = f"blocks.{layer}.{hook}"
+                place = ".".join(part for part in (path, str(layer), inside) if part)
+                n_heads = heads if hook == "attn.hook_z" else None
+                sites[name] = Site(name, place, side, widths.get(hook, d_model), KINDS[hook], n_heads)
+        return sites
+
+
+class Hooked(Transformers):
+    """A TransformerLens model of before version 4 (`HookedTransformer`), by duck type: hook_dict, cfg, forward."""
+
+    def __init__(self, model: Any) -> None:
+        self.hooks: dict[str, nn.Module] = dict(model.hook_dict)
+        self.cfg = model.cfg
+        super().__init__(model)
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.cfg.d_vocab)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.cfg.n_layers)
+
+    @property
+    def max_context(self) -> int | None:
+        return int(self.cfg.n_ctx)
+
+    def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
+               use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
+        """Logits; these models run without a key-value cache here."""
+        attention = None if mask.all() else mask.long()
+        return self.runner(ids, return_type="logits", attention_mask=attention), None
+
+    def place(self, site: Site) -> tuple[nn.Module, Side]:
+        hook = self.hooks.get(site.path)
+        return (hook, "output") if hook is not None else super().place(site)
+
+    def path_of(self, name: str) -> tuple[str, Side]:
+        return (name, "output") if name in self.hooks else super().path_of(name)
+
+    def _named_sites(self) -> dict[str, Site]:
+        cfg = self.cfg
+        sites = {}
+        for layer in range(cfg.n_layers):
+            for hook, kind in KINDS.items():
+                name = f"blocks.{layer}.{hook}"
+                if name not in self.hooks:
+                    continue
+                heads = int(cfg.n_heads) if hook == "attn.hook_z" else None
+                inside = kind == MLP and hook != "hook_mlp_out"
+                width = heads * cfg.d_head if heads else cfg.d_mlp if inside else cfg.d_model
+                sites[name] = Site(name, name, "output", int(width), kind, heads)
+        return sites
+
+
+class Bridge(Hooked):
+    """A TransformerLens 4 `TransformerBridge`: its hook points lie in the transformers model that it drives."""
+
+    def __init__(self, model: Any) -> None:
+        self.hooks = dict(model.hook_dict)
+        self.cfg = model.cfg
+        Transformers.__init__(self, model.original_model)
+
+    def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
+               use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
+        """As the transformers model that it drives."""
+        return Transformers.logits(self, ids, mask, last_only=last_only, cache=cache, use_cache=use_cache)

@@ -1,0 +1,105 @@
+"""Continue prompts token by token: key-value cache, padding on the left, one random generator a row."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ConfigError, DataError
+from saelab.models.tokens import Tokens, is_single, padded
+from saelab.models.where import prompt
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+
+
+def generate_text(lm: "LanguageModel", prompts: Any, *args: Any) -> Any:
+    """See `LanguageModel.generate`."""
+    if lm.tokenizer is None:
+        raise ConfigError("text needs a tokenizer: load_model(model, tokenizer=...), "
+                          "or saelab.models.generation.generate_ids for token ids")  # fmt: skip
+    tokens = lm.to_tokens(prompts)
+    new = generate_ids(lm, tokens, *args)
+    texts = [
+        continuation_text(lm.tokenizer, before, after) for before, after in zip(tokens.rows(), new, strict=True)
+    ]
+    return texts[0] if not isinstance(prompts, Tensor | Tokens) and is_single(prompts) else texts
+
+
+def generate_ids(
+    lm: "LanguageModel",
+    tokens: Tokens,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> list[list[int]]:
+    """The continuation of each row as token ids, the token that ended it left out; see `LanguageModel.generate`."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
+    if temperature < 0:
+        raise ConfigError(f"temperature is {temperature}: 0 is greedy, 1 samples as the model says")
+    rows = tokens.rows()
+    longest = max(len(row) for row in rows)
+    if lm.max_context is not None and longest + max_new_tokens > lm.max_context:
+        raise DataError(f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the model's "
+                        f"context of {lm.max_context}: lower max_new_tokens or shorten the prompt")  # fmt: skip
+    end = lm.eos_ids
+    fill = min(end) if end else 0
+    context = padded(rows, fill, left=True).to(lm.device)
+    generators = [row_generator(seed, i) for i in range(len(rows))]
+    continuations: list[list[int]] = [[] for _ in rows]
+    open_rows = torch.ones(len(rows), dtype=torch.bool)
+    ids, mask, cache = context.ids, context.mask, None
+    step = ids
+    with torch.no_grad(), prompt(ids.shape[1]):
+        for _ in range(max_new_tokens):
+            logits, cache = lm.backend.logits(step, mask, last_only=True, cache=cache, use_cache=use_cache)
+            chosen = pick(logits[:, -1], temperature, generators)
+            open_rows &= torch.tensor([token not in end for token in chosen.tolist()])
+            for i in open_rows.nonzero().flatten().tolist():
+                continuations[i].append(int(chosen[i]))
+            if not open_rows.any():
+                break
+            new = torch.where(open_rows, chosen, fill).to(ids)[:, None]
+            ids = torch.cat([ids, new], 1)
+            mask = torch.cat([mask, open_rows.to(mask.device)[:, None]], 1)
+            step = ids if cache is None else new
+    return continuations
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """The random generator of one row, the same in any batch and on any device.
+
+    >>> torch.rand(1, generator=row_generator(0, 1)) == torch.rand(1, generator=row_generator(0, 1))
+    tensor([True])
+    """
+    digest = hashlib.sha256(f"{seed},{row}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def pick(logits: Tensor, temperature: float, generators: list[torch.Generator]) -> Tensor:
+    """One token for each row of logits [batch, vocabulary]: int64 [batch], on the CPU.
+
+    At temperature 0 the largest (of equals the lower id); else one uniform number a row through the inverse of the
+    cumulated probabilities, in fp64, so that other rows and rounding do not change the draw.
+    """
+    logits = logits.double().cpu()
+    if not torch.isfinite(logits).any(1).all() or torch.isnan(logits).any():
+        raise DataError("the model's logits are NaN: an intervention too strong, or a dtype too narrow")
+    if temperature == 0:
+        return logits.argmax(1)
+    cumulated = torch.softmax(logits / temperature, 1).cumsum(1)
+    draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    found = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True).squeeze(1)
+    return found.clamp(max=logits.shape[1] - 1)
+
+
+def continuation_text(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> str:
+    """The text that the new tokens add to the prompt's (some tokenizers drop a space at the start of a text)."""
+    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    both = tokenizer.decode(prompt_ids + new_ids, skip_special_tokens=True)
+    if both.startswith(before):
+        return both[len(before) :]
+    return tokenizer.decode(new_ids, skip_special_tokens=True)

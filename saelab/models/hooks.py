@@ -1,0 +1,166 @@
+"""The hook plumbing under `record` and `intervene`: read or replace the first tensor on one side of a module.
+
+PyTorch's own forward hooks and nothing else; they are gone afterwards, also after an exception or an interrupt.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+from saelab.errors import InterventionError, SiteError
+from saelab.models.families import Side
+
+
+class StopForward(Exception):
+    """Raised in a hook to end a forward pass after the last site; never leaves this package."""
+
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def interventions_silent() -> Iterator[None]:
+    """Within it no intervention acts (a probe for a site's width is not the user's forward pass)."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def first_runs(
+    targets: Mapping[str, tuple[nn.Module, Side]],
+    run: Callable[[], Any],
+    keep: Callable[[Tensor], Tensor] = Tensor.clone,  # a copy: later modules may write into what they read
+    stop: bool = True,
+) -> dict[str, Tensor]:
+    """What `keep` makes of the activation at each target when it first runs; `stop` ends the pass after the last."""
+    found: dict[str, Tensor] = {}
+
+    def reader(name: str) -> Callable[[Tensor], None]:
+        def read(x: Tensor) -> None:
+            if name not in found:
+                found[name] = keep(x)
+                if stop and len(found) == len(targets):
+                    raise StopForward
+
+        return read
+
+    handles: list[Any] = []
+    try:
+        for name, (target, side) in targets.items():
+            handles.append(_on_tensor(target, side, reader(name)))
+        with contextlib.suppress(StopForward):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in targets if name not in found]
+    if missing:
+        raise SiteError(f"the forward pass never ran {', '.join(missing)}, or no tensor passes there: choose another")
+    return {name: found[name] for name in targets}
+
+
+@contextlib.contextmanager
+def editing(
+    root: nn.Module,
+    target: nn.Module,
+    side: Side,
+    fn: Callable[[Tensor, Any], Tensor],
+    locate: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+    shared: bool = False,
+) -> Iterator[None]:
+    """Hook `fn` to one side of `target`, with `where` made of each call of `root`; see `intervene`.
+
+    With `shared` the result is written into the tensor itself, which reaches every reader of it.
+    """
+    where: Any = None
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal where
+        where = None if _silent.get() else locate(args, kwargs)
+
+    def leave(*_: Any) -> None:
+        nonlocal where
+        where = None
+
+    def edit(x: Tensor) -> Tensor | None:
+        if _silent.get():
+            return None
+        if where is None:
+            raise InterventionError("part of the model ran on its own, where tokens and positions are unknown: "
+                                    "call the model that was loaded, not a submodule of it")  # fmt: skip
+        # autograd may keep what fn reads, which must then not change under it
+        new = _checked(fn(x.clone() if shared else x, where), x)
+        if not shared:
+            return None if new is x else new
+        x.copy_(new)
+        return None
+
+    handles: list[Any] = []
+    try:
+        handles.append(root.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(_on_tensor(target, side, edit))
+        handles.append(root.register_forward_hook(leave, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _checked(new: Any, x: Tensor) -> Tensor:
+    if not isinstance(new, Tensor):
+        raise InterventionError(f"the intervention gave {type(new).__name__}: it has to return the activation")
+    if new.shape != x.shape:
+        raise InterventionError(f"the intervention made {list(new.shape)} of an activation {list(x.shape)}: "
+                                "keep the shape")  # fmt: skip
+    return new.to(x)
+
+
+def _on_tensor(module: nn.Module, side: Side, fn: Callable[[Tensor], Tensor | None]) -> Any:
+    """Call `fn` on the first tensor that passes, and put what it gives (if anything) in its place."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = _first_tensor(args)
+        if place is not None:
+            new = fn(args[place])
+            return None if new is None else (_with(args, place, new), kwargs)
+        place = _first_tensor(kwargs)
+        if place is None:
+            return None
+        new = fn(kwargs[place])
+        return None if new is None else (args, _with(kwargs, place, new))
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return fn(output)
+        place = _first_tensor(output)
+        new = None if place is None else fn(output[place])
+        return None if new is None else _with(output, place, new)
+
+    if side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _first_tensor(container: Any) -> Any:
+    """Index or key of the first tensor of a tuple, list or mapping; None where there is none."""
+    if isinstance(container, Mapping):
+        return next((key for key, value in container.items() if isinstance(value, Tensor)), None)
+    if isinstance(container, tuple | list):
+        return next((i for i, value in enumerate(container) if isinstance(value, Tensor)), None)
+    return None
+
+
+def _with(container: Any, place: Any, value: Tensor) -> Any:
+    """A copy of the container with one item replaced."""
+    if isinstance(container, tuple):
+        items = [*container[:place], value, *container[place + 1 :]]
+        return type(container)(*items) if hasattr(container, "_fields") else tuple(items)
+    changed = copy.copy(container)
+    changed[place] = value
+    return changed

@@ -1,0 +1,308 @@
+"""A language model whose activations can be read, replaced and traced to tokens."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from saelab.errors import ConfigError, DataError
+from saelab.models import generation, loading
+from saelab.models.backends import backend_of
+from saelab.models.families import Side
+from saelab.models.hooks import editing
+from saelab.models.sites import Site, flat, run_recording
+from saelab.models.tokens import Text, Tokens, encode, from_ids, padded, separator_id, special_ids
+from saelab.models.where import Where, locator
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from saelab.models.splice import Splice
+
+
+def load_model(
+    name_or_object: Any,
+    tokenizer: Any = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+) -> "LanguageModel":
+    """A language model by name, from a folder, or around an object of transformers or TransformerLens.
+
+    "smollm2-135m" needs no network. Any other string is a name on the Hugging Face hub (or in its cache) or a local
+    folder; these load in evaluation mode, in fp32 unless `dtype`, on the GPU where there is one. Objects
+    (transformers' causal models, `TransformerBridge`, `HookedTransformer`) are wrapped as they are, on their device,
+    in their dtype and mode, and never changed; a transformers model takes `tokenizer=` (object, name or folder) or
+    reads token ids only.
+
+    Raises `ConfigError`, with the way out, when nothing can be loaded or the object is no language model. Warns when
+    an object is in training mode with dropout.
+
+    >>> lm = load_model("smollm2-135m")  # doctest: +SKIP
+    >>> lm.record("The state of the union", "blocks.3.hook_resid_post").shape  # doctest: +SKIP
+    torch.Size([1, 5, 576])
+    """
+    if isinstance(name_or_object, LanguageModel):
+        return name_or_object
+    if not isinstance(name_or_object, str | Path):
+        return _around(name_or_object, tokenizer, device, dtype)
+    name, place = str(name_or_object), loading.device_of(device)
+    if name == loading.BUNDLED:
+        from saelab.models.bundled import load_smollm2
+
+        model, own_tokenizer, digest = load_smollm2(place, dtype)
+        chosen = own_tokenizer if tokenizer is None else loading.pretrained_tokenizer(tokenizer)
+        return LanguageModel(model, chosen, name, digest)
+    model, own_tokenizer = loading.pretrained(name, place, dtype, tokenizer)
+    return LanguageModel(model, own_tokenizer, name)
+
+
+def _around(model: Any, tokenizer: Any, device: str | torch.device, dtype: torch.dtype | None) -> "LanguageModel":
+    own = getattr(model, "tokenizer", None) if tokenizer is None else loading.pretrained_tokenizer(tokenizer)
+    lm = LanguageModel(model, own)
+    asked = lm.device if device == "auto" else torch.device(device)
+    if asked.type != lm.device.type or asked.index not in (None, lm.device.index) or dtype not in (None, lm.dtype):
+        raise ConfigError(
+            f"the model is on {lm.device} in {lm.dtype}, and objects are wrapped as they are: "
+            f"move it yourself (model.to({str(asked)!r}, {dtype or lm.dtype})) before load_model"
+        )
+    loading.warn_of_dropout(lm.runner)
+    return lm
+
+
+class LanguageModel:
+    """A causal language model with named sites; made by `load_model`.
+
+    `model` and `tokenizer` are the wrapped objects, untouched. `special_ids` are the tokenizer's special tokens,
+    `separator_id` goes between packed documents. Nothing is prepended to texts.
+
+    >>> lm = load_model("smollm2-135m")  # doctest: +SKIP
+    >>> with lm.intervene("blocks.3.hook_mlp_out", lambda x, where: 0 * x):  # doctest: +SKIP
+    ...     lm.generate("The state of the union is", max_new_tokens=20)
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None, digest: str | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.backend = backend_of(model)
+        self.runner: nn.Module = self.backend.runner
+        config = getattr(self.runner, "config", None)
+        self.name = name or getattr(config, "name_or_path", "") or type(model).__name__
+        self.d_vocab = self.backend.d_vocab
+        self.n_layers = self.backend.n_layers
+        self.max_context = self.backend.max_context
+        self.special_ids = special_ids(tokenizer)
+        self.separator_id = separator_id(tokenizer)
+        self.bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
+        self._digest = digest
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return next(self.runner.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first parameter's."""
+        return next(self.runner.parameters()).dtype
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the weights: of the bundled file, else of the state when first asked, then kept."""
+        if self._digest is None:
+            self._digest = loading.weights_digest(self.runner)
+        return self._digest
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 (hex) of the tokenizer's serialisation."""
+        return loading.tokenizer_digest(self.tokenizer)
+
+    @property
+    def eos_ids(self) -> set[int]:
+        """Ids that end a text: the tokenizer's and those of the model's generation settings."""
+        eos = getattr(self.tokenizer, "eos_token_id", None)
+        return self.backend.eos_ids | (set() if eos is None else {int(eos)})
+
+    # sites
+
+    def sites(self) -> "DataFrame":
+        """Table of the named sites, in the order of the forward pass: name, module, width, kind, heads.
+
+        Module paths of the wrapped model are sites too (`path` its output, `path.input` its input).
+        """
+        return self.backend.table()
+
+    def site(self, name: str | Site) -> Site:
+        """The site of a TransformerLens name (classic or 4's) or of a module path.
+
+        Raises `SiteError` with near names for one the model does not have. The width of a module path is found by
+        running a few tokens through the model, once.
+        """
+        return name if isinstance(name, Site) else self.backend.site(name)
+
+    def place(self, site: Site) -> tuple[nn.Module, Side]:
+        """The module that a site belongs to, and the side meant."""
+        return self.backend.place(site)
+
+    def record(self, text_or_tokens: Any, sites: str | Site | Sequence[str | Site]) -> Any:
+        """Activations [batch, position, width], heads flattened; for several sites a dict by the names given.
+
+        All positions are there, special tokens and padding included (see `to_tokens` for which are real). The pass
+        stops after the last site. No gradients; values in the model's dtype. Raises `SiteError` and `DataError`.
+        """
+        asked = [sites] if isinstance(sites, str | Site) else list(sites)
+        resolved = [self.site(name) for name in asked]
+        found = run_recording(self, self.to_tokens(text_or_tokens), resolved)
+        if isinstance(sites, str | Site):
+            return found[resolved[0].name]
+        return {
+            name if isinstance(name, str) else name.name: found[site.name]
+            for name, site in zip(asked, resolved, strict=True)
+        }
+
+    @contextlib.contextmanager
+    def intervene(self, site: str | Site, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
+        """Within it, every forward pass of the wrapped model uses `fn(activation, where)` at the site.
+
+        `activation` is [batch, position, width] (heads flattened) of the positions computed in this call; `where` is a
+        `Where`: `.positions`, `.ids`, `.mask`, `.generated`, `.phase`, right with and without key-value cache and for
+        padding on either side. Contexts nest, the outer acts first; hooks are gone afterwards, whatever happens.
+        Returning the activation itself changes nothing. Raises `SiteError`; `InterventionError` when `fn` gives no
+        tensor of the same shape.
+        """
+        resolved = self.site(site)
+        target, side = self.place(resolved)
+
+        def edit(x: Tensor, where: Where) -> Tensor:
+            view = flat(x)
+            new = fn(view, where)
+            if new is view or not isinstance(new, Tensor) or new.shape != view.shape:
+                return x if new is view else new
+            return new.reshape(x.shape)
+
+        with editing(self.runner, target, side, edit, locator(self.backend.parameters), shared=resolved.shared):
+            yield
+
+    def splice(
+        self, sae: Any, error_term: bool = False, edit: Callable[[Any], Any] | None = None, site: str | None = None
+    ) -> "contextlib.AbstractContextManager[Splice]":
+        """Context manager: the autoencoder's reconstruction stands in for the activation at its site.
+
+        `edit(SparseCodes) -> SparseCodes` changes the codes on the way. With `error_term` the activation becomes
+        x + (decode(edited) - decode(codes)), bitwise x where the edit changes nothing. Skipped positions
+        (`sae.metadata["skip_positions"]`), high-norm ones (`sae.replaceable`), special tokens and padding keep the
+        model's own activation. A transcoder reads at `site` and writes at `sae.metadata["target_site"]`. Gives a
+        `Splice` that counts `.replaced` of `.positions`.
+
+        Raises `ConfigError` without a site, `SiteError` for another width, and at the end `InterventionError` when
+        the model never ran.
+        """
+        from saelab.models.splice import splice
+
+        return splice(self, sae, error_term, edit, site)
+
+    # text
+
+    def tokenize(self, texts: Text | Sequence[Text], chat: bool = False) -> Tokens:
+        """Texts as one right-padded batch, nothing prepended.
+
+        A conversation (list of {"role", "content"}) goes through the model's chat template, also within a list; with
+        `chat` a plain string is what the user says. Raises `ConfigError` without tokenizer or template, `DataError`
+        for a text without tokens.
+        """
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        fill = pad if pad is not None else min(self.eos_ids, default=0)
+        return padded(encode(self.tokenizer, texts, chat=chat), fill).to(self.device)
+
+    def to_tokens(self, x: Any) -> Tokens:
+        """Texts, conversations, `Tokens` or ids (a tensor, [position] or [batch, position]) as `Tokens`.
+
+        Raises `DataError` for ids outside the vocabulary or another shape.
+        """
+        if isinstance(x, Tokens):
+            return x.to(self.device)
+        if not isinstance(x, Tensor):
+            return self.tokenize(x)
+        return from_ids(x, self.d_vocab).to(self.device)
+
+    def token_text(self, token: int) -> str:
+        """One token as text (its number where there is no tokenizer)."""
+        return str(token) if self.tokenizer is None else str(self.tokenizer.decode([token]))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Logits [batch, position, vocabulary], in the caller's gradient mode; `DataError` past the model's context."""
+        length = tokens.ids.shape[1]
+        if self.max_context is not None and length > self.max_context:
+            raise DataError(f"{length} tokens do not fit into the model's context of {self.max_context}: cut them")
+        return self.backend.logits(tokens.ids, tokens.mask)[0]
+
+    def token_losses(self, tokens: Tokens) -> Tensor:
+        """Next-token cross-entropy in nats, at least fp32: [batch, position - 1], zero where no real target is."""
+        logits = self.forward(tokens)
+        real = tokens.mask[:, 1:] & tokens.mask[:, :-1]
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        # a row at a time: the log-probabilities of a whole batch are its largest tensor
+        losses = [
+            cross_entropy(row[:-1].to(exact), ids[1:], reduction="none")
+            for row, ids in zip(logits, tokens.ids, strict=True)
+        ]
+        return torch.where(real, torch.stack(losses), 0.0)
+
+    def logits(self, tokens: Any) -> Tensor:
+        """Logits [batch, position, vocabulary] in the model's dtype, without gradients."""
+        with torch.no_grad():
+            return self.forward(self.to_tokens(tokens))
+
+    def loss(self, tokens: Any, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+        """Next-token cross-entropy in nats over real targets.
+
+        A target counts unless it or the token before it is padding: special tokens count, as the model predicts them
+        too. "mean" is over all targets of the batch; "none" gives [batch, position - 1] with 0 where no target is.
+        Raises `DataError` when there is none at all.
+        """
+        batch = self.to_tokens(tokens)
+        real = batch.mask[:, 1:] & batch.mask[:, :-1]
+        if not real.any():
+            raise DataError(f"no text here has a next token (the longest has {max(batch.lengths)}): give at least two")
+        with torch.no_grad():
+            losses = self.token_losses(batch)
+        return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / real.sum()
+
+    def generate(
+        self,
+        prompts: Any,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> Any:
+        """The continuation: a string for a string or one conversation, a list for a list or for tokens.
+
+        At temperature 0 the likeliest token; else row i draws from a generator seeded by (seed, i), whatever the
+        batch. Ends at the end-of-text token. Padding is on the left inside, and the key-value cache is used unless
+        told otherwise (models of TransformerLens 3 and before run without). Raises `DataError` when prompt and
+        continuation do not fit into the context, `ConfigError` for arguments that cannot work.
+        """
+        return generation.generate_text(self, prompts, max_new_tokens, temperature, seed, use_cache)
+
+    def top_latents(self, text: Any, sae: Any, k: int = 10) -> "DataFrame":
+        """The `k` strongest firings on one text: position, token, latent, activation, label; strongest first.
+
+        Positions the autoencoder is not for (see `splice`) are left out. Labels come from
+        `sae.metadata["labels"]`, a dict by latent number as a string, where there are any.
+        """
+        from saelab.models.latents import top_latents
+
+        return top_latents(self, text, sae, k)
+
+    def __repr__(self) -> str:
+        context = "any length" if self.max_context is None else f"context {self.max_context:,}"
+        return (
+            f"LanguageModel({self.name}: {type(self.model).__name__}, {self.n_layers} blocks, {context}, "
+            f"vocabulary {self.d_vocab:,}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )

@@ -1,0 +1,46 @@
+"""What fires on a text: the strongest latents of an autoencoder, token by token."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from saelab.errors import DataError
+from saelab.models.sites import flat
+from saelab.models.splice import check_width, eligible, sae_site
+from saelab.models.where import Where
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from saelab.models.language import LanguageModel
+
+
+def top_latents(lm: "LanguageModel", text: Any, sae: Any, k: int = 10) -> "DataFrame":
+    """See `LanguageModel.top_latents`."""
+    import pandas as pd
+
+    tokens = lm.to_tokens(text)
+    if len(tokens.ids) != 1:
+        raise DataError(f"top_latents reads one text at a time, not {len(tokens.ids)}: call it for each")
+    site = lm.site(sae_site(sae, None))
+    check_width(site, sae.d_in, "input")
+    x = flat(lm.record(tokens, site))
+    positions = torch.arange(x.shape[1], device=x.device)[None]
+    where = Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+    places = eligible(lm, sae, x, where)[0].nonzero().flatten()
+    with torch.no_grad():
+        codes = sae.encode_sparse(x[0, places].to(sae.W_dec))
+    best = codes.values.float().sort(descending=True, stable=True).indices[:k].cpu()
+    rows = codes.rows().cpu()[best]
+    latents = codes.indices.cpu()[best].tolist()
+    at = places.cpu()[rows].tolist()
+    labels = sae.metadata.get("labels") or {}
+    return pd.DataFrame(
+        {
+            "position": at,
+            "token": [lm.token_text(int(tokens.ids[0, position])) for position in at],
+            "latent": latents,
+            "activation": codes.values.float().cpu()[best].tolist(),
+            "label": [str(labels.get(str(latent), "")) for latent in latents],
+        }
+    )

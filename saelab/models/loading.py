@@ -1,0 +1,102 @@
+"""From a name or a folder to a transformers model and its tokenizer, with errors that say the way out."""
+
+import difflib
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from saelab.errors import ConfigError
+
+BUNDLED = "smollm2-135m"
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device asked for; "auto" is the GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:
+    """A transformers model in evaluation mode and its tokenizer, from the hub, its cache or a local folder."""
+    from transformers import AutoModelForCausalLM
+
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    path = Path(name).expanduser()
+    if is_path and not path.is_dir():
+        raise ConfigError(f"there is no folder {name!r}: give one that save_pretrained wrote, a model's name on the "
+                          f"hub, or {BUNDLED!r}")  # fmt: skip
+    source = str(path) if path.is_dir() else name
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or torch.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_not_loaded(name, error)) from error
+    return model.to(device).eval(), pretrained_tokenizer(source if tokenizer is None else tokenizer)
+
+
+def pretrained_tokenizer(name: Any) -> Any:
+    """The tokenizer of a name or folder; an object is given back as it is."""
+    if not isinstance(name, str | Path):
+        return name
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer can be loaded from {str(name)!r} ({_first_line(error)}): "
+                          "give tokenizer=, an object, a name or a folder") from error  # fmt: skip
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    near = difflib.get_close_matches(name.lower(), [BUNDLED], cutoff=0.6)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"no model {name!r} can be loaded ({_first_line(error)}).{guess} Without a network (or with HF_HUB_OFFLINE=1) "
+        f"only models in the hub's cache load: give a local folder or a model object, or {BUNDLED!r}, which needs "
+        "none; with a network check the name, and for a gated model log in with `hf auth login`."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a module's state, as it is now."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's serialisation, without the padding and truncation of its last call."""
+    if tokenizer is None:
+        return hashlib.sha256(b"").hexdigest()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+    else:
+        state = {"vocabulary": tokenizer.get_vocab(), "special": sorted(tokenizer.all_special_ids)}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def warn_of_dropout(model: nn.Module) -> None:
+    """Say so when the model would drop activations at random: its mode is the user's and is left alone."""
+    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    config = getattr(model, "config", None)
+    rates += [getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop", "resid_pdrop")]
+    if model.training and max(rates) > 0:
+        warnings.warn(
+            f"the model is in training mode with dropout {max(rates):g}: activations are random and scaled. "
+            "Call model.eval() first, unless that is what you study.",
+            stacklevel=3,
+        )

@@ -1,0 +1,136 @@
+"""Put an autoencoder in place of an activation, in every forward pass of a language model."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.sites import Site
+from saelab.models.where import Where
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+
+Edit = Callable[[Any], Any]  # SparseCodes -> SparseCodes
+
+
+class Splice:
+    """What a splice did so far: `positions` real ones seen, `replaced` of them taken from the autoencoder.
+
+    Counts add up over forward passes; without a key-value cache a position counts once in each.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._positions: list[Tensor] = []  # added up when asked, so that no pass waits for the device
+        self._replaced: list[Tensor] = []
+
+    @property
+    def positions(self) -> int:
+        """Real positions (no padding) that went by."""
+        return sum(int(count) for count in self._positions)
+
+    @property
+    def replaced(self) -> int:
+        """Positions that took the autoencoder's value; the others kept the model's own activation."""
+        return sum(int(count) for count in self._replaced)
+
+    def count(self, where: Where, replaced: Tensor) -> None:
+        """Add one forward pass."""
+        self.calls += 1
+        self._positions.append(where.mask.sum())
+        self._replaced.append(replaced.sum())
+
+    def __repr__(self) -> str:
+        return f"Splice(replaced={self.replaced:,} of positions={self.positions:,})"
+
+
+def sae_site(sae: Any, site: str | None) -> str:
+    """The site asked for, else the one the autoencoder was trained on; `ConfigError` when neither is known."""
+    name = site or sae.metadata.get("site")
+    if name is None:
+        raise ConfigError("the autoencoder does not say which site it was trained on: give site=")
+    return str(name)
+
+
+def check_width(site: Site, width: int, what: str) -> None:
+    """Raise `SiteError` with both numbers unless the site is `width` wide."""
+    if site.width != width:
+        raise SiteError(f"the autoencoder's {what} is {width} wide and site {site.name!r} {site.width}: "
+                        "give the site that it was trained on, or another autoencoder")  # fmt: skip
+
+
+def eligible(lm: "LanguageModel", sae: Any, x: Tensor, where: Where) -> Tensor:
+    """Positions an autoencoder is for: bool [batch, position].
+
+    Real tokens that are not special, from `skip_positions` on (1 where the metadata are silent), with a norm within
+    the limit that the autoencoder keeps (`sae.replaceable`). `x` is [batch, position, width].
+    """
+    chosen = where.mask & (where.positions >= sae.metadata.get("skip_positions", 1))
+    if lm.special_ids:
+        special = torch.tensor(sorted(lm.special_ids), device=where.ids.device)
+        chosen = chosen & ~torch.isin(where.ids, special)
+    ordinary = sae.replaceable(x.flatten(0, 1).to(sae.W_dec)).view(x.shape[:2])
+    return chosen.to(x.device) & ordinary.to(x.device)
+
+
+@contextlib.contextmanager
+def splice(
+    lm: "LanguageModel", sae: Any, error_term: bool = False, edit: Edit | None = None, site: str | None = None
+) -> Iterator[Splice]:
+    """See `LanguageModel.splice`."""
+    source = lm.site(sae_site(sae, site))
+    target = lm.site(sae.metadata.get("target_site") or source)
+    check_width(source, sae.d_in, "input")
+    check_width(target, sae.d_out, "output")
+    receipt = Splice()
+    waiting: list[tuple[Tensor, Tensor]] = []  # what was read, until the forward pass comes to where it is written
+
+    def read(x: Tensor, where: Where) -> Tensor:
+        chosen = eligible(lm, sae, x, where)
+        receipt.count(where, chosen)
+        waiting[:] = [(x[chosen], chosen)]
+        return x
+
+    def write(y: Tensor, where: Where) -> Tensor:
+        if not waiting:
+            raise InterventionError(f"{target.name} runs before {source.name}: an autoencoder reads first, then writes")
+        rows, chosen = waiting.pop()
+        if error_term and edit is None:
+            return y
+        replaced = y.clone()
+        replaced[chosen] = _written(sae, rows, y[chosen], error_term, edit).to(y)
+        return replaced
+
+    def in_place(x: Tensor, where: Where) -> Tensor:
+        return write(read(x, where), where)
+
+    with contextlib.ExitStack() as hooks:
+        if target == source:
+            hooks.enter_context(lm.intervene(source, in_place))
+        else:
+            hooks.enter_context(lm.intervene(source, read))
+            hooks.enter_context(lm.intervene(target, write))
+        yield receipt
+    if not receipt.calls:
+        raise InterventionError(f"nothing was replaced: {source.name} never ran inside the splice. Call the wrapped "
+                                "model (lm.logits, lm.loss, lm.generate or lm.model) within it")  # fmt: skip
+
+
+def _written(sae: Any, x: Tensor, y: Tensor, error_term: bool, edit: Edit | None) -> Tensor:
+    """The new rows: the reconstruction, or y + (decode(edited) - decode(codes)) with the error term.
+
+    `x` are the rows read, `y` those that stand where it is written.
+    """
+    x = x.to(sae.W_dec)
+    if edit is None:
+        return sae(x)
+    codes = sae.encode_sparse(x)
+    change = sae.decode(edit(codes)) - sae.decode(codes)
+    if not error_term:
+        return sae(x) + change
+    # where, because -0.0 + 0.0 is 0.0: what the edit leaves alone keeps its very bits
+    return torch.where(change == 0, y, (y.to(change) + change).to(y))

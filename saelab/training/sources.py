@@ -1,0 +1,229 @@
+"""Where the rows of a run come from: a model and its corpus, a store or tensor, or any iterable of tensors.
+
+A source gives raw rows {"x": [n, d], "target", "gradient"} in an order fixed by the seed, leaves out high-norm rows, and
+can be put back to any point with `state_dict`: the unread rows of its buffer, its cursor and its counts.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from saelab.activations.buffer import ActivationBuffer
+from saelab.autoencoders.codes import check_finite
+from saelab.errors import ConfigError, DataError
+from saelab.training.norms import NormFilter
+
+Rows = dict[str, Tensor]
+Say = Callable[[str], None]
+_PIECE = 2048
+
+
+class Source(Protocol):
+    """What the loop asks of the data."""
+
+    norms: NormFilter
+    widths: dict[str, int]
+
+    def next(self, n: int) -> Rows: ...
+    def sample(self, n: int) -> Rows: ...
+    def state_dict(self) -> Rows: ...
+    def load_state_dict(self, state: Rows) -> None: ...
+
+
+class RowSource:
+    """Rows at random access, a new permutation of all of them each epoch.
+
+    `columns` are tensors or stores of equal length that can be indexed by a tensor of row numbers.
+    """
+
+    def __init__(self, columns: dict[str, Any], seed: int, max_norm: float | None, say: Say = print) -> None:
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"the rows are not aligned: {', '.join(f'{n} has {length:,}' for n, length in lengths.items())}"
+            )
+        n_rows = lengths["x"]
+        if n_rows == 0:
+            raise DataError("there are no rows to train on")
+        self.columns, self.seed, self.say = columns, seed, say
+        self.norms = NormFilter(max_norm, columns["x"][:1].shape[1])
+        for start in range(
+            0, n_rows, _PIECE
+        ):  # the whole of it is at hand: the median is exact from the first batch on
+            x = columns["x"][start : start + _PIECE].float()
+            check_finite(x, f"rows {start:,} to {start + len(x):,} of the activations")
+            self.norms.see(x)
+        self.kept = torch.cat(
+            [
+                start + self.norms.keep(columns["x"][start : start + _PIECE].float()).nonzero().squeeze(1)
+                for start in range(0, n_rows, _PIECE)
+            ]
+        )
+        if len(self.kept) == 0:
+            raise DataError(f"none of {n_rows:,} rows is within max_norm={max_norm}: raise it or set it to None")
+        self.widths = {name: column[:1].shape[1] for name, column in columns.items()}
+        self.epoch, self.position = 0, 0
+        self._order = self._permutation()
+
+    def _permutation(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return self.kept[torch.randperm(len(self.kept), generator=generator)]
+
+    def _rows(self, index: Tensor) -> Rows:
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def next(self, n: int) -> Rows:
+        index = self._order[self.position : self.position + n]
+        self.position += len(index)
+        while len(index) < n:
+            self.epoch, self.position = self.epoch + 1, 0
+            self.say(_new_epoch(self.epoch, len(self.kept)))
+            self._order = self._permutation()
+            more = self._order[: n - len(index)]
+            self.position = len(more)
+            index = torch.cat([index, more])
+        return self._rows(index)
+
+    def sample(self, n: int) -> Rows:
+        return self._rows(self._order[:n])
+
+    def state_dict(self) -> Rows:
+        return {"cursor": torch.tensor([self.epoch, self.position])}
+
+    def load_state_dict(self, state: Rows) -> None:
+        self.epoch, self.position = (int(value) for value in state["cursor"])
+        self._order = self._permutation()
+
+
+class StreamSource:
+    """Rows that come in pieces, mixed in a buffer.
+
+    `pieces(epoch, cursor)` iterates over (rows, next cursor) from a cursor on, at most `piece_rows` rows at a time. A new
+    epoch begins only when the buffer cannot serve a batch from the old one, so each row serves exactly once an epoch.
+    """
+
+    def __init__(
+        self,
+        pieces: Callable[[int, int], Iterator[tuple[Rows, int]]],
+        widths: dict[str, int],
+        piece_rows: int,
+        buffer_tokens: int | str,
+        seed: int,
+        max_norm: float | None,
+        epochs: float = math.inf,
+        say: Say = print,
+    ) -> None:
+        self.say = say
+        self.pieces, self.widths, self.piece_rows, self.epochs = pieces, widths, piece_rows, epochs
+        self.buffer = ActivationBuffer(buffer_tokens, {name: (w, torch.float32) for name, w in widths.items()}, seed)
+        self.norms = NormFilter(max_norm, widths["x"])
+        self.epoch, self.cursor, self._kept_in_epoch = 0, 0, 0
+        self._iterator: Iterator[tuple[Rows, int]] | None = None
+
+    def require(self, batch_size: int) -> None:
+        """Raise `ConfigError` when the buffer cannot hold a batch beside the next piece."""
+        self.buffer.require(batch_size)
+        if self.buffer.capacity < batch_size + self.piece_rows:
+            raise ConfigError(
+                f"buffer of {self.buffer.capacity:,} tokens cannot hold a batch of {batch_size:,} and the next "
+                f"{self.piece_rows:,} from the model: raise `buffer_tokens` to {batch_size + self.piece_rows:,} or more, "
+                "or lower `batch_size`"
+            )
+
+    def next(self, n: int) -> Rows:
+        self._fill(n)
+        return self.buffer.draw(n)
+
+    def sample(self, n: int) -> Rows:
+        self._fill(1)
+        return self.buffer.peek(n)
+
+    def _fill(self, n: int) -> None:
+        while self.buffer.free() >= self.piece_rows:
+            if self._iterator is None:
+                self._iterator = self.pieces(self.epoch, self.cursor)
+            piece = next(self._iterator, None)
+            if piece is not None:
+                rows, self.cursor = piece
+                self.norms.see(rows["x"])
+                keep = self.norms.keep(rows["x"])
+                rows = rows if bool(keep.all()) else {name: column[keep] for name, column in rows.items()}
+                self._kept_in_epoch += len(rows["x"])
+                self.buffer.add(rows)
+            elif len(self.buffer) >= n:
+                return
+            elif self._kept_in_epoch == 0:
+                raise DataError("the source gave no rows to train on: it is empty, or every row is above max_norm")
+            elif self.epoch + 1 >= self.epochs:
+                raise ConfigError(
+                    f"the iterator ended after {self._kept_in_epoch:,} rows and the run asks for more: an iterator serves "
+                    "one epoch; give a list or another re-iterable, or lower `tokens`"
+                )
+            else:
+                self.epoch += 1
+                self.say(_new_epoch(self.epoch, self._kept_in_epoch))
+                self.cursor, self._kept_in_epoch, self._iterator = 0, 0, None
+
+    def state_dict(self) -> Rows:
+        cursor = torch.tensor([self.epoch, self.cursor, self._kept_in_epoch])
+        buffer = {f"buffer.{name}": tensor for name, tensor in self.buffer.state_dict().items()}
+        return {"cursor": cursor} | self.norms.state_dict() | buffer
+
+    def load_state_dict(self, state: Rows) -> None:
+        self.epoch, self.cursor, self._kept_in_epoch = (int(value) for value in state["cursor"])
+        self._iterator = None
+        self.norms.load_state_dict(state)
+        self.buffer.load_state_dict(
+            {name.removeprefix("buffer."): tensor for name, tensor in state.items() if name.startswith("buffer.")}
+        )
+
+
+def model_pieces(
+    lm: Any, contexts: Any, columns: dict[str, str], *, skip_positions: int, gradients: bool, batch_size: int
+) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
+    """Pieces of a model's activations; `columns` maps "x" (and "target") to sites, the cursor counts contexts."""
+    from saelab.activations.harvest import stream
+
+    sites = list(dict.fromkeys(columns.values()))
+
+    def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
+        for rows in stream(
+            lm, contexts, sites, skip_positions=skip_positions, gradients=gradients, start=cursor, batch_size=batch_size
+        ):
+            found = {name: rows.x[site] for name, site in columns.items()}
+            if rows.gradients is not None:
+                found["gradient"] = rows.gradients[columns["x"]]
+            yield found, rows.cursor
+
+    return pieces
+
+
+def iterable_pieces(items: Iterable[Any]) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
+    """Pieces of a re-iterable of [n, d] tensors (or pairs of them: input, target); the cursor counts pieces."""
+
+    def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
+        count = 0
+        for number, item in enumerate(items):
+            x, target = item if isinstance(item, (tuple, list)) else (item, None)
+            if not isinstance(x, Tensor) or x.ndim != 2:
+                raise DataError(f"item {number:,} of the iterable is not a [n, d] tensor but {_describe(x)}")
+            check_finite(x, f"item {number:,} of the iterable")
+            for start in range(0, len(x), _PIECE):
+                count += 1
+                if count <= cursor:
+                    continue
+                part = slice(start, start + _PIECE)
+                yield {"x": x[part].float()} | ({} if target is None else {"target": target[part].float()}), count
+
+    return pieces
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _new_epoch(epoch: int, rows: int) -> str:
+    return f"all {rows:,} rows were used once more: epoch {epoch + 1} begins"

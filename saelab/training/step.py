@@ -1,0 +1,196 @@
+"""One optimisation step. Shapes: N tokens, D inputs, F latents."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from saelab.autoencoders.architecture import Batch
+from saelab.autoencoders.sae import SAE
+from saelab.errors import DataError
+from saelab.kernels import sparse
+from saelab.training import distributed
+from saelab.training.schedule import Schedule
+
+_PART = 512  # decoder rows that stay in the cache between two passes over them
+
+
+class Trainer:
+    """Adam on an SAE, with unit decoder rows and the gradient parallel to them removed (Gao et al. 2024, appendix A).
+
+    Args:
+        sae: trained in place.
+        schedule: length of the run and what follows from it.
+        lr: peak learning rate; None is the architecture's own.
+
+    >>> import torch, saelab
+    >>> from saelab.training.schedule import Schedule
+    >>> sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=8)
+    >>> trainer = Trainer(sae, Schedule(tokens=64, batch_size=32))
+    >>> sorted(trainer.step({"x": torch.randn(32, 8)}))
+    ['aux', 'explained_variance', 'fvu', 'l0', 'loss', 'lr']
+    """
+
+    def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None) -> None:
+        self.sae, self.schedule = sae, schedule
+        self.lr = sae.cfg.learning_rate if lr is None else lr
+        self.parameters = list(sae.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
+        self.done = 0
+        sae.state.dead_after.fill_(schedule.dead_after)
+        for statistic in (sae.state.fires, sae.state.act_sum, sae.state.act_max, sae.state.stat_tokens):
+            statistic.zero_()
+        self.covariance = torch.zeros(sae.d_out, sae.d_out, dtype=torch.float64, device=sae.device)
+        self.target_sum = torch.zeros(sae.d_out, dtype=torch.float64, device=sae.device)
+        self.target_rows = torch.zeros((), dtype=torch.int64)
+
+    def initialise(self, rows: dict[str, Tensor], fresh: bool = True) -> None:
+        """Set the input scale and, for a fresh SAE, b_dec from a sample of rows.
+
+        The scale brings the mean square of the input near 1, so that one learning rate fits every site; it is a power of
+        two, which makes folding it exact. b_dec starts at the geometric median of the target (Gao et al. 2024, A.1).
+        """
+        state = self.sae.state
+        x_ND = rows["x"].to(self.sae.dtype)
+        if self.sae.cfg.input_scale == "rms":
+            rms = distributed.same_everywhere(x_ND.square().mean().sqrt())
+            if float(rms) > 0:
+                self._rescale(2.0 ** -round(math.log2(float(rms))))
+        if not fresh:
+            return
+        target_ND = rows.get("target", rows["x"]).to(self.sae.dtype) * state.scale
+        self.sae.decoder_bias.data.copy_(distributed.same_everywhere(geometric_median(target_ND)))
+
+    def _rescale(self, scale: float) -> None:
+        ratio = scale / float(self.sae.state.scale)
+        self.sae.encoder_bias.data.mul_(ratio)
+        self.sae.decoder_bias.data.mul_(ratio)
+        self.sae.state.scale.fill_(scale)
+
+    def step(self, rows: dict[str, Tensor], log: bool = True) -> dict[str, Tensor | float]:
+        """One step on raw rows {"x": [n, d_in], "target", "gradient"}: its figures, still tensors.
+
+        With `log=False` only the loss is computed. Raises `DataError` when the loss is not finite; the weights are then
+        as they were.
+        """
+        sae, cfg, state = self.sae, self.sae.cfg, self.sae.state
+        x_ND = rows["x"].to(sae.dtype) * state.scale
+        target_ND = rows["target"].to(sae.dtype) * state.scale if "target" in rows else x_ND
+        gradient_ND = rows["gradient"].to(sae.dtype) / state.scale if "gradient" in rows else None
+        batch = Batch(x_ND, target_ND, gradient_ND)
+
+        params = sae.params()
+        codes = cfg.allocate(cfg.scores(params, batch), state, self.schedule.progress(self.done))
+        x_hat_ND = sparse.decode(codes, params.W_dec) + params.b_dec
+        terms = cfg.losses(batch, codes, x_hat_ND, params, state)
+        loss = torch.stack(list(terms.values())).sum()
+        if not math.isfinite(float(loss.detach())):
+            raise DataError(
+                f"the loss of step {self.done:,} is {float(loss.detach())}: its batch of {len(x_ND):,} rows holds "
+                f"{int((~torch.isfinite(x_ND)).any(1).sum()):,} with NaN or infinity. The weights are those before it; "
+                "leave such rows out, or lower the learning rate"
+            )
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        distributed.mean_gradients(self.parameters)
+        lr = self.lr * self.schedule.lr_factor(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.no_grad():
+            remove_parallel_gradient(sae.W_dec)
+            self.optimizer.step()
+            normalise_rows(sae.W_dec)
+            self._count(codes, target_ND)
+        self.done += 1
+
+        figures: dict[str, Tensor | float] = {"loss": loss.detach(), "lr": lr}
+        if log:
+            error = (target_ND - x_hat_ND.detach()).square().sum()
+            variance = (target_ND - target_ND.mean(0)).square().sum()
+            figures |= {name: term.detach() for name, term in terms.items()}
+            figures |= {"l0": codes.l0, "explained_variance": 1 - error / variance}
+        return figures
+
+    def finish(self) -> None:
+        """Turn the covariance into the standard deviation along each decoder direction, and let go of the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        n = int(self.target_rows)
+        if n > 1:
+            mean = self.target_sum / n
+            covariance = self.covariance / n - torch.outer(mean, mean)
+            W_dec = self.sae.W_dec.detach().double()
+            variance = ((W_dec @ covariance) * W_dec).sum(1).clamp_min(0)
+            self.sae.state.direction_std.copy_(variance.sqrt())
+
+    def _count(self, codes, target_ND: Tensor) -> None:  # type: ignore[no-untyped-def]
+        state, n = self.sae.state, len(codes) * distributed.world_size()
+        fires_F = distributed.sum_(codes.by_latent().offsets.diff())
+        state.tokens_since_fired.add_(n).masked_fill_(fires_F > 0, 0)
+        if self.done < self.schedule.statistics_from:
+            return
+        values = codes.values.detach().float()
+        zeros_F = torch.zeros_like(state.act_sum)
+        state.fires += fires_F
+        state.stat_tokens += n
+        state.act_sum += distributed.sum_(zeros_F.index_add_(0, codes.indices, values.double()))
+        state.act_max.scatter_reduce_(0, codes.indices, values, "amax")
+        distributed.max_(state.act_max)
+        if (self.done - self.schedule.statistics_from) % self.schedule.covariance_every == 0:
+            self.covariance += distributed.sum_((target_ND.T @ target_ND).double())
+            self.target_sum += distributed.sum_(target_ND.sum(0, dtype=torch.float64))
+            self.target_rows += n
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, as tensors."""
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for i, parameter in enumerate(self.parameters):
+            for name, tensor in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{i}.{name}"] = tensor
+        tensors |= {"covariance": self.covariance, "target_sum": self.target_sum, "target_rows": self.target_rows}
+        return tensors | {"done": torch.tensor(self.done)}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
+        for i, parameter in enumerate(self.parameters):
+            prefix = f"optimizer.{i}."
+            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if found:
+                self.optimizer.state[parameter] = found
+        for name in ("covariance", "target_sum", "target_rows"):
+            getattr(self, name).copy_(tensors[name])
+        self.done = int(tensors["done"])
+
+
+def geometric_median(x_ND: Tensor, iterations: int = 50, tolerance: float = 1e-5) -> Tensor:
+    """The point [d] with the least summed distance to the rows, by Weiszfeld's iteration.
+
+    >>> import torch
+    >>> geometric_median(torch.tensor([[0.0], [1.0], [100.0]])).round()
+    tensor([1.])
+    """
+    median = x_ND.mean(0)
+    for _ in range(iterations):
+        weights = 1 / torch.linalg.vector_norm(x_ND - median, dim=1).clamp_min(1e-6)
+        moved = (weights[:, None] * x_ND).sum(0) / weights.sum()
+        if float(torch.linalg.vector_norm(moved - median)) <= tolerance * float(
+            torch.linalg.vector_norm(median) + 1e-12
+        ):
+            return moved
+        median = moved
+    return median
+
+
+def remove_parallel_gradient(W_FD: torch.nn.Parameter) -> None:
+    """Take from the gradient what would only change the length of a (unit) row."""
+    if W_FD.grad is None:
+        return
+    for grad, row in zip(W_FD.grad.split(_PART), W_FD.data.split(_PART), strict=True):
+        grad.addcmul_((grad * row).sum(1, keepdim=True), row, value=-1)
+
+
+def normalise_rows(W_FD: Tensor) -> None:
+    """Bring every row back to length 1."""
+    for row in W_FD.data.split(_PART):
+        row.div_(torch.linalg.vector_norm(row, dim=1, keepdim=True))

