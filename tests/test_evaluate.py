@@ -137,7 +137,8 @@ def test_figures_against_a_slow_twin(tiny_llama, corpus):
         real = mask[1:]
         ce_clean.append(cross_entropy(clean[:-1][real], ids[1:][real], reduction="none"))
         ce_sae.append(cross_entropy(spliced[:-1][real], ids[1:][real], reduction="none"))
-        kl.append(kl_div(spliced.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none").sum(-1)[mask])
+        pointwise = kl_div(spliced.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none")
+        kl.append(pointwise.sum(-1)[mask])
     x, x_hat = torch.cat(xs), torch.cat(hats)
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
     assert report.fvu == pytest.approx(float(fvu), rel=1e-5)

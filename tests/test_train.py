@@ -149,6 +149,8 @@ def test_schedule_is_relative():
     assert short.lr_factor(0) == 1 and short.steps == 5 and short.dead_after == 8 * 4096
     assert long.lr_factor(999) == 1 > long.lr_factor(998) and long.dead_after == 10_000_000
     assert long.lr_factor(long.steps - 1) < 1e-4
+    assert Schedule(4096 * 16_000, 4096).short_run_boost == 1 == long.short_run_boost
+    assert Schedule(4096 * 4000, 4096).short_run_boost == 2 and short.short_run_boost == 8
     assert sum(Schedule(10_001, 4096).rows(i) for i in range(3)) == 10_001
 
 

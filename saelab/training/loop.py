@@ -62,7 +62,8 @@ def train(
         tokens: vectors to train on, those above `max_norm` times the running median norm not counted.
         skip_positions: first positions of each context that are left out.
         buffer_tokens: capacity of the shuffling buffer of streamed sources, in vectors or as in "2GiB".
-        lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14).
+        lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14), times sqrt(16,000 / steps) where the
+            run has fewer than 16,000 steps, 8 at most (`Schedule.short_run_boost`).
         out: folder for checkpoints and the result. A run with the same arguments is continued to the same bits, a finished
             one is returned; another one is an error.
         resume: "auto", or "never" to refuse a folder that holds a run already.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 WARMUP_STEPS, WARMUP_SHARE, DECAY_SHARE = 1000, 0.05, 0.2
 DEAD_TOKENS, DEAD_SHARE, DEAD_BATCHES = 10_000_000, 0.1, 8
 STATISTICS_FROM = 0.8
+LONG_RUN_STEPS = 16_000
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ class Schedule:
         warmup = max(1, min(WARMUP_STEPS, round(WARMUP_SHARE * self.steps)))
         decay = max(1, round(DECAY_SHARE * self.steps))
         return min(1.0, (step + 1) / warmup, (self.steps - step) / decay)
+
+    @property
+    def short_run_boost(self) -> float:
+        """How many times the architecture's rate a run this short takes: sqrt(16,000 / steps), between 1 and 8.
+
+        Our choice: the literature's rates are for long runs, and 250 steps at them leave the fit far from converged
+        (`benchmarks/results/quality.md`).
+        """
+        return min(8.0, max(1.0, (LONG_RUN_STEPS / self.steps) ** 0.5))
 
     @property
     def dead_after(self) -> int:

@@ -21,7 +21,7 @@ class Trainer:
     Args:
         sae: trained in place.
         schedule: length of the run and what follows from it.
-        lr: peak learning rate; None is the architecture's own.
+        lr: peak learning rate; None is the architecture's own times the schedule's `short_run_boost`.
 
     >>> import torch, saelab
     >>> from saelab.training.schedule import Schedule
@@ -33,7 +33,7 @@ class Trainer:
 
     def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None) -> None:
         self.sae, self.schedule = sae, schedule
-        self.lr = sae.cfg.learning_rate if lr is None else lr
+        self.lr = sae.cfg.learning_rate * schedule.short_run_boost if lr is None else lr
         self.parameters = list(sae.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
         self.done = 0
