@@ -1,6 +1,7 @@
 """From what the user passes to `train` to a source of rows, and what the run's manifest says of it."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, DataError
-from saelab.training.sources import RowSource, StreamSource, iterable_pieces, model_pieces
+from saelab.training.sources import PIECE_ROWS, RowSource, StreamSource, iterable_pieces, model_pieces
 
 CONTEXTS_PER_FORWARD = 8
 
@@ -30,6 +31,7 @@ def open_input(
     max_norm: float | None,
     buffer_tokens: int | str,
     batch_size: int,
+    tokens: int,
     gradients: bool,
     seed: int,
     digests: bool,
@@ -57,7 +59,7 @@ def open_input(
             source, contexts, sites, skip_positions=skip_positions, gradients=gradients, batch_size=CONTEXTS_PER_FORWARD
         )
         stream = StreamSource(
-            pieces, widths, CONTEXTS_PER_FORWARD * context_length, buffer_tokens, seed, max_norm, say=say
+            pieces, widths, CONTEXTS_PER_FORWARD * context_length, buffer_tokens, seed, max_norm, tokens, say=say
         )
         stream.require(batch_size)
         place = resolved["x"]
@@ -118,7 +120,7 @@ def open_input(
     pair = isinstance(first, (tuple, list))
     widths = {"x": (first[0] if pair else first).shape[-1]} | ({"target": first[1].shape[-1]} if pair else {})
     stream = StreamSource(
-        iterable_pieces(items), widths, 2048, buffer_tokens, seed, max_norm, epochs=1 if once else float("inf"), say=say
+        iterable_pieces(items), widths, PIECE_ROWS, buffer_tokens, seed, max_norm, tokens, 1 if once else math.inf, say
     )
     stream.require(batch_size)
     metadata = common | {"trained_on": "iterable"}

@@ -25,6 +25,7 @@ from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 
 SAMPLE_ROWS = 32_768
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 def train(
@@ -67,7 +68,8 @@ def train(
         out: folder for checkpoints and the result. A run with the same arguments is continued to the same bits, a finished
             one is returned; another one is an error.
         resume: "auto", or "never" to refuse a folder that holds a run already.
-        checkpoint_every, log_every, evaluate_every: in tokens; a tenth of the run, a hundredth, and never by default.
+        checkpoint_every, log_every, evaluate_every: in tokens; by default a tenth of the run (at most once a minute), a
+            hundredth, and never.
             `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model.
         loggers: "wandb", "tensorboard", or objects with `log(row)` and `close()`.
 
@@ -90,7 +92,7 @@ def train(
     cfg = sae.cfg if isinstance(sae, SAE) else sae
     data = open_input(
         source, corpus, site=site, target_site=target_site, context_length=context_length, skip_positions=skip_positions,
-        max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, gradients=cfg.needs_gradients, seed=seed,
+        max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, gradients=cfg.needs_gradients, seed=seed,
         digests=folder is not None, say=say,
     )  # fmt: skip
     module = _module(sae, data.source.widths, seed, device, dtype)
@@ -127,6 +129,8 @@ def train(
                     trainer.load_state_dict(tensors)
                     data.source.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("source.")})
                     say(f"continuing {folder} at step {step:,} of {schedule.steps:,}")
+        bar = stack.enter_context(_bar(tokens, trainer.done * batch_size, progress))
+        data.source.filling = lambda rows, goal: bar.set_postfix_str(f"filling the buffer: {rows:,} of {goal:,} rows")
         if trainer.done == 0:
             trainer.initialise(_on(module, data.source.sample(SAMPLE_ROWS)), fresh=not isinstance(sae, SAE))
 
@@ -138,14 +142,16 @@ def train(
         for logger in opened:
             stack.callback(logger.close)
         interrupted = stack.enter_context(_first_interrupt_noted())
-        bar = stack.enter_context(_bar(tokens, trainer.done * batch_size, progress))
         log_steps = _every(log_every, schedule, 100)
         save_steps = _every(checkpoint_every, schedule, 10)
         evaluate_steps = _every(evaluate_every, schedule, 10)
-        saved, logged, clock = trainer.done, trainer.done, time.perf_counter()
+        # by default no more than one checkpoint a minute: each holds the buffer
+        pause = SECONDS_BETWEEN_CHECKPOINTS if checkpoint_every is None else 0.0
+        saved, logged, clock, saved_at = trainer.done, trainer.done, time.perf_counter(), time.perf_counter()
 
         while trainer.done < schedule.steps and not interrupted.is_set():
             rows = _on(module, data.source.next(schedule.rows(trainer.done)))
+            data.source.filling = _silent
             last = trainer.done + 1 == schedule.steps
             log = last or trainer.done % log_steps == 0
             figures = trainer.step(rows, log=log)
@@ -164,9 +170,10 @@ def train(
                     f"loss {row['loss']:.4f}, EV {row['explained_variance']:.4f}, dead {row['dead']:,}", refresh=False
                 )
                 logged, clock = trainer.done, time.perf_counter()
-            if folder is not None and not last and trainer.done - saved >= save_steps:
+            due = trainer.done - saved >= save_steps and time.perf_counter() - saved_at >= pause
+            if folder is not None and due and not last:
                 _checkpoint(folder, trainer, data.source, history)
-                saved = trainer.done
+                saved, saved_at = trainer.done, time.perf_counter()
 
         run.interrupted = trainer.done < schedule.steps
         run.report = data.source.norms.report()
@@ -187,6 +194,10 @@ def train(
             )
             say(f"interrupted after {trainer.done:,} of {schedule.steps:,} steps; the SAE so far is in .sae; {way_on}")
     return run
+
+
+def _silent(rows: int, goal: int) -> None:
+    """What a source tells of its buffer once training goes on."""
 
 
 def _check_numbers(**numbers: int) -> None:

@@ -18,7 +18,7 @@ from saelab.training.norms import NormFilter
 
 Rows = dict[str, Tensor]
 Say = Callable[[str], None]
-_PIECE = 2048
+PIECE_ROWS = 2048
 
 
 class Source(Protocol):
@@ -26,6 +26,7 @@ class Source(Protocol):
 
     norms: NormFilter
     widths: dict[str, int]
+    filling: Callable[[int, int], None]
 
     def next(self, n: int) -> Rows: ...
     def sample(self, n: int) -> Rows: ...
@@ -39,6 +40,8 @@ class RowSource:
     `columns` are tensors or stores of equal length that can be indexed by a tensor of row numbers.
     """
 
+    filling: Callable[[int, int], None]
+
     def __init__(self, columns: dict[str, Any], seed: int, max_norm: float | None, say: Say = print) -> None:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
@@ -51,15 +54,15 @@ class RowSource:
         self.columns, self.seed, self.say = columns, seed, say
         self.norms = NormFilter(max_norm, columns["x"][:1].shape[1])
         for start in range(
-            0, n_rows, _PIECE
+            0, n_rows, PIECE_ROWS
         ):  # the whole of it is at hand: the median is exact from the first batch on
-            x = columns["x"][start : start + _PIECE].float()
+            x = columns["x"][start : start + PIECE_ROWS].float()
             check_finite(x, f"rows {start:,} to {start + len(x):,} of the activations")
             self.norms.see(x)
         self.kept = torch.cat(
             [
-                start + self.norms.keep(columns["x"][start : start + _PIECE].float()).nonzero().squeeze(1)
-                for start in range(0, n_rows, _PIECE)
+                start + self.norms.keep(columns["x"][start : start + PIECE_ROWS].float()).nonzero().squeeze(1)
+                for start in range(0, n_rows, PIECE_ROWS)
             ]
         )
         if len(self.kept) == 0:
@@ -103,7 +106,10 @@ class StreamSource:
 
     `pieces(epoch, cursor)` iterates over (rows, next cursor) from a cursor on, at most `piece_rows` rows at a time. A new
     epoch begins only when the buffer cannot serve a batch from the old one, so each row serves exactly once an epoch.
+    Nothing is read beyond the `total` rows of the run. `filling(rows, goal)` is told how full the buffer is.
     """
+
+    filling: Callable[[int, int], None]
 
     def __init__(
         self,
@@ -113,14 +119,15 @@ class StreamSource:
         buffer_tokens: int | str,
         seed: int,
         max_norm: float | None,
+        total: int,
         epochs: float = math.inf,
         say: Say = print,
     ) -> None:
-        self.say = say
+        self.total, self.say, self.filling = total, say, lambda rows, goal: None
         self.pieces, self.widths, self.piece_rows, self.epochs = pieces, widths, piece_rows, epochs
         self.buffer = ActivationBuffer(buffer_tokens, {name: (w, torch.float32) for name, w in widths.items()}, seed)
         self.norms = NormFilter(max_norm, widths["x"])
-        self.epoch, self.cursor, self._kept_in_epoch = 0, 0, 0
+        self.epoch, self.cursor, self._kept_in_epoch, self._served = 0, 0, 0, 0
         self._iterator: Iterator[tuple[Rows, int]] | None = None
 
     def require(self, batch_size: int) -> None:
@@ -135,6 +142,7 @@ class StreamSource:
 
     def next(self, n: int) -> Rows:
         self._fill(n)
+        self._served += n
         return self.buffer.draw(n)
 
     def sample(self, n: int) -> Rows:
@@ -142,7 +150,8 @@ class StreamSource:
         return self.buffer.peek(n)
 
     def _fill(self, n: int) -> None:
-        while self.buffer.free() >= self.piece_rows:
+        goal = min(self.buffer.capacity - self.piece_rows, self.total - self._served)
+        while self.buffer.free() >= self.piece_rows and len(self.buffer) < self.total - self._served:
             if self._iterator is None:
                 self._iterator = self.pieces(self.epoch, self.cursor)
             piece = next(self._iterator, None)
@@ -153,6 +162,7 @@ class StreamSource:
                 rows = rows if bool(keep.all()) else {name: column[keep] for name, column in rows.items()}
                 self._kept_in_epoch += len(rows["x"])
                 self.buffer.add(rows)
+                self.filling(len(self.buffer), goal)
             elif len(self.buffer) >= n:
                 return
             elif self._kept_in_epoch == 0:
@@ -168,12 +178,12 @@ class StreamSource:
                 self.cursor, self._kept_in_epoch, self._iterator = 0, 0, None
 
     def state_dict(self) -> Rows:
-        cursor = torch.tensor([self.epoch, self.cursor, self._kept_in_epoch])
+        cursor = torch.tensor([self.epoch, self.cursor, self._kept_in_epoch, self._served])
         buffer = {f"buffer.{name}": tensor for name, tensor in self.buffer.state_dict().items()}
         return {"cursor": cursor} | self.norms.state_dict() | buffer
 
     def load_state_dict(self, state: Rows) -> None:
-        self.epoch, self.cursor, self._kept_in_epoch = (int(value) for value in state["cursor"])
+        self.epoch, self.cursor, self._kept_in_epoch, self._served = (int(value) for value in state["cursor"])
         self._iterator = None
         self.norms.load_state_dict(state)
         self.buffer.load_state_dict(
@@ -211,11 +221,11 @@ def iterable_pieces(items: Iterable[Any]) -> Callable[[int, int], Iterator[tuple
             if not isinstance(x, Tensor) or x.ndim != 2:
                 raise DataError(f"item {number:,} of the iterable is not a [n, d] tensor but {_describe(x)}")
             check_finite(x, f"item {number:,} of the iterable")
-            for start in range(0, len(x), _PIECE):
+            for start in range(0, len(x), PIECE_ROWS):
                 count += 1
                 if count <= cursor:
                     continue
-                part = slice(start, start + _PIECE)
+                part = slice(start, start + PIECE_ROWS)
                 yield {"x": x[part].float()} | ({} if target is None else {"target": target[part].float()}), count
 
     return pieces
