@@ -24,6 +24,8 @@ _PUBLIC = {
     "SAE": "saelab.autoencoders.sae",
     "SparseCodes": "saelab.autoencoders.codes",
     "TopK": "saelab.autoencoders.topk",
+    "MutualChoice": "saelab.autoencoders.choice",
+    "BatchTopK": "saelab.autoencoders.choice",
     "train": "saelab.training.loop",
     "Run": "saelab.training.run",
     "load_run": "saelab.training.run",
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from saelab.activations.corpus import load_corpus as load_corpus
     from saelab.activations.harvest import harvest as harvest
     from saelab.activations.store import ActivationStore as ActivationStore
+    from saelab.autoencoders.choice import BatchTopK as BatchTopK
+    from saelab.autoencoders.choice import MutualChoice as MutualChoice
     from saelab.autoencoders.codes import SparseCodes as SparseCodes
     from saelab.autoencoders.sae import SAE as SAE
     from saelab.autoencoders.topk import TopK as TopK

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.autoencoders.codes import SparseCodes
-from saelab.kernels import dense, selection, sparse
+from saelab.kernels import dense, selection, sparse, threshold
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.integers(1, 8), st.integers(0, 10_000))
 
@@ -113,3 +113,46 @@ def test_codes_without_any_entry_have_zero_reconstruction_and_gradients():
     out.sum().backward()
     assert out.tolist() == [[0.0] * 3] * 2
     assert not W.grad.any()
+
+
+@given(st.tuples(st.integers(1, 70), st.integers(1, 6), st.integers(1, 80), st.integers(1, 400), st.integers(0, 9999)))
+@settings(max_examples=60, deadline=None)
+def test_the_largest_of_a_batch_are_those_of_the_flattened_matrix(shape):
+    n, d, f, budget, seed = shape
+    x, W, b = problem(n, d, f, seed)
+    x, W, b = x.round(), W.round(), b.round()
+    found, wanted = threshold.top_total(x, W, b, budget), dense.top_total(x, W, b, budget)
+    assert torch.equal(found.indices, wanted.indices) and torch.equal(found.offsets, wanted.offsets)
+    assert torch.equal(found.values, wanted.values)
+
+
+@pytest.mark.parametrize("f", [2304, 2310])
+@pytest.mark.parametrize("kind", ["random", "heavy token", "tied", "few positive", "zeros"])
+def test_a_bf16_shortlist_gives_the_fp32_masks_of_a_batch(kind, f):
+    x, W, b = problem(640, 96, f, 7, torch.float32)
+    if kind == "heavy token":
+        x[::50] *= 30
+    if kind == "tied":
+        W[1::2] = W[::2]
+    if kind == "few positive":
+        b = b - 35
+    if kind == "zeros":
+        x[::3] = 0
+        b = torch.zeros_like(b)
+    wanted = dense.top_total(x, W, b, 8 * 640)
+    for shortlist in (True, False):
+        found = threshold.top_total(x, W, b, 8 * 640, shortlist=shortlist)
+        assert torch.equal(found.indices, wanted.indices) and torch.equal(found.offsets, wanted.offsets)
+        torch.testing.assert_close(found.values, wanted.values, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shortlist", [True, False])
+@pytest.mark.parametrize("per_latent", [True, False])
+@pytest.mark.parametrize("f", [2304, 2310, 30])
+def test_above_a_threshold(shortlist, per_latent, f):
+    x, W, b = problem(200, 96, f, 3, torch.float32)
+    cut = torch.rand(f) * 20 if per_latent else torch.tensor(15.0)
+    scores = torch.nn.functional.linear(x, W, b)
+    found = threshold.above(x, W, b, cut, shortlist=shortlist)
+    assert torch.equal(found.to_dense() > 0, scores > cut)
+    torch.testing.assert_close(found.to_dense(), scores * (scores > cut), rtol=1e-5, atol=1e-4)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saelab.autoencoders.codes import SparseCodes, refuse_dense
-from saelab.kernels import selection, sparse
+from saelab.kernels import selection, sparse, threshold
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,19 @@ class PreActivations:
         Ties go to the lower index; a token with fewer than k positive ones gets only those.
         """
         chosen = selection.top_k(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), k)
+        return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
+
+    def per_batch(self, budget: int) -> SparseCodes:
+        """The `budget` largest positive ones of all tokens together (Mutual Choice: Ayonrinde 2024), differentiable.
+
+        Ties go to the lower token, then to the lower index.
+        """
+        chosen = threshold.top_total(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budget)
+        return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
+
+    def above(self, cut: Tensor) -> SparseCodes:
+        """The positive ones above a threshold, one for all latents or one each [d_sae], differentiable."""
+        chosen = threshold.above(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), cut)
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
     def dense(self) -> Tensor:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,14 @@ class Params:
     """The weights as an architecture sees them, in the SAE's own units.
 
     `W_enc` [d_sae, d_in] (a latent's encoder is a row, for contiguous reads), `b_enc` [d_sae], `W_dec` [d_sae, d_out],
-    `b_dec` [d_out].
+    `b_dec` [d_out]; `extra` holds what an architecture adds, by name.
     """
 
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class State(nn.Module):
@@ -51,8 +52,10 @@ class State(nn.Module):
     direction_std: Tensor
     stat_tokens: Tensor
 
-    def __init__(self, d_sae: int) -> None:
+    def __init__(self, d_sae: int, extra: dict[str, Tensor]) -> None:
         super().__init__()
+        for name, tensor in extra.items():
+            self.register_buffer(name, tensor)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("norm_limit", torch.tensor(math.inf))
         self.register_buffer("dead_after", torch.tensor(10_000_000))
@@ -62,6 +65,10 @@ class State(nn.Module):
         self.register_buffer("act_max", torch.zeros(d_sae))
         self.register_buffer("direction_std", torch.full((d_sae,), math.nan))
         self.register_buffer("stat_tokens", torch.zeros((), dtype=torch.int64))
+
+    if TYPE_CHECKING:  # the buffers of each architecture
+
+        def __getattr__(self, name: str) -> Tensor: ...
 
     def _apply(self, fn: Any, recurse: bool = True) -> "State":
         for name, buffer in self._buffers.items():
@@ -83,6 +90,8 @@ class Architecture:
     input_scale: str | None = "rms"
 
     needs_gradients: ClassVar[bool] = False
+    unit_decoder: ClassVar[bool] = True  # decoder rows are kept at length 1
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # of Adam
 
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.__name__] = cls
@@ -107,21 +116,46 @@ class Architecture:
         """2e-4 / sqrt(d_sae / 2^14) (the scaling of Gao et al. 2024, section 3; the constant of dictionary_learning)."""
         return 2e-4 / (self.d_sae / 2**14) ** 0.5
 
+    def extra_parameters(self) -> dict[str, Tensor]:
+        """Parameters beside the four that all have, by name, with their initial values (`Params.extra`)."""
+        return {}
+
+    def rate_factor(self, name: str) -> float:
+        """How many times the learning rate a parameter of `extra_parameters` gets."""
+        return 1.0
+
+    def prepare(self, params: Params, batch: Batch, state: State) -> None:
+        """Set what depends on data, in place, from a sample of rows before the first step of a fresh SAE."""
+
+    def rescale(self, params: Params, state: State, ratio: float) -> None:
+        """Multiply, in place, what this architecture keeps in units of the scaled input: the scale changes by `ratio`."""
+
+    def after_step(
+        self, params: Params, batch: Batch, codes: "SparseCodes | Tensor", state: State, progress: float
+    ) -> None:
+        """Whatever is done, in place and without gradients, after the optimiser's step."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What this architecture keeps in the state beside what all do: thresholds, densities."""
+        return {}
+
+    def thresholds(self, state: State) -> Tensor | None:
+        """Inference thresholds in the SAE's own units, a scalar or [d_sae]; None where there are none."""
+        return None
+
     def scores(self, params: Params, batch: Batch) -> PreActivations:
         """(x - b_dec) W_enc + b_enc, not yet computed."""
         return PreActivations(batch.x - params.b_dec, params.W_enc, params.b_enc)
 
-    def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
-        """The codes in training; `progress` runs from 0 to 1."""
+    def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes | Tensor:
+        """The codes in training, sparse, or dense [n, d_sae] for rules without a budget; `progress` runs from 0 to 1."""
         raise NotImplementedError
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         """The codes at inference; as in training unless an architecture says otherwise."""
         return self.allocate(scores, state, 1.0)
 
-    def losses(
-        self, batch: Batch, codes: SparseCodes, x_hat: Tensor, params: Params, state: State
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
         """Named terms whose sum is minimised."""
         raise NotImplementedError
 

@@ -1,9 +1,14 @@
 """Reconstruction and auxiliary losses. Shapes: N tokens, D outputs."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from saelab.autoencoders.allocation import PreActivations
+from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.errors import ConfigError
 from saelab.kernels import sparse
 
 
@@ -41,3 +46,25 @@ def aux_k(
         error_hat_ND = sparse.decode(scores.per_token(k), W_dec_FD[dead])
     loss = fraction_of_variance_unexplained(error_ND, error_hat_ND) * min(1.0, n_dead / k)
     return loss.nan_to_num(0.0)
+
+
+def reconstruction(cfg: Any, batch: Batch, x_hat_ND: Tensor, params: Params, state: State) -> dict[str, Tensor]:
+    """FVU, and aux-k weighted by `cfg.aux_coefficient` where that is not 0: the losses of the TopK family.
+
+    `cfg.aux_k` None means the power of two nearest to d_in / 2.
+    """
+    terms = {"fvu": fraction_of_variance_unexplained(batch.target, x_hat_ND)}
+    if cfg.aux_coefficient:
+        k = cfg.aux_k or 2 ** round(math.log2(max(batch.x.shape[1] / 2, 1)))
+        error_ND, x_ND = (batch.target - x_hat_ND).detach(), (batch.x - params.b_dec).detach()
+        aux = aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, state.dead, k)
+        terms["aux"] = cfg.aux_coefficient * aux
+    return terms
+
+
+def check_aux(coefficient: float, k: int | None) -> None:
+    """Raise `ConfigError` for an auxiliary loss that cannot be."""
+    if not coefficient >= 0:
+        raise ConfigError(f"aux_coefficient is {coefficient!r}; it must be 0 or more")
+    if k is not None and k < 1:
+        raise ConfigError(f"aux_k is {k!r}; it must be 1 or more, or None for half of d_in")

@@ -4,9 +4,10 @@ import os
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-import saelab.autoencoders.topk  # noqa: F401  (registers the architecture)
+import saelab.autoencoders.registry  # noqa: F401  (every architecture there is)
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
 from saelab.errors import ConfigError
@@ -64,7 +65,8 @@ class SAE(nn.Module):
         self.encoder_weight = nn.Parameter(W_dec.clone())  # [d_sae, d_in]: a latent's encoder is contiguous
         self.encoder_bias = nn.Parameter(torch.zeros(self.d_sae))  # the biases are in units of x * scale
         self.decoder_bias = nn.Parameter(torch.zeros(self.d_out))
-        self.state = State(self.d_sae)
+        self.extra = nn.ParameterDict(cfg.extra_parameters())
+        self.state = State(self.d_sae, cfg.buffers())
 
     @property
     def W_enc(self) -> Tensor:
@@ -91,12 +93,14 @@ class SAE(nn.Module):
 
     def params(self) -> Params:
         """The weights as the architecture sees them; half precisions are computed with in fp32."""
-        params = Params(self.encoder_weight, self.encoder_bias, self.W_dec, self.decoder_bias)
-        if self.dtype in (torch.bfloat16, torch.float16):
-            return Params(*(weight.float() for weight in vars(params).values()))
-        return params
+        low = self.dtype in (torch.bfloat16, torch.float16)
+        W_enc, b_enc, W_dec, b_dec, *extra = [
+            weight.float() if low else weight
+            for weight in (self.encoder_weight, self.encoder_bias, self.W_dec, self.decoder_bias, *self.extra.values())
+        ]
+        return Params(W_enc, b_enc, W_dec, b_dec, dict(zip(self.extra, extra, strict=True)))
 
-    def encode_sparse(self, x: Tensor) -> SparseCodes:
+    def encode_sparse(self, x: Float[Tensor, "*rows d"]) -> SparseCodes:
         """The codes of x [..., d_in], its leading dimensions flattened to rows.
 
         Raises `ConfigError` when the width is not `d_in`, `DataError` when a row holds NaN or infinity.
@@ -107,12 +111,12 @@ class SAE(nn.Module):
         codes = self.cfg.select(self.cfg.scores(params, Batch(scaled, scaled)), self.state)
         return codes.with_values(codes.values / self.state.scale)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_sae"]:
         """The dense codes [..., d_sae]. Raises `ConfigError`, with the number of bytes, where they would not fit."""
         refuse_dense(x.numel() // self.d_in, self.d_sae, 4)
         return self.encode_sparse(x).to_dense().view(*x.shape[:-1], self.d_sae)
 
-    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
+    def decode(self, codes: Float[Tensor, "*rows d_sae"] | SparseCodes) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction [..., d_out] of dense codes [..., d_sae] or of `SparseCodes`."""
         params = self.params()
         if isinstance(codes, SparseCodes):
@@ -121,11 +125,11 @@ class SAE(nn.Module):
             raise ConfigError(f"codes have {codes.shape[-1]:,} latents and the SAE has {self.d_sae:,}")
         return codes.to(params.W_dec.dtype) @ params.W_dec + self.b_dec
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction of x [..., d_in]: [..., d_out], in the dtype of x."""
         return self.decode(self.encode_sparse(x)).view(*x.shape[:-1], self.d_out).to(x.dtype)
 
-    def replaceable(self, x: Tensor) -> Tensor:
+    def replaceable(self, x: Float[Tensor, "*rows d"]) -> Bool[Tensor, "*rows"]:
         """Which vectors [...] the SAE is for: those whose norm is within the limit that it was trained with."""
         return torch.linalg.vector_norm(x.float(), dim=-1) <= self.state.norm_limit.to(x.device)
 

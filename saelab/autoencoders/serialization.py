@@ -4,8 +4,9 @@ A folder holds
 
 * `cfg.json`, with SAELens v6's keys; `metadata["saelab"]` has the format's version, the original configuration and the
   size and SHA-256 of the other files;
-* `sae_weights.safetensors`: exactly SAELens's tensors (`W_enc` [d_in, d_sae], `b_enc`, `W_dec` [d_sae, d_out], `b_dec`), in
-  units of the raw activation: the scale is folded into the biases, the decoder rows keep their unit norm;
+* `sae_weights.safetensors`: exactly SAELens's tensors (`W_enc` [d_in, d_sae], `b_enc`, `W_dec` [d_sae, d_out], `b_dec`, and
+  `threshold` [d_sae] where latents fire by one), in units of the raw activation: the scale is folded into the biases and
+  thresholds, the decoder rows keep their unit norm;
 * `sparsity.safetensors`: `sparsity` [d_sae], log10 of the share of tokens on which a latent fires;
 * `saelab.safetensors`: the scale and the training state. The scale is a power of two, so unfolding it is exact.
 """
@@ -34,8 +35,12 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
         raise CheckpointError(f"{target} exists and is not an SAE folder: give a new path, or remove it first")
     with whole_folder(target) as folder:
         weights = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        threshold = sae.cfg.thresholds(sae.state)
+        if threshold is not None:
+            weights["threshold"] = (threshold / sae.state.scale).expand(sae.d_sae)
         save_file({name: _plain(tensor) for name, tensor in weights.items()}, folder / WEIGHTS)
-        save_file({name: _plain(tensor) for name, tensor in sae.state.state_dict().items()}, folder / OURS)
+        ours = {name: tensor for name, tensor in sae.state_dict().items() if name.startswith(("state.", "extra."))}
+        save_file({name: _plain(tensor) for name, tensor in ours.items()}, folder / OURS)
         names = [WEIGHTS, OURS]
         if int(sae.state.stat_tokens):
             density = sae.latent_stats.density.clamp_min(1e-10)
@@ -63,7 +68,7 @@ def load(path: str | os.PathLike) -> SAE:
         raise FormatError(f"{folder} has format {ours.get('format')!r}; this version of saelab reads {FORMAT}")
     for name, expected in ours["files"].items():
         verify_file(folder / name, expected["bytes"], expected["sha256"])
-    weights, state = load_file(folder / WEIGHTS), load_file(folder / OURS)
+    weights, rest = load_file(folder / WEIGHTS), load_file(folder / OURS)
     try:
         cfg = Architecture.from_dict(ours["config"])
     except (ConfigError, TypeError) as error:
@@ -71,17 +76,17 @@ def load(path: str | os.PathLike) -> SAE:
     sae = SAE(cfg, d_in=weights["W_enc"].shape[0], metadata=ours["metadata"])
     sae.to(weights["W_dec"].dtype)
     try:
-        sae.state.load_state_dict(state)
+        scale = rest["state.scale"]
         sae.load_state_dict(
             {
                 "encoder_weight": weights["W_enc"].T,
                 "W_dec": weights["W_dec"],
-                "encoder_bias": weights["b_enc"] * sae.state.scale,
-                "decoder_bias": weights["b_dec"] * sae.state.scale,
-                **{f"state.{name}": tensor for name, tensor in state.items()},
+                "encoder_bias": weights["b_enc"] * scale,
+                "decoder_bias": weights["b_dec"] * scale,
+                **rest,
             }
         )
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raise FormatError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {error}") from error
     return sae
 

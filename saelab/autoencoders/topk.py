@@ -1,6 +1,5 @@
 """TopK: the k largest pre-activations of each token fire (Gao et al. 2024, "Scaling and evaluating sparse autoencoders")."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,30 +41,13 @@ class TopK(Architecture):
         super().__post_init__()
         if not isinstance(self.k, int) or not 1 <= self.k <= self.d_sae:
             raise ConfigError(f"k is {self.k!r} and d_sae is {self.d_sae:,}: k must be a whole number from 1 to d_sae")
-        if not self.aux_coefficient >= 0:
-            raise ConfigError(f"aux_coefficient is {self.aux_coefficient!r}; it must be 0 or more")
-        if self.aux_k is not None and self.aux_k < 1:
-            raise ConfigError(f"aux_k is {self.aux_k!r}; it must be 1 or more, or None for half of d_in")
+        objectives.check_aux(self.aux_coefficient, self.aux_k)
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         return scores.per_token(self.k)
 
-    def losses(
-        self, batch: Batch, codes: SparseCodes, x_hat: Tensor, params: Params, state: State
-    ) -> dict[str, Tensor]:
-        terms = {"fvu": objectives.fraction_of_variance_unexplained(batch.target, x_hat)}
-        if self.aux_coefficient:
-            aux_k = self.aux_k or 2 ** round(math.log2(max(batch.x.shape[1] / 2, 1)))
-            terms["aux"] = self.aux_coefficient * objectives.aux_k(
-                (batch.target - x_hat).detach(),
-                (batch.x - params.b_dec).detach(),
-                params.W_enc,
-                params.b_enc,
-                params.W_dec,
-                state.dead,
-                aux_k,
-            )
-        return terms
+    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
+        return objectives.reconstruction(self, batch, x_hat, params, state)
 
     def to_saelens(self) -> dict[str, Any]:
         return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}

@@ -22,3 +22,11 @@ def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> SparseCodes:
     scores_NF = torch.nn.functional.linear(x_ND, W_FD, b_F)
     indices_NK = scores_NF.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
     return SparseCodes.from_rows(scores_NF.gather(1, indices_NK), indices_NK, len(W_FD))
+
+
+def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> SparseCodes:
+    """The `budget` largest positive pre-activations of the flattened matrix; of equal ones, the first."""
+    scores_NF = torch.nn.functional.linear(x_ND, W_FD, b_F)
+    chosen = scores_NF.flatten().sort(descending=True, stable=True).indices[:budget]
+    kept = torch.zeros_like(scores_NF).flatten().index_fill(0, chosen, 1.0).view_as(scores_NF)
+    return SparseCodes.from_dense(scores_NF * kept)

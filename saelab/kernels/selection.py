@@ -18,8 +18,7 @@ from saelab.autoencoders.codes import SparseCodes
 from saelab.kernels.sparse import sampled_product
 
 TILE = 512  # rows of a product; an fp32 product of 64 rows or more has the same bits whatever its number of rows
-_PAD = 64
-_FP32_UNIT = 2.0**-24
+PAD = 64
 _BF16_UNIT = 2.0**-9
 _SHORTLIST_LATENTS = 2048  # below this many latents the product is too small for a shortlist to pay
 
@@ -30,6 +29,17 @@ def bf16_products_are_fast() -> bool:
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(supported()) or bool(tiles())
+
+
+def shortlist_pays(x_ND: Tensor, W_FD: Tensor, k: int) -> bool:
+    """Whether a bf16 product first is the faster way for problems of this size on this processor."""
+    return (
+        x_ND.device.type == "cpu"
+        and x_ND.dtype == torch.float32
+        and len(W_FD) >= max(_SHORTLIST_LATENTS, 8 * k)
+        and len(x_ND) >= PAD
+        and bf16_products_are_fast()
+    )
 
 
 def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, shortlist: bool | None = None) -> SparseCodes:
@@ -44,20 +54,14 @@ def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, shortlist: bool | Non
     tensor([0])
     """
     if shortlist is None:
-        shortlist = (
-            x_ND.device.type == "cpu"
-            and x_ND.dtype == torch.float32
-            and len(W_FD) >= max(_SHORTLIST_LATENTS, 8 * k)
-            and len(x_ND) >= _PAD
-            and bf16_products_are_fast()
-        )
+        shortlist = shortlist_pays(x_ND, W_FD, k)
     choose = _shortlisted if shortlist else _exact
     with torch.no_grad():
         values_NK, indices_NK = choose(x_ND, W_FD, b_F, k)
     return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
 
 
-def _tiles(n: int) -> list[slice]:
+def tiles(n: int) -> list[slice]:
     """Equal parts of at most TILE rows, so that none is small enough to change the bits of a product."""
     count = -(-n // TILE)
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
@@ -66,7 +70,7 @@ def _tiles(n: int) -> list[slice]:
 def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_NK = x_ND.new_empty(len(x_ND), k)
     indices_NK = torch.empty(len(x_ND), k, dtype=torch.int64, device=x_ND.device)
-    for rows in _tiles(len(x_ND)):
+    for rows in tiles(len(x_ND)):
         values_NK[rows], indices_NK[rows] = _largest(torch.nn.functional.linear(x_ND[rows], W_FD, b_F), k)
     return values_NK, indices_NK
 
@@ -89,7 +93,7 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
     cut_N = x_ND.new_empty(len(x_ND))
     candidates_NM = torch.empty(len(x_ND), n_candidates, dtype=torch.int64)
-    for rows in _tiles(len(x_ND)):
+    for rows in tiles(len(x_ND)):
         low = torch.nn.functional.linear(x_low[rows], W_low, b_low).topk(n_candidates, dim=1, sorted=False)
         candidates_NM[rows] = low.indices.sort(dim=1).values
         cut_N[rows] = low.values.amin(1)
@@ -100,11 +104,15 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     values_NK, indices_NK = scores_NM.gather(1, places_NK), candidates_NM.gather(1, places_NK)
 
     doubtful = _in_doubt(top.values, k, cut_N, x_ND, x_low, W_FD, W_low, b_F).nonzero().squeeze(1)
-    if len(doubtful):
-        padded = torch.cat([doubtful, doubtful[:1].expand(-len(doubtful) % _PAD)])
-        values, indices = _exact(x_ND[padded], W_FD, b_F, k)
-        values_NK[doubtful], indices_NK[doubtful] = values[: len(doubtful)], indices[: len(doubtful)]
+    for some in doubtful.split(TILE):
+        values_NK[some], indices_NK[some] = _largest(dense_rows(x_ND, W_FD, b_F, some), k)
     return values_NK, indices_NK
+
+
+def dense_rows(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, rows: Tensor) -> Tensor:
+    """The dense product at these rows, with the bits that a product of all rows would have."""
+    padded = torch.cat([rows, rows[:1].expand(-len(rows) % PAD)])
+    return torch.nn.functional.linear(x_ND[padded], W_FD, b_F)[: len(rows)]
 
 
 def _score(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, indices_NM: Tensor) -> Tensor:
@@ -117,23 +125,35 @@ def _score(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, indices_NM: Tensor) -> Tenso
 def _in_doubt(
     top_NK: Tensor, k: int, cut_N: Tensor, x_ND: Tensor, x_low: Tensor, W_FD: Tensor, W_low: Tensor, b_F: Tensor
 ) -> Tensor:
-    """Tokens [n] whose mask rounding could have changed.
-
-    A latent outside the shortlist scores at most the cut plus the bf16 error. With dx and dW the rounding of x and W,
-    |xW - x'W'| <= |dx||W| + |x'||dW| (Cauchy-Schwarz, no assumption on the data), plus the fp32 accumulation and the
-    rounding of the bias and of the stored bf16 result. Two fp32 products of D terms differ by far less than
-    sqrt(D) u |x||W| (the probabilistic bound of Higham and Mary 2019), so scores further apart than twice that keep
-    their order in any order of summation.
-    """
-    x_norm, W_norm = torch.linalg.vector_norm(x_ND, dim=1), torch.linalg.vector_norm(W_FD, dim=1).amax()
-    x_lost = torch.linalg.vector_norm(x_ND - x_low, dim=1)
-    W_lost = torch.linalg.vector_norm(W_FD - W_low, dim=1).amax()
-    fp32_N = 2 * x_ND.shape[1] ** 0.5 * _FP32_UNIT * (x_norm * W_norm + b_F.abs().amax())
-    bf16_N = x_lost * W_norm + (x_norm + x_lost) * W_lost + _BF16_UNIT * (b_F.abs().amax() + 2 * cut_N.abs()) + fp32_N
+    """Tokens [n] whose mask rounding could have changed: a latent outside the shortlist could reach the k-th score, two
+    scores at the cut could change places, or a kept score could change sign."""
+    fp32_N = fp32_bound(x_ND, W_FD, b_F)
     smallest_N = top_NK[:, k - 1]
-    missed_N = cut_N + bf16_N >= smallest_N.clamp(min=0)
+    missed_N = cut_N + bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, cut_N) >= smallest_N.clamp(min=0)
     near_zero_N = (top_NK[:, :k].abs() <= fp32_N[:, None]).any(1)
     close_N = torch.zeros_like(missed_N)
     if top_NK.shape[1] > k:
         close_N = (smallest_N > 0) & (smallest_N - top_NK[:, k] <= fp32_N)
     return missed_N | near_zero_N | close_N | ~torch.isfinite(cut_N)
+
+
+def fp32_bound(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> Tensor:
+    """How far apart [n] two fp32 scores must be to keep their order in any order of summation.
+
+    Products of D terms differ by far less than sqrt(D) u |x||W| (the probabilistic bound of Higham and Mary 2019).
+    """
+    reach_N = torch.linalg.vector_norm(x_ND, dim=1) * torch.linalg.vector_norm(W_FD, dim=1).amax() + b_F.abs().amax()
+    return 2 * x_ND.shape[1] ** 0.5 * torch.finfo(x_ND.dtype).eps / 2 * reach_N
+
+
+def bf16_bounds(x_ND: Tensor, x_low: Tensor, W_FD: Tensor, W_low: Tensor, b_F: Tensor, near_N: Tensor) -> Tensor:
+    """How far [n] a bf16 score of about `near_N` can lie from the fp32 one.
+
+    With dx and dW the rounding of x and W, |xW - x'W'| <= |dx||W| + |x'||dW| (Cauchy-Schwarz, no assumption on the data),
+    plus the fp32 accumulation and the rounding of the bias and of the stored bf16 result.
+    """
+    x_norm, W_norm = torch.linalg.vector_norm(x_ND, dim=1), torch.linalg.vector_norm(W_FD, dim=1).amax()
+    x_lost = torch.linalg.vector_norm(x_ND - x_low, dim=1)
+    W_lost = torch.linalg.vector_norm(W_FD - W_low, dim=1).amax()
+    rounding = _BF16_UNIT * (b_F.abs().amax() + 2 * near_N.abs())
+    return x_lost * W_norm + (x_norm + x_lost) * W_lost + rounding + fp32_bound(x_ND, W_FD, b_F)

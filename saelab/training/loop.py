@@ -92,8 +92,8 @@ def train(
     cfg = sae.cfg if isinstance(sae, SAE) else sae
     data = open_input(
         source, corpus, site=site, target_site=target_site, context_length=context_length, skip_positions=skip_positions,
-        max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, gradients=cfg.needs_gradients, seed=seed,
-        digests=folder is not None, say=say,
+        max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, seed=seed,
+        gradients=cfg.needs_gradients, digests=folder is not None, say=say,
     )  # fmt: skip
     module = _module(sae, data.source.widths, seed, device, dtype)
     trainer = Trainer(module, schedule, lr)

@@ -95,7 +95,9 @@ def load_run(path: str | os.PathLike) -> Run:
     if found["status"] == "finished":
         import pandas
 
-        rows = [{str(k): v for k, v in row.items()} for row in pandas.read_csv(folder / "history.csv").to_dict("records")]
+        rows = [
+            {str(k): v for k, v in row.items()} for row in pandas.read_csv(folder / "history.csv").to_dict("records")
+        ]
         return Run(SAE.load(folder / "sae"), rows, folder, False, found["report"])
     latest = checkpoint.load_latest(folder)
     if latest is None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Batch
+from saelab.autoencoders.codes import SparseCodes
 from saelab.autoencoders.sae import SAE
 from saelab.errors import DataError
 from saelab.kernels import sparse
@@ -35,7 +36,9 @@ class Trainer:
         self.sae, self.schedule = sae, schedule
         self.lr = sae.cfg.learning_rate * schedule.short_run_boost if lr is None else lr
         self.parameters = list(sae.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
+        factors = {id(sae.extra[name]): sae.cfg.rate_factor(name) for name in sae.extra}
+        groups = [{"params": [p], "factor": factors.get(id(p), 1.0)} for p in self.parameters]
+        self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=sae.cfg.betas, fused=True)
         self.done = 0
         sae.state.dead_after.fill_(schedule.dead_after)
         for statistic in (sae.state.fires, sae.state.act_sum, sae.state.act_max, sae.state.stat_tokens):
@@ -55,17 +58,21 @@ class Trainer:
         if self.sae.cfg.input_scale == "rms":
             rms = distributed.same_everywhere(x_ND.square().mean().sqrt())
             if float(rms) > 0:
-                self._rescale(2.0 ** -round(math.log2(float(rms))))
+                with torch.no_grad():
+                    self._rescale(2.0 ** -round(math.log2(float(rms))))
         if not fresh:
             return
-        target_ND = rows.get("target", rows["x"]).to(self.sae.dtype) * state.scale
-        self.sae.decoder_bias.data.copy_(distributed.same_everywhere(geometric_median(target_ND)))
+        batch = self._batch(rows)
+        with torch.no_grad():
+            self.sae.decoder_bias.copy_(distributed.same_everywhere(geometric_median(batch.target)))
+            self.sae.cfg.prepare(self.sae.params(), batch, state)
 
     def _rescale(self, scale: float) -> None:
         ratio = scale / float(self.sae.state.scale)
         self.sae.encoder_bias.data.mul_(ratio)
         self.sae.decoder_bias.data.mul_(ratio)
         self.sae.state.scale.fill_(scale)
+        self.sae.cfg.rescale(self.sae.params(), self.sae.state, ratio)
 
     def step(self, rows: dict[str, Tensor], log: bool = True) -> dict[str, Tensor | float]:
         """One step on raw rows {"x": [n, d_in], "target", "gradient"}: its figures, still tensors.
@@ -74,14 +81,14 @@ class Trainer:
         as they were.
         """
         sae, cfg, state = self.sae, self.sae.cfg, self.sae.state
-        x_ND = rows["x"].to(sae.dtype) * state.scale
-        target_ND = rows["target"].to(sae.dtype) * state.scale if "target" in rows else x_ND
-        gradient_ND = rows["gradient"].to(sae.dtype) / state.scale if "gradient" in rows else None
-        batch = Batch(x_ND, target_ND, gradient_ND)
+        progress = self.schedule.progress(self.done)
+        batch = self._batch(rows)
+        x_ND, target_ND = batch.x, batch.target
 
         params = sae.params()
-        codes = cfg.allocate(cfg.scores(params, batch), state, self.schedule.progress(self.done))
-        x_hat_ND = sparse.decode(codes, params.W_dec) + params.b_dec
+        codes = cfg.allocate(cfg.scores(params, batch), state, progress)
+        decoded_ND = sparse.decode(codes, params.W_dec) if isinstance(codes, SparseCodes) else codes @ params.W_dec
+        x_hat_ND = decoded_ND + params.b_dec
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(float(loss.detach())):
@@ -96,12 +103,16 @@ class Trainer:
         distributed.mean_gradients(self.parameters)
         lr = self.lr * self.schedule.lr_factor(self.done)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         with torch.no_grad():
-            remove_parallel_gradient(sae.W_dec)
+            if cfg.unit_decoder:
+                remove_parallel_gradient(sae.W_dec)
             self.optimizer.step()
-            normalise_rows(sae.W_dec)
-            self._count(codes, target_ND)
+            if cfg.unit_decoder:
+                normalise_rows(sae.W_dec)
+            cfg.after_step(params, batch, codes, state, progress)
+            fired = codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
+            self._count(fired, target_ND)
         self.done += 1
 
         figures: dict[str, Tensor | float] = {"loss": loss.detach(), "lr": lr}
@@ -109,7 +120,7 @@ class Trainer:
             error = (target_ND - x_hat_ND.detach()).square().sum()
             variance = (target_ND - target_ND.mean(0)).square().sum()
             figures |= {name: term.detach() for name, term in terms.items()}
-            figures |= {"l0": codes.l0, "explained_variance": 1 - error / variance}
+            figures |= {"l0": fired.l0, "explained_variance": 1 - error / variance}
         return figures
 
     def finish(self) -> None:
@@ -123,7 +134,13 @@ class Trainer:
             variance = ((W_dec @ covariance) * W_dec).sum(1).clamp_min(0)
             self.sae.state.direction_std.copy_(variance.sqrt())
 
-    def _count(self, codes, target_ND: Tensor) -> None:  # type: ignore[no-untyped-def]
+    def _batch(self, rows: dict[str, Tensor]) -> Batch:
+        dtype, scale = self.sae.dtype, self.sae.state.scale
+        x_ND = rows["x"].to(dtype) * scale
+        target_ND = rows["target"].to(dtype) * scale if "target" in rows else x_ND
+        return Batch(x_ND, target_ND, rows["gradient"].to(dtype) / scale if "gradient" in rows else None)
+
+    def _count(self, codes: SparseCodes, target_ND: Tensor) -> None:
         state, n = self.sae.state, len(codes) * distributed.world_size()
         fires_F = distributed.sum_(codes.by_latent().offsets.diff())
         state.tokens_since_fired.add_(n).masked_fill_(fires_F > 0, 0)

@@ -1,0 +1,145 @@
+"""Pre-activations above a threshold, and the M largest of a whole batch, without the dense [n_tokens, n_latents] matrix.
+
+The M largest of 67 million scores are found by a guess: the cut of a sample of the tokens is a threshold a little below
+the batch's own, what exceeds it is collected, and the exact cut is taken among that. A guess that collects too little is
+lowered. Masks equal those of the dense fp32 product: where rounding could decide, it does. Shapes as in `selection.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from saelab.autoencoders.codes import SparseCodes
+from saelab.kernels.selection import PAD, bf16_bounds, dense_rows, fp32_bound, shortlist_pays, tiles
+from saelab.kernels.sparse import sampled_product
+
+_GROUP = 32
+_SAMPLE = 128
+_MARGIN = 1.3  # how many times its share of the budget a sample is asked for
+
+
+def above(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, threshold: Tensor, shortlist: bool | None = None) -> SparseCodes:
+    """The codes of all positive pre-activations greater than `threshold`, a scalar or [n_latents]. Not differentiable.
+
+    >>> import torch
+    >>> above(torch.tensor([[3.0, 1.0, 2.0]]), torch.eye(3), torch.zeros(3), torch.tensor(1.5)).indices
+    tensor([0, 2])
+    """
+    with torch.no_grad():
+        cut_F = threshold.to(x_ND).expand(len(W_FD)).clamp_min(0)
+        rows, indices, values = _collect(x_ND, W_FD, b_F, cut_F, shortlist)
+        keep = values > cut_F[indices]
+        return _codes(rows[keep], indices[keep], values[keep], len(x_ND), len(W_FD))
+
+
+def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int, shortlist: bool | None = None) -> SparseCodes:
+    """The codes of the `budget` largest positive pre-activations of the whole batch; of equal ones, the first in
+    row-major order. Not differentiable.
+
+    >>> import torch
+    >>> top_total(torch.tensor([[3.0, 1.0], [2.0, 9.0]]), torch.eye(2), torch.zeros(2), 2).to_dense()
+    tensor([[3., 0.],
+            [0., 9.]])
+    """
+    with torch.no_grad():
+        guess = _guess(x_ND, W_FD, b_F, budget)
+        while True:
+            cut_F = x_ND.new_full((len(W_FD),), guess)
+            rows, indices, values = _collect(x_ND, W_FD, b_F, cut_F, shortlist)
+            enough = int((values > guess).sum()) >= budget
+            if enough or guess == 0:
+                break
+            guess = guess / 2 if guess > 1e-3 else 0.0
+        rows, indices, values = (t[values > 0] for t in (rows, indices, values))
+        if len(values) > budget:
+            cut = values.kthvalue(len(values) - budget + 1).values
+            near = (values - cut).abs() <= fp32_bound(x_ND, W_FD, b_F)[rows]
+            values = _settled(x_ND, W_FD, b_F, rows, indices, values, near)
+            cut = values.kthvalue(len(values) - budget + 1).values
+            keep = values > cut
+            ties = (values == cut).nonzero().squeeze(1)
+            keep[ties[: budget - int(keep.sum())]] = True
+            rows, indices, values = rows[keep], indices[keep], values[keep]
+        return _codes(rows, indices, values, len(x_ND), len(W_FD))
+
+
+def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> float:
+    """A threshold a little below the batch's cut, from evenly spaced tokens."""
+    sample_ND = x_ND[:: max(1, len(x_ND) // _SAMPLE)]
+    scores = torch.nn.functional.linear(sample_ND, W_FD, b_F).flatten()
+    share = min(len(scores), int(_MARGIN * budget * len(sample_ND) / len(x_ND)) + 8)
+    return max(0.0, float(scores.topk(share, sorted=False).values.amin()))
+
+
+def _collect(
+    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, cut_F: Tensor, shortlist: bool | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row-major (rows, indices, values) of at least all scores above the cuts; those near a cut have the dense value."""
+    if shortlist is None:
+        shortlist = shortlist_pays(x_ND, W_FD, 1)
+    if not shortlist:
+        found = [
+            _entries(torch.nn.functional.linear(x_ND[part], W_FD, b_F), cut_F, None, part.start)
+            for part in tiles(len(x_ND))
+        ]
+        rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return _in_order(rows, indices, values, len(W_FD))
+    x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
+    loose_N = bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, cut_F.amax().expand(len(x_ND)))
+    found = [
+        _entries(torch.nn.functional.linear(x_low[part], W_low, b_low), cut_F, loose_N[part], part.start)
+        for part in tiles(len(x_ND))
+    ]
+    rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    rows, indices, _ = _in_order(rows, indices, values, len(W_FD))
+    places = _codes(rows, indices, x_ND.new_empty(0), len(x_ND), len(W_FD))
+    values = sampled_product(x_ND, W_FD, places) + b_F[indices]
+    near = (values - cut_F[indices]).abs() <= fp32_bound(x_ND, W_FD, b_F)[rows]
+    return rows, indices, _settled(x_ND, W_FD, b_F, rows, indices, values, near)
+
+
+def _entries(scores_NF: Tensor, cut_F: Tensor, loose_N: Tensor | None, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries above the cuts, less `loose_N`; latents in groups whose maximum is too small are never looked at."""
+    n, f = scores_NF.shape
+    groups = f // _GROUP if f % _GROUP == 0 and scores_NF.stride(1) == 1 else 0
+    if not groups or f < 8 * _GROUP:
+        margin = cut_F if loose_N is None else cut_F - loose_N[:, None]
+        rows, indices = (scores_NF > margin).nonzero(as_tuple=True)
+        return (
+            rows + first,
+            indices,
+            scores_NF[rows, indices].float() if loose_N is not None else scores_NF[rows, indices],
+        )
+    grouped = scores_NF.view(n, _GROUP, groups)  # latent = member * groups + group
+    lowest_G = cut_F.view(_GROUP, groups).amin(0)
+    lowest = lowest_G if loose_N is None else lowest_G - loose_N[:, None]
+    rows, group = (grouped.amax(1) > lowest).nonzero(as_tuple=True)
+    inside = grouped[rows, :, group].to(cut_F.dtype)
+    cuts = cut_F.view(_GROUP, groups).T[group]
+    entry, member = (inside > (cuts if loose_N is None else cuts - loose_N[rows][:, None])).nonzero(as_tuple=True)
+    return rows[entry] + first, member * groups + group[entry], inside[entry, member]
+
+
+def _settled(
+    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, rows: Tensor, indices: Tensor, values: Tensor, near: Tensor
+) -> Tensor:
+    """The values with those that are `near` a cut taken from the dense product."""
+    if not bool(near.any()):
+        return values
+    asked, place = rows[near].unique(return_inverse=True)
+    settled = values[near].clone()
+    for start in range(0, len(asked), 8 * PAD):
+        scores = dense_rows(x_ND, W_FD, b_F, asked[start : start + 8 * PAD])
+        here = (place >= start) & (place < start + 8 * PAD)
+        settled[here] = scores[place[here] - start, indices[near][here]]
+    return values.masked_scatter(near, settled)
+
+
+def _in_order(rows: Tensor, indices: Tensor, values: Tensor, f: int) -> tuple[Tensor, Tensor, Tensor]:
+    order = (rows * f + indices).argsort()
+    return rows[order], indices[order], values[order]
+
+
+def _codes(rows: Tensor, indices: Tensor, values: Tensor, n: int, f: int) -> SparseCodes:
+    offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
+    return SparseCodes(values, indices, offsets, f)
