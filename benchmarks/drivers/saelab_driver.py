@@ -33,7 +33,8 @@ class Saelab:
         cfg = saelab.TopK(k=task.k, d_sae=task.d_sae)
         sae = saelab.SAE(cfg, task.d_in, seed=task.seed)
         schedule = Schedule(tokens=task.steps * task.batch_size, batch_size=task.batch_size)
-        self.trainer = Trainer(sae, schedule, cfg.learning_rate * task.rate)
+        self.trainer = Trainer(sae, schedule)
+        self.trainer.lr *= task.rate
         self.started = False
 
     def start(self, batches: list[Tensor]) -> None:

@@ -153,7 +153,8 @@ class Architecture:
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         """The codes at inference; as in training unless an architecture says otherwise."""
-        return self.allocate(scores, state, 1.0)
+        codes = self.allocate(scores, state, 1.0)
+        return SparseCodes.from_dense(codes) if isinstance(codes, Tensor) else codes
 
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
         """Named terms whose sum is minimised."""
