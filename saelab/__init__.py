@@ -27,7 +27,9 @@ _PUBLIC = {
     "MutualChoice": "saelab.autoencoders.choice",
     "BatchTopK": "saelab.autoencoders.choice",
     "train": "saelab.training.loop",
+    "sweep": "saelab.training.loop",
     "Run": "saelab.training.run",
+    "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
     "Report": "saelab.evaluation.fidelity",
@@ -78,6 +80,8 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel as LanguageModel
     from saelab.models.language import load_model as load_model
     from saelab.models.tokens import Tokens as Tokens
+    from saelab.training.loop import sweep as sweep
     from saelab.training.loop import train as train
     from saelab.training.run import Run as Run
+    from saelab.training.run import Sweep as Sweep
     from saelab.training.run import load_run as load_run

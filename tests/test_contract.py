@@ -17,7 +17,6 @@ DIVISOR = 25
 
 # The beginning of each statement whose feature is not there yet.
 NOT_YET = (
-    "runs = saelab.sweep(",
     "saelab.dashboards.build(",
     "from saelab import steering",
     "with lm.steer(",

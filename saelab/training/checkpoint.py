@@ -75,7 +75,7 @@ def check_fingerprint(folder: Path, found: dict[str, Any], wanted: dict[str, Any
         )
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], history: list[dict[str, Any]]) -> Path:
+def save(folder: Path, step: int, tensors: dict[str, Tensor], history: list[list[dict[str, Any]]]) -> Path:
     """Write the checkpoint of this step, then remove all but the last two."""
     target = folder / "checkpoints" / f"step_{step:08d}"
     with whole_folder(target, manifest={"format": 1, "step": step}) as temporary:
@@ -86,8 +86,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], history: list[dict
     return target
 
 
-def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[dict[str, Any]]] | None:
-    """(step, tensors, history) of the newest checkpoint that is whole; one that is not is passed over with a warning.
+def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[list[dict[str, Any]]]] | None:
+    """(step, tensors, a history for each SAE) of the newest whole checkpoint; a damaged one is passed over with a warning.
 
     Raises `CheckpointError` when there are checkpoints and none is whole.
     """
@@ -106,6 +106,11 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[dict[str, An
             f"no checkpoint of {folder} is whole: {'; '.join(problems)}. Remove the folder to start again"
         )
     return None
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def remove_all(folder: Path) -> None:

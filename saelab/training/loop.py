@@ -1,26 +1,20 @@
-"""train: from a source of activations to a trained SAE. The loop reads top to bottom."""
+"""train and sweep: from one source of activations to one or several trained SAEs. The loop reads top to bottom."""
 
 import contextlib
-import copy
-import platform
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import saelab
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
-from saelab.errors import CheckpointError, ConfigError, SiteError
-from saelab.training import checkpoint, distributed
+from saelab.errors import CheckpointError, ConfigError
+from saelab.training import checkpoint, distributed, running
 from saelab.training.inputs import open_input
 from saelab.training.loggers import Logger, open_logger
-from saelab.training.run import Run, load_run
+from saelab.training.run import Run, Sweep, load_run
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 
@@ -83,34 +77,109 @@ def train(
     >>> run.sae
     SAE(TopK(k=2, d_sae=16), d_in=8)
     """
-    _check_numbers(tokens=tokens, batch_size=batch_size, context_length=context_length)
+    folder = None if out is None else Path(out)
+    return _together(
+        source, corpus, [sae], [folder], folder, site=site, target_site=target_site, tokens=tokens, batch_size=batch_size,
+        context_length=context_length, skip_positions=skip_positions, max_norm=max_norm, buffer_tokens=buffer_tokens, lr=lr,
+        dtype=dtype, device=device, seed=seed, resume=resume, checkpoint_every=checkpoint_every, log_every=log_every,
+        evaluate_every=evaluate_every, loggers=loggers, progress=progress,
+    )[0]  # fmt: skip
+
+
+def sweep(
+    source: Any,
+    *corpus_and_saes: Any,
+    tokens: int,
+    site: str | None = None,
+    target_site: str | None = None,
+    batch_size: int = 4096,
+    context_length: int = 256,
+    skip_positions: int = 1,
+    max_norm: float | None = 4.0,
+    buffer_tokens: int | str = 131_072,
+    lr: float | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: str = "auto",
+    checkpoint_every: int | None = None,
+    log_every: int | None = None,
+    evaluate_every: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Train several SAEs on one stream of activations: `sweep(x, saes, tokens=...)` or `sweep(lm, corpus, saes, site=...)`.
+
+    The activations are made and mixed once, and every SAE sees the same batches as it would alone with the same seed; each
+    result equals its own `train`. The arguments are those of `train`. With `out`, the whole continues after a kill, and each
+    finished run has a folder of its own there (`00-TopK`, ...) for `load_run`.
+
+    Raises what `train` raises, and `ConfigError` for an empty list.
+
+    >>> import torch, saelab
+    >>> x = torch.randn(512, 8)
+    >>> runs = saelab.sweep(x, [saelab.TopK(k=k, d_sae=16) for k in (1, 2)], tokens=512, batch_size=128, progress=False)
+    >>> len(runs), runs[1].sae.cfg
+    (2, TopK(k=2, d_sae=16))
+    """
+    if len(corpus_and_saes) not in (1, 2) or not isinstance(corpus_and_saes[-1], (list, tuple)):
+        raise ConfigError(
+            "call sweep(activations, [sae, ...], tokens=...) or sweep(lm, corpus, [sae, ...], site=..., tokens=...)"
+        )
+    *corpus, saes = corpus_and_saes
+    if not saes:
+        raise ConfigError("the list of SAEs is empty: give at least one configuration")
+    folder = None if out is None else Path(out)
+    names = [f"{i:02d}-{type(sae.cfg if isinstance(sae, SAE) else sae).__name__}" for i, sae in enumerate(saes)]
+    folders = [None if folder is None else folder / name for name in names]
+    return Sweep(_together(
+        source, corpus[0] if corpus else None, list(saes), folders, folder, site=site, target_site=target_site, tokens=tokens,
+        batch_size=batch_size, context_length=context_length, skip_positions=skip_positions, max_norm=max_norm,
+        buffer_tokens=buffer_tokens, lr=lr, dtype=dtype, device=device, seed=seed, resume=resume,
+        checkpoint_every=checkpoint_every, log_every=log_every, evaluate_every=evaluate_every, loggers=(), progress=progress,
+    ))  # fmt: skip
+
+
+def _together(
+    source: Any, corpus: Any, saes: list[Any], folders: list[Path | None], folder: Path | None, *, site: str | None,
+    target_site: str | None, tokens: int, batch_size: int, context_length: int, skip_positions: int, max_norm: float | None,
+    buffer_tokens: int | str, lr: float | None, dtype: torch.dtype | None, device: str, seed: int, resume: str,
+    checkpoint_every: int | None, log_every: int | None, evaluate_every: int | None, loggers: Sequence[Logger | str],
+    progress: bool,
+) -> list[Run]:  # fmt: skip
+    """Train the SAEs on the same batches; `folders` are the runs' own, `folder` holds the checkpoints of all."""
+    running.check_numbers(tokens=tokens, batch_size=batch_size, context_length=context_length)
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume is {resume!r}; use 'auto' or 'never'")
-    folder = None if out is None else Path(out)
-    say = _speaker(progress)
+    say = running.speaker(progress)
     schedule = Schedule(tokens, batch_size)
-    cfg = sae.cfg if isinstance(sae, SAE) else sae
+    cfgs = [sae.cfg if isinstance(sae, SAE) else sae for sae in saes]
     data = open_input(
         source, corpus, site=site, target_site=target_site, context_length=context_length, skip_positions=skip_positions,
         max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, seed=seed,
-        gradients=cfg.needs_gradients, digests=folder is not None, say=say,
+        gradients=any(cfg.needs_gradients for cfg in cfgs), digests=folder is not None, say=say,
     )  # fmt: skip
-    module = _module(sae, data.source.widths, seed, device, dtype)
-    trainer = Trainer(module, schedule, lr)
-    module.metadata = data.metadata | {
-        "tokens": tokens,
-        "batch_size": batch_size,
-        "lr": trainer.lr,
-        "versions": _versions(),
-    }
-    fingerprint = data.fingerprint | {
-        "sae": cfg.to_dict(), "continues": _weights_digest(sae) if folder and isinstance(sae, SAE) else None,
-        "tokens": tokens, "batch_size": batch_size, "lr": trainer.lr, "dtype": str(module.dtype), "device": str(module.device),
-    }  # fmt: skip
-    evaluation = _evaluation(evaluate_every, source, corpus)
+    modules = [running.module_for(sae, data.source.widths, seed, device, dtype) for sae in saes]
+    trainers = [Trainer(module, schedule, lr) for module in modules]
+    lead = trainers[0]
+    for trainer in trainers:
+        lengths = {"tokens": tokens, "batch_size": batch_size, "lr": trainer.lr}
+        trainer.sae.metadata = data.metadata | lengths | {"versions": running.versions()}
+    prints = [
+        data.fingerprint | {
+            "sae": cfg.to_dict(), "continues": running.weights_digest(sae) if folder and isinstance(sae, SAE) else None,
+            "tokens": tokens, "batch_size": batch_size, "lr": trainer.lr, "dtype": str(trainer.sae.dtype),
+            "device": str(trainer.sae.device),
+        }
+        for cfg, sae, trainer in zip(cfgs, saes, trainers, strict=True)
+    ]  # fmt: skip
+    fingerprint = (
+        prints[0] if folder == folders[0] else {f"{path}": each for path, each in zip(folders, prints, strict=True)}
+    )
+    evaluation = running.evaluation_of(evaluate_every, source, corpus)
 
     with contextlib.ExitStack() as stack:
-        history: list[dict[str, Any]] = []
+        histories: list[list[dict[str, Any]]] = [[] for _ in saes]
         if folder is not None:
             stack.enter_context(checkpoint.locked(folder))
             found = checkpoint.read_run(folder)
@@ -122,180 +191,93 @@ def train(
                 checkpoint.check_fingerprint(folder, found["fingerprint"], fingerprint)
                 if found["status"] == "finished":
                     say(f"{folder} holds this run, finished: it is returned as it is")
-                    return load_run(folder)
+                    return [load_run(path) for path in folders if path is not None]
                 latest = checkpoint.load_latest(folder)
                 if latest is not None:
-                    step, tensors, history = latest
-                    trainer.load_state_dict(tensors)
-                    data.source.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("source.")})
+                    step, tensors, histories = latest
+                    for i, trainer in enumerate(trainers):
+                        trainer.load_state_dict(checkpoint.part(tensors, f"{i}."))
+                    data.source.load_state_dict(checkpoint.part(tensors, "source."))
                     say(f"continuing {folder} at step {step:,} of {schedule.steps:,}")
-        bar = stack.enter_context(_bar(tokens, trainer.done * batch_size, progress))
+        bar = stack.enter_context(running.bar_of(tokens, lead.done * batch_size, progress))
         data.source.filling = lambda rows, goal: bar.set_postfix_str(f"filling the buffer: {rows:,} of {goal:,} rows")
-        if trainer.done == 0:
-            trainer.initialise(_on(module, data.source.sample(SAMPLE_ROWS)), fresh=not isinstance(sae, SAE))
+        if lead.done == 0:
+            sample = data.source.sample(SAMPLE_ROWS)
+            for sae, trainer in zip(saes, trainers, strict=True):
+                trainer.initialise(running.on(trainer.sae, sample), fresh=not isinstance(sae, SAE))
 
-        run = Run(module, history, folder)
-        record = {"status": "running", "fingerprint": fingerprint, "metadata": module.metadata, "report": {}}
+        runs = [Run(trainer.sae, rows, path) for trainer, rows, path in zip(trainers, histories, folders, strict=True)]
+        record = {"status": "running", "fingerprint": fingerprint, "metadata": lead.sae.metadata, "report": {}}
         if folder is not None:
             checkpoint.write_run(folder, record)
         opened = [open_logger(logger) for logger in loggers]
         for logger in opened:
             stack.callback(logger.close)
-        interrupted = stack.enter_context(_first_interrupt_noted())
-        log_steps = _every(log_every, schedule, 100)
-        save_steps = _every(checkpoint_every, schedule, 10)
-        evaluate_steps = _every(evaluate_every, schedule, 10)
+        interrupted = stack.enter_context(running.first_interrupt_noted())
+        log_steps = running.every(log_every, schedule, 100)
+        save_steps = running.every(checkpoint_every, schedule, 10)
+        evaluate_steps = running.every(evaluate_every, schedule, 10)
         # by default no more than one checkpoint a minute: each holds the buffer
         pause = SECONDS_BETWEEN_CHECKPOINTS if checkpoint_every is None else 0.0
-        saved, logged, clock, saved_at = trainer.done, trainer.done, time.perf_counter(), time.perf_counter()
+        saved, logged, clock, saved_at = lead.done, lead.done, time.perf_counter(), time.perf_counter()
 
-        while trainer.done < schedule.steps and not interrupted.is_set():
-            rows = _on(module, data.source.next(schedule.rows(trainer.done)))
-            data.source.filling = _silent
-            last = trainer.done + 1 == schedule.steps
-            log = last or trainer.done % log_steps == 0
-            figures = trainer.step(rows, log=log)
-            module.state.norm_limit.fill_(data.source.norms.limit)
-            done_tokens = min(trainer.done * batch_size, tokens)
+        while lead.done < schedule.steps and not interrupted.is_set():
+            step = lead.done
+            rows = running.on(lead.sae, data.source.next(schedule.rows(step)))
+            data.source.filling = running.silent
+            last = step + 1 == schedule.steps
+            evaluate = evaluation is not None and (last or step % evaluate_steps == 0)
+            log = last or step % log_steps == 0 or evaluate
+            figures = [trainer.step(rows, log=log) for trainer in trainers]
+            for trainer in trainers:
+                trainer.sae.state.norm_limit.fill_(data.source.norms.limit)
             bar.update(len(rows["x"]))
             if log:
-                elapsed, steps = time.perf_counter() - clock, trainer.done - logged
-                row = _row(trainer, figures, done_tokens, steps * batch_size / elapsed)
-                if evaluation is not None and (last or (trainer.done - 1) % evaluate_steps == 0):
-                    row |= evaluation(module)
-                history.append(row)
+                rate = (lead.done - logged) * batch_size / (time.perf_counter() - clock)
+                for trainer, history, figure in zip(trainers, histories, figures, strict=True):
+                    row = running.history_row(trainer, figure, min(lead.done * batch_size, tokens), rate)
+                    history.append(row | evaluation(trainer.sae) if evaluate else row)
                 for logger in opened:
-                    logger.log(row)
-                bar.set_postfix_str(
-                    f"loss {row['loss']:.4f}, EV {row['explained_variance']:.4f}, dead {row['dead']:,}", refresh=False
-                )
-                logged, clock = trainer.done, time.perf_counter()
-            due = trainer.done - saved >= save_steps and time.perf_counter() - saved_at >= pause
+                    logger.log(histories[0][-1])
+                newest = [history[-1] for history in histories]
+                explained = ", ".join(f"{row['explained_variance']:.4f}" for row in newest)
+                dead = sum(row["dead"] for row in newest)
+                bar.set_postfix_str(f"loss {newest[0]['loss']:.4f}, EV {explained}, dead {dead:,}", refresh=False)
+                logged, clock = lead.done, time.perf_counter()
+            due = lead.done - saved >= save_steps and time.perf_counter() - saved_at >= pause
             if folder is not None and due and not last:
-                _checkpoint(folder, trainer, data.source, history)
-                saved, saved_at = trainer.done, time.perf_counter()
+                _checkpoint(folder, trainers, data.source, histories)
+                saved, saved_at = lead.done, time.perf_counter()
 
-        run.interrupted = trainer.done < schedule.steps
-        run.report = data.source.norms.report()
-        module.metadata |= run.report
-        trainer.finish()
+        stopped = lead.done < schedule.steps
+        report = data.source.norms.report()
+        if folder is not None and stopped:
+            _checkpoint(folder, trainers, data.source, histories)
+        for run, trainer, own in zip(runs, trainers, prints, strict=True):
+            run.interrupted, run.report = stopped, report
+            run.sae.metadata |= report
+            trainer.finish()
+            if run.path is not None:
+                run.write()
+                if run.path != folder and not stopped:
+                    entry = {"fingerprint": own, "metadata": run.sae.metadata, "report": report}
+                    checkpoint.write_run(run.path, entry | {"status": "finished"})
         if folder is not None:
-            record |= {"report": run.report, "metadata": module.metadata}
-            if run.interrupted:
-                _checkpoint(folder, trainer, data.source, history)
-                record["status"] = "interrupted"
-            run.write()
-            checkpoint.write_run(folder, record | ({} if run.interrupted else {"status": "finished"}))
-            if not run.interrupted:
+            status = "interrupted" if stopped else "finished"
+            checkpoint.write_run(folder, record | {"status": status, "report": report, "metadata": lead.sae.metadata})
+            if not stopped:
                 checkpoint.remove_all(folder)
-        if run.interrupted:
+        if stopped:
             way_on = (
                 f"run the same call again to continue in {folder}" if folder else "give `out=` to be able to continue"
             )
-            say(f"interrupted after {trainer.done:,} of {schedule.steps:,} steps; the SAE so far is in .sae; {way_on}")
-    return run
+            say(f"interrupted after {lead.done:,} of {schedule.steps:,} steps; the SAE so far is in .sae; {way_on}")
+    return runs
 
 
-def _silent(rows: int, goal: int) -> None:
-    """What a source tells of its buffer once training goes on."""
-
-
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-
-
-def _module(sae: Architecture | SAE, widths: dict[str, int], seed: int, device: str, dtype: torch.dtype | None) -> SAE:
-    d_in, d_out = widths["x"], widths.get("target", widths["x"])
-    if d_in != d_out:
-        raise ConfigError(f"the input has width {d_in:,} and the target {d_out:,}: this architecture needs them equal")
-    if isinstance(sae, SAE) and sae.d_in != d_in:
-        raise SiteError(f"the SAE reads width {sae.d_in:,} and the activations have width {d_in:,}")
-    module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=seed)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return module.to(device=where, dtype=dtype or module.dtype)
-
-
-def _weights_digest(sae: Any) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for tensor in sae.state_dict().values():
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _on(module: SAE, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(module.device) for name, tensor in rows.items()}
-
-
-def _every(tokens: int | None, schedule: Schedule, parts: int) -> int:
-    """A span in tokens, or that part of the run, in steps."""
-    return max(1, schedule.steps // parts if tokens is None else tokens // schedule.batch_size)
-
-
-def _evaluation(every: int | None, source: Any, corpus: Any) -> Any:
-    if every is None:
-        return None
-    if corpus is None:
-        raise ConfigError(
-            "evaluate_every needs a model and its corpus as the source; evaluate the SAE afterwards instead"
-        )
-    from saelab.evaluation.fidelity import evaluate
-
-    return lambda module: evaluate(module, source, corpus, progress=False).to_pandas().iloc[0].to_dict()
-
-
-def _row(trainer: Trainer, figures: dict[str, Any], tokens: int, rate: float) -> dict[str, Any]:
-    numbers = {name: float(value) for name, value in figures.items()}
-    dead = int(trainer.sae.state.dead.sum())
-    return {"step": trainer.done, "tokens": tokens, **numbers, "dead": dead, "tokens_per_second": rate}
-
-
-def _checkpoint(folder: Path, trainer: Trainer, source: Any, history: list[dict[str, Any]]) -> None:
+def _checkpoint(folder: Path, trainers: list[Trainer], source: Any, histories: list[list[dict[str, Any]]]) -> None:
     if distributed.rank() == 0:
-        tensors = trainer.state_dict() | {f"source.{name}": tensor for name, tensor in source.state_dict().items()}
-        checkpoint.save(folder, trainer.done, tensors, history)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "saelab": saelab.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "threads": str(torch.get_num_threads()),
-    }  # fmt: skip
-
-
-def _speaker(progress: bool) -> Any:
-    if not progress:
-        return lambda message: None
-    from tqdm.auto import tqdm
-
-    return lambda message: tqdm.write(message, file=sys.stderr)
-
-
-def _bar(tokens: int, done: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        total=tokens, initial=min(done, tokens), unit=" tokens", unit_scale=True, desc="train", disable=not progress
-    )
-
-
-@contextlib.contextmanager
-def _first_interrupt_noted() -> Iterator[threading.Event]:
-    """Within: the first Ctrl-C of the main thread sets the event, the next one raises as usual."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def note(signum: int, frame: Any) -> None:
-        noted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
+        tensors = {f"source.{name}": tensor for name, tensor in source.state_dict().items()}
+        for i, trainer in enumerate(trainers):
+            tensors |= {f"{i}.{name}": tensor for name, tensor in trainer.state_dict().items()}
+        checkpoint.save(folder, trainers[0].done, tensors, histories)

@@ -1,13 +1,14 @@
 """Run: what training gives back, and what `load_run` reopens."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
-from saelab.errors import CheckpointError
+from saelab.errors import CheckpointError, ConfigError
 from saelab.files import whole_file
 from saelab.training import checkpoint
 
@@ -92,6 +93,9 @@ def load_run(path: str | os.PathLike) -> Run:
     found = checkpoint.read_run(folder) if folder.is_dir() else None
     if found is None:
         raise CheckpointError(f"{folder} holds no run: no {checkpoint.RUN} is in it")
+    if found["status"] == "finished" and not (folder / "sae").exists():
+        runs = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        raise CheckpointError(f"{folder} holds a sweep: load one of its runs ({runs})")
     if found["status"] == "finished":
         import pandas
 
@@ -99,12 +103,66 @@ def load_run(path: str | os.PathLike) -> Run:
             {str(k): v for k, v in row.items()} for row in pandas.read_csv(folder / "history.csv").to_dict("records")
         ]
         return Run(SAE.load(folder / "sae"), rows, folder, False, found["report"])
+    if "sae" not in found["fingerprint"]:
+        raise CheckpointError(f"{folder} holds an unfinished sweep: run the same call again to continue it")
     latest = checkpoint.load_latest(folder)
     if latest is None:
         raise CheckpointError(f"the run in {folder} ended before its first checkpoint: start it again")
-    _, tensors, rows = latest
-    weights = {k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")}
+    _, tensors, histories = latest
+    weights = checkpoint.part(tensors, "0.sae.")
     cfg = Architecture.from_dict(found["fingerprint"]["sae"])
     sae = SAE(cfg, weights["encoder_weight"].shape[1], found["metadata"])
     sae.load_state_dict(weights)
-    return Run(sae, rows, folder, True, found["report"])
+    return Run(sae, histories[0], folder, True, found["report"])
+
+
+class Sweep(Sequence[Run]):
+    """The runs of `saelab.sweep`, in the order of its list.
+
+    >>> import torch, saelab
+    >>> x = torch.randn(512, 8)
+    >>> runs = saelab.sweep(x, [saelab.TopK(k=k, d_sae=16) for k in (1, 2)], tokens=512, batch_size=128, progress=False)
+    >>> runs.to_pandas().l0.tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @overload
+    def __getitem__(self, i: int) -> Run: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Sweep": ...
+    def __getitem__(self, i: int | slice) -> "Run | Sweep":
+        return Sweep(self.runs[i]) if isinstance(i, slice) else self.runs[i]
+
+    def to_pandas(self) -> Any:
+        """One row a run, a pandas.DataFrame: its configuration and the last row of its history."""
+        import pandas
+
+        return pandas.DataFrame([{"sae": repr(run.sae.cfg), **(run.rows[-1] if run.rows else {})} for run in self.runs])
+
+    def plot(self, against: str = "explained_variance") -> Any:
+        """A plotly figure of L0 against a column of `to_pandas`, such as "explained_variance", or "delta_ce" where the
+        sweep evaluated; `ConfigError` when there is no such column.
+        """
+        import plotly.express
+
+        table = self.to_pandas()
+        if against not in table:
+            raise ConfigError(
+                f"there is no column {against!r}: choose one of {', '.join(table.columns)} "
+                "(sweep(..., evaluate_every=...) adds those of an evaluation)"
+            )
+        table["architecture"] = table.sae.str.partition("(")[0]
+        return plotly.express.line(
+            table.sort_values("l0"), x="l0", y=against, color="architecture", markers=True, hover_name="sae"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Sweep of {len(self)} runs:\n{self.to_pandas().to_string(index=False)}" if self.runs else "Sweep of no run"
+        )

@@ -1,0 +1,119 @@
+"""What the loop needs around its steps: modules, spans, figures, progress, interrupts."""
+
+import contextlib
+import copy
+import hashlib
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import saelab
+from saelab.autoencoders.architecture import Architecture
+from saelab.autoencoders.sae import SAE
+from saelab.errors import ConfigError, SiteError
+from saelab.training.schedule import Schedule
+from saelab.training.step import Trainer
+
+
+def silent(rows: int, goal: int) -> None:
+    """What a source tells of its buffer once training goes on."""
+
+
+def check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+
+
+def module_for(
+    sae: Architecture | SAE, widths: dict[str, int], seed: int, device: str, dtype: torch.dtype | None
+) -> SAE:
+    d_in, d_out = widths["x"], widths.get("target", widths["x"])
+    if d_in != d_out:
+        raise ConfigError(f"the input has width {d_in:,} and the target {d_out:,}: this architecture needs them equal")
+    if isinstance(sae, SAE) and sae.d_in != d_in:
+        raise SiteError(f"the SAE reads width {sae.d_in:,} and the activations have width {d_in:,}")
+    module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=seed)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return module.to(device=where, dtype=dtype or module.dtype)
+
+
+def weights_digest(sae: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in sae.state_dict().values():
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def on(module: SAE, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(module.device) for name, tensor in rows.items()}
+
+
+def every(tokens: int | None, schedule: Schedule, parts: int) -> int:
+    """A span in tokens, or that part of the run, in steps."""
+    return max(1, schedule.steps // parts if tokens is None else tokens // schedule.batch_size)
+
+
+def evaluation_of(every: int | None, source: Any, corpus: Any) -> Any:
+    if every is None:
+        return None
+    if corpus is None:
+        raise ConfigError(
+            "evaluate_every needs a model and its corpus as the source; evaluate the SAE afterwards instead"
+        )
+    from saelab.evaluation.fidelity import evaluate
+
+    return lambda module: evaluate(module, source, corpus, progress=False).to_pandas().iloc[0].to_dict()
+
+
+def history_row(trainer: Trainer, figures: dict[str, Any], tokens: int, rate: float) -> dict[str, Any]:
+    numbers = {name: float(value) for name, value in figures.items()}
+    dead = int(trainer.sae.state.dead.sum())
+    return {"step": trainer.done, "tokens": tokens, **numbers, "dead": dead, "tokens_per_second": rate}
+
+
+def versions() -> dict[str, str]:
+    return {
+        "saelab": saelab.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+    }  # fmt: skip
+
+
+def speaker(progress: bool) -> Any:
+    if not progress:
+        return lambda message: None
+    from tqdm.auto import tqdm
+
+    return lambda message: tqdm.write(message, file=sys.stderr)
+
+
+def bar_of(tokens: int, done: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=tokens, initial=min(done, tokens), unit=" tokens", unit_scale=True, desc="train", disable=not progress
+    )
+
+
+@contextlib.contextmanager
+def first_interrupt_noted() -> Iterator[threading.Event]:
+    """Within: the first Ctrl-C of the main thread sets the event, the next one raises as usual."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(signum: int, frame: Any) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
