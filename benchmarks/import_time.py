@@ -1,6 +1,6 @@
 """`import saelab` against `import torch`: wall time of fresh processes, taken in turns.
 
-    python benchmarks/import_time.py [--rounds 15]
+python benchmarks/import_time.py [--rounds 15]
 """
 
 import argparse

@@ -54,9 +54,7 @@ def main() -> None:
             driver, variables = VARIANTS[label]
             worker = stack.enter_context(workers.Worker(driver, args.threads, **variables))
             versions |= worker.ask("versions")
-            built = worker.ask(
-                "build", d_in=args.d_in, d_sae=args.d_sae, k=args.k, batch_size=args.batch, steps=10_000
-            )
+            built = worker.ask("build", d_in=args.d_in, d_sae=args.d_sae, k=args.k, batch_size=args.batch, steps=10_000)
             imported[label] = built["imported_bytes"]
             worker.ask("steps", count=2)  # initialisation from the first batch, kernels' first calls
             live[label] = worker

@@ -100,7 +100,7 @@ def test_neighbouring_tokens_in_a_batch_are_correlated_at_chance():
             batch = buffer.draw(1_024)
             found.append(similarity(batch["x"]))
             distances.append(float((batch["row"].diff().abs() < 8).float().mean()))
-        buffer.add({"x": walk[start:start + 512], "row": torch.arange(start, start + 512)})
+        buffer.add({"x": walk[start : start + 512], "row": torch.arange(start, start + 512)})
     # 16 dimensions and 1,023 pairs a batch, over some ten batches: 0.02 is far beyond chance's 1 / sqrt(16 * 10_230)
     assert len(found) > 5 and abs(sum(found) / len(found)) < 0.02
     assert sum(distances) / len(distances) < 0.01  # chance: about 16 / 8,192
@@ -149,8 +149,10 @@ def test_rows_with_gradients_or_made_in_inference_mode_are_accepted():
 
 def test_bad_requests_say_the_numbers():
     buffer = ActivationBuffer(2_560, COLUMNS, seed=0)
-    expected = (r"buffer of 2,560 tokens is smaller than the batch of 4,096: raise `buffer_tokens` or lower "
-                "`batch_size`")
+    expected = (
+        r"buffer of 2,560 tokens is smaller than the batch of 4,096: raise `buffer_tokens` or lower "
+        "`batch_size`"
+    )
     with pytest.raises(ConfigError, match=expected):
         buffer.draw(4_096)
     with pytest.raises(ConfigError, match=expected):

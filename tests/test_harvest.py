@@ -116,7 +116,7 @@ def test_an_interrupt_returns_the_rows_so_far_or_leaves_them_in_the_folder(toy, 
     monkeypatch.setattr(module, "run_recording", interrupted)
     with pytest.warns(UserWarning, match="interrupted: .* of 100 tokens"):
         part = harvest(ToyModel(), ToyCorpus(), site="early", **arguments(tokens=100))
-    assert 0 < len(part) < 100 and torch.equal(part[:], whole[:len(part)])
+    assert 0 < len(part) < 100 and torch.equal(part[:], whole[: len(part)])
 
     with pytest.raises(KeyboardInterrupt) as stop:
         harvest(ToyModel(), ToyCorpus(), site="early", **arguments(tokens=100), out=tmp_path / "h")
@@ -126,12 +126,23 @@ def test_an_interrupt_returns_the_rows_so_far_or_leaves_them_in_the_folder(toy, 
     assert torch.equal(whole_again[:], whole[:])
 
 
-@pytest.mark.parametrize("wrong", [
-    {"site": "early", "sites": ["late"]}, {}, {"sites": []}, {"sites": ["early", "early"]}, {"sites": "early"},
-    {"site": "early", "tokens": 0}, {"site": "early", "batch_size": 0}, {"site": "early", "skip_positions": 8},
-    {"site": "early", "skip_positions": 7, "gradients": True}, {"site": "early", "skip_positions": -1},
-    {"site": "early", "dtype": torch.int8}, {"site": "early", "dtype": "float8"},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"site": "early", "sites": ["late"]},
+        {},
+        {"sites": []},
+        {"sites": ["early", "early"]},
+        {"sites": "early"},
+        {"site": "early", "tokens": 0},
+        {"site": "early", "batch_size": 0},
+        {"site": "early", "skip_positions": 8},
+        {"site": "early", "skip_positions": 7, "gradients": True},
+        {"site": "early", "skip_positions": -1},
+        {"site": "early", "dtype": torch.int8},
+        {"site": "early", "dtype": "float8"},
+    ],
+)
 def test_arguments_that_cannot_work(toy, wrong):
     with pytest.raises(ConfigError):
         harvest(toy, ToyCorpus(), **arguments(**wrong))
@@ -179,8 +190,9 @@ def test_gradients_of_a_real_model_are_those_of_the_summed_loss(tiny_llama):
     """Against finite differences of the loss along one direction at one place."""
     site = "blocks.1.hook_resid_post"
     corpus = saelab.load_corpus(["The state of the union is strong, and the people know it. " * 4] * 24)
-    store = harvest(tiny_llama, corpus, site=site, tokens=40, context_length=16, batch_size=1, gradients=True,
-                    progress=False)
+    store = harvest(
+        tiny_llama, corpus, site=site, tokens=40, context_length=16, batch_size=1, gradients=True, progress=False
+    )
     ids = corpus.contexts(tiny_llama, 16).ids.long()
     context, position = int(store.contexts[5]), int(store.positions[5])
     direction = torch.randn(store.d_in, generator=torch.Generator().manual_seed(0))
@@ -192,7 +204,7 @@ def test_gradients_of_a_real_model_are_those_of_the_summed_loss(tiny_llama):
             return activation
 
         with tiny_llama.intervene(site, moved):
-            return float(tiny_llama.loss(ids[context:context + 1], reduction="none").double().sum())
+            return float(tiny_llama.loss(ids[context : context + 1], reduction="none").double().sum())
 
     finite = (loss(1e-3) - loss(-1e-3)) / 2e-3
     assert finite == pytest.approx(float(store.gradients[5] @ direction), rel=2e-2, abs=2e-3)
@@ -200,8 +212,9 @@ def test_gradients_of_a_real_model_are_those_of_the_summed_loss(tiny_llama):
 
 def test_smollm2_rows_are_the_hidden_states_of_transformers(smollm2):
     corpus = saelab.load_corpus(["The state of the union is strong, and in 1862 the people knew it. " * 3] * 24)
-    store = harvest(smollm2, corpus, site="blocks.3.hook_resid_post", tokens=50, context_length=32, batch_size=2,
-                    progress=False)
+    store = harvest(
+        smollm2, corpus, site="blocks.3.hook_resid_post", tokens=50, context_length=32, batch_size=2, progress=False
+    )
     ids = corpus.contexts(smollm2, 32).ids.long()[store.contexts.long().unique()]
     with torch.inference_mode():
         hidden = smollm2.model(ids, output_hidden_states=True).hidden_states[4]

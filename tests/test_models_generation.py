@@ -43,7 +43,7 @@ def test_greedy_agrees_with_transformers(lm):
     theirs = lm.model.generate(input_ids=tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=10,
                                do_sample=False, pad_token_id=257)  # fmt: skip
     ours = generate_ids(lm, tokens, 10, temperature=0)
-    assert ours[0] == [t for t in theirs[0, tokens.ids.shape[1]:].tolist() if t != 256]
+    assert ours[0] == [t for t in theirs[0, tokens.ids.shape[1] :].tolist() if t != 256]
 
 
 def test_a_row_ends_at_the_end_of_text(lm):

@@ -55,11 +55,25 @@ def test_a_store_reads_like_a_tensor(stores):
         assert x.shape == store.shape == (100, store.d_in) and len(store) == 100 and store.site == site
         expected = ToyModel().activation(ToyCorpus().contexts(None, 8).ids.long(), store.d_in)
         assert torch.equal(x, expected[store.contexts.long(), store.positions.long()])
-        for part in (slice(None), slice(10, 70), slice(60, 20), slice(-5, None), slice(3, 90, 7), slice(80, 10, -9),
-                     slice(40, 1_000), slice(5, 5)):
+        for part in (
+            slice(None),
+            slice(10, 70),
+            slice(60, 20),
+            slice(-5, None),
+            slice(3, 90, 7),
+            slice(80, 10, -9),
+            slice(40, 1_000),
+            slice(5, 5),
+        ):
             assert torch.equal(store[part], x[torch.tensor(list(range(100)[part]), dtype=torch.int64)])
-        for index in (torch.tensor([99, 0, 50, 50, -1]), [3, 1, -100], torch.tensor([], dtype=torch.int32),
-                      torch.randperm(100), torch.arange(100).view(20, 5), x[:, 0] > 0):
+        for index in (
+            torch.tensor([99, 0, 50, 50, -1]),
+            [3, 1, -100],
+            torch.tensor([], dtype=torch.int32),
+            torch.randperm(100),
+            torch.arange(100).view(20, 5),
+            x[:, 0] > 0,
+        ):
             assert torch.equal(store[index], x[index])
         assert torch.equal(store[-1], x[99]) and torch.equal(store[np.int64(7)], x[7])
         assert torch.equal(torch.vstack(list(store)), x) and torch.equal(torch.vstack(list(store)), x)  # twice
@@ -90,8 +104,10 @@ def test_metadata_and_repr(stores, tmp_path):
 
 
 def test_digests_tell_content_and_site_apart(tmp_path):
-    for first, again, other in ((make(), make(), make(seed=1)),
-                                (make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "c", seed=1))):
+    for first, again, other in (
+        (make(), make(), make(seed=1)),
+        (make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "c", seed=1)),
+    ):
         assert first["late"].digest == again["late"].digest
         assert len({first["late"].digest, first["early"].digest, other["late"].digest}) == 3
 
@@ -119,9 +135,12 @@ def test_the_folder_follows_the_protocol(tmp_path):
         rows = load_file(tmp_path / "h" / f"rows-{number:05d}.safetensors")
         site = load_file(tmp_path / "h" / f"site1-{number:05d}.safetensors")
         assert {key: value.dtype for key, value in rows.items()} == dict.fromkeys(
-            ("tokens", "positions", "documents", "contexts"), torch.int32)
-        assert torch.equal(site["x"], store[start:start + shard["rows"]]) and site["gradients"].shape == site["x"].shape
-        assert torch.equal(rows["tokens"], store.tokens[start:start + shard["rows"]])
+            ("tokens", "positions", "documents", "contexts"), torch.int32
+        )
+        assert (
+            torch.equal(site["x"], store[start : start + shard["rows"]]) and site["gradients"].shape == site["x"].shape
+        )
+        assert torch.equal(rows["tokens"], store.tokens[start : start + shard["rows"]])
         names |= {f"{part}-{number:05d}.safetensors" for part in ("rows", "site0", "site1")}
         start += shard["rows"]
     assert start == 100 and len(manifest["shards"]) > 1 and {p.name for p in (tmp_path / "h").iterdir()} == names
@@ -193,13 +212,27 @@ def test_hostile_manifests_and_shards(tmp_path):
         change(manifest)
         return json.dumps(manifest)
 
-    texts = ["", "{", "[]", "null", '"' * 3, "[" * 100_000, "{}", '{"format": "other"}',
-             edited(lambda m: m.update(version=2)), edited(lambda m: m.update(dtype="float8")),
-             edited(lambda m: m.update(sites=3)), edited(lambda m: m.update(rows="many")),
-             edited(lambda m: m["shards"][0].update(rows=-1)), edited(lambda m: m["shards"][0].update(rows=True)),
-             edited(lambda m: m["shards"][0]["files"].pop("rows")), edited(lambda m: m["shards"].append(None)),
-             edited(lambda m: m["sites"][0].pop("name")), edited(lambda m: m.update(fingerprint=[])),
-             edited(lambda m: m["shards"][0]["files"]["site0"].update(sha256=5))]
+    texts = [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"' * 3,
+        "[" * 100_000,
+        "{}",
+        '{"format": "other"}',
+        edited(lambda m: m.update(version=2)),
+        edited(lambda m: m.update(dtype="float8")),
+        edited(lambda m: m.update(sites=3)),
+        edited(lambda m: m.update(rows="many")),
+        edited(lambda m: m["shards"][0].update(rows=-1)),
+        edited(lambda m: m["shards"][0].update(rows=True)),
+        edited(lambda m: m["shards"][0]["files"].pop("rows")),
+        edited(lambda m: m["shards"].append(None)),
+        edited(lambda m: m["sites"][0].pop("name")),
+        edited(lambda m: m.update(fingerprint=[])),
+        edited(lambda m: m["shards"][0]["files"]["site0"].update(sha256=5)),
+    ]
     for text in texts:
         path.write_text(text)
         with pytest.raises(FormatError, match="manifest.json"):
@@ -259,8 +292,14 @@ harvest(toy_harvest.ToyModel(), toy_harvest.ToyCorpus(), sites=["early", "late"]
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess:
     root = Path(__file__).parents[1]
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path[1:]])}, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path[1:]])},
+        timeout=120,
+    )
 
 
 def test_killed_again_and_again_the_harvest_ends_in_the_same_bytes(tmp_path):

@@ -404,3 +404,30 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     assert "kept" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_trackers_are_asked_only_by_name_and_get_the_rows(monkeypatch):
+    import types
+
+    calls = []
+    wandb_run = types.SimpleNamespace(
+        log=lambda row, step: calls.append(("wandb", step)), finish=lambda: calls.append("end")
+    )
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **kwargs: wandb_run))
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            calls.append(("tensorboard", folder))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, step))
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    run_on(planted(500), tokens=512, loggers=["wandb", "tensorboard"])
+    assert ("wandb", 1) in calls and ("loss", 2) in calls and calls[-2:] == ["closed", "end"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        run_on(planted(500), tokens=512, loggers=["wandb"])

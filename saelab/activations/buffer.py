@@ -15,9 +15,11 @@ from torch import Tensor
 
 from saelab.errors import CheckpointError, ConfigError
 
-_UNITS = {"b": 1} | {f"{letter}b": 1000**n for n, letter in enumerate("kmgt", start=1)} | {
-    f"{letter}ib": 1024**n for n, letter in enumerate("kmgt", start=1)
-}
+_UNITS = (
+    {"b": 1}
+    | {f"{letter}b": 1000**n for n, letter in enumerate("kmgt", start=1)}
+    | {f"{letter}ib": 1024**n for n, letter in enumerate("kmgt", start=1)}
+)
 
 
 def parse_bytes(size: str) -> int:
@@ -76,8 +78,13 @@ class ActivationBuffer:
     [0, 1, 2, 3, 4, 5]
     """
 
-    def __init__(self, capacity: int | str, columns: Mapping[str, tuple[int, torch.dtype]], seed: int,
-                 device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        capacity: int | str,
+        columns: Mapping[str, tuple[int, torch.dtype]],
+        seed: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
         bytes_per_row = sum(max(width, 1) * dtype.itemsize for width, dtype in columns.values())
         self.capacity = parse_capacity(capacity, bytes_per_row)
         self._columns = {
@@ -99,8 +106,10 @@ class ActivationBuffer:
     def require(self, batch_size: int) -> None:
         """Raise `ConfigError` if a batch of this size can never be drawn."""
         if batch_size > self.capacity:
-            raise ConfigError(f"buffer of {self.capacity:,} tokens is smaller than the batch of {batch_size:,}: "
-                              "raise `buffer_tokens` or lower `batch_size`")
+            raise ConfigError(
+                f"buffer of {self.capacity:,} tokens is smaller than the batch of {batch_size:,}: "
+                "raise `buffer_tokens` or lower `batch_size`"
+            )
 
     @torch.no_grad()
     def add(self, rows: Mapping[str, Tensor]) -> None:
@@ -108,9 +117,11 @@ class ActivationBuffer:
         self._check(rows)
         n = len(next(iter(rows.values())))
         if n > self.free():
-            raise ConfigError(f"{n:,} rows do not fit into the {self.free():,} free of a buffer of {self.capacity:,}: "
-                              "draw first, add fewer at a time or raise `buffer_tokens`")
-        slots = self._slots[self._unread:self._unread + n]
+            raise ConfigError(
+                f"{n:,} rows do not fit into the {self.free():,} free of a buffer of {self.capacity:,}: "
+                "draw first, add fewer at a time or raise `buffer_tokens`"
+            )
+        slots = self._slots[self._unread : self._unread + n]
         for name, column in self._columns.items():
             column.index_copy_(0, slots.to(column.device), rows[name].detach().to(column.device, column.dtype))
         self._unread += n
@@ -126,8 +137,8 @@ class ActivationBuffer:
         kept = self._unread - n
         survives = torch.ones(n, dtype=torch.bool)  # which of the last n occupied entries were not drawn
         survives[places[places >= kept] - kept] = False
-        self._slots[places[places < kept]] = self._slots[kept:self._unread][survives]
-        self._slots[kept:self._unread] = drawn
+        self._slots[places[places < kept]] = self._slots[kept : self._unread][survives]
+        self._slots[kept : self._unread] = drawn
         self._unread = kept
         return {name: column.index_select(0, drawn.to(column.device)) for name, column in self._columns.items()}
 
@@ -160,8 +171,10 @@ class ActivationBuffer:
             raise ConfigError(f"columns of different lengths: {lengths}")
         for name, column in self._columns.items():
             if rows[name].shape[1:] != column.shape[1:]:
-                raise ConfigError(f"rows of column {name!r} have shape {list(rows[name].shape[1:])}, the buffer's have "
-                                  f"{list(column.shape[1:])}")
+                raise ConfigError(
+                    f"rows of column {name!r} have shape {list(rows[name].shape[1:])}, the buffer's have "
+                    f"{list(column.shape[1:])}"
+                )
 
     def _check_dtypes(self, rows: Mapping[str, Tensor]) -> None:
         for name, column in self._columns.items():
@@ -170,9 +183,11 @@ class ActivationBuffer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The unread rows, "column.<name>" [n, width] each, and the generator's state; tensors only."""
-        occupied = self._slots[:self._unread]
-        rows = {f"column.{name}": column.index_select(0, occupied.to(column.device))
-                for name, column in self._columns.items()}
+        occupied = self._slots[: self._unread]
+        rows = {
+            f"column.{name}": column.index_select(0, occupied.to(column.device))
+            for name, column in self._columns.items()
+        }
         return rows | {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -190,8 +205,9 @@ class ActivationBuffer:
             raise CheckpointError(f"the state is not one of this buffer: {error}") from error
         n = len(next(iter(rows.values())))
         if n > self.capacity:
-            raise CheckpointError(f"the state has {n:,} unread rows, the buffer a capacity of {self.capacity:,}: "
-                                  "raise `buffer_tokens`")
+            raise CheckpointError(
+                f"the state has {n:,} unread rows, the buffer a capacity of {self.capacity:,}: raise `buffer_tokens`"
+            )
         self._slots = torch.arange(self.capacity)
         self._unread = 0
         self.add(rows)

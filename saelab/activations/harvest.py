@@ -58,8 +58,15 @@ def usable(mask: Bool[Tensor, "n pos"], skip_positions: int, gradients: bool) ->
 
 
 def stream(
-    lm: "LanguageModel", contexts: "Contexts", sites: Sequence[str], *, skip_positions: int = 1,
-    gradients: bool = False, start: int = 0, batch_size: int = 8, dtype: torch.dtype | None = None,
+    lm: "LanguageModel",
+    contexts: "Contexts",
+    sites: Sequence[str],
+    *,
+    skip_positions: int = 1,
+    gradients: bool = False,
+    start: int = 0,
+    batch_size: int = 8,
+    dtype: torch.dtype | None = None,
     order: Int64[Tensor, " n"] | None = None,
 ) -> Iterator[Rows]:
     """Rows of activations at `sites`, `batch_size` contexts at a time, in the order of the contexts.
@@ -73,8 +80,10 @@ def stream(
     `DataError`, naming site, context and position, when an activation is NaN or infinite.
     """
     if batch_size < 1 or skip_positions < 0:
-        raise ConfigError(f"batch_size is {batch_size} and must be at least 1; skip_positions is {skip_positions} and "
-                          "must be at least 0")
+        raise ConfigError(
+            f"batch_size is {batch_size} and must be at least 1; skip_positions is {skip_positions} and "
+            "must be at least 0"
+        )
     order = torch.arange(len(contexts.ids)) if order is None else order
     if start % batch_size and start < len(order):
         raise ConfigError(f"start={start} lies between two batches of {batch_size} contexts: use a multiple")
@@ -83,11 +92,18 @@ def stream(
 
 
 def _batches(
-    lm: "LanguageModel", contexts: "Contexts", sites: dict[str, "Site"], skip_positions: int, gradients: bool,
-    start: int, batch_size: int, dtype: torch.dtype, order: Tensor,
+    lm: "LanguageModel",
+    contexts: "Contexts",
+    sites: dict[str, "Site"],
+    skip_positions: int,
+    gradients: bool,
+    start: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    order: Tensor,
 ) -> Iterator[Rows]:
     for first in range(start, len(order), batch_size):
-        numbers = order[first:first + batch_size]
+        numbers = order[first : first + batch_size]
         keep = usable(contexts.mask[numbers], skip_positions, gradients).flatten().nonzero().squeeze(1)
         if not len(keep):
             continue
@@ -133,10 +149,22 @@ def _check_finite(rows: Rows) -> None:
 
 
 def harvest(
-    lm: "LanguageModel", corpus: "Corpus", *, site: str | None = None, sites: Sequence[str] | None = None, tokens: int,
-    gradients: bool = False, out: str | os.PathLike | None = None, context_length: int = 256, skip_positions: int = 1,
-    dtype: torch.dtype | str | None = None, split: str = "train", seed: int = 0, batch_size: int = 8,
-    prepend_bos: bool = False, progress: bool = True,
+    lm: "LanguageModel",
+    corpus: "Corpus",
+    *,
+    site: str | None = None,
+    sites: Sequence[str] | None = None,
+    tokens: int,
+    gradients: bool = False,
+    out: str | os.PathLike | None = None,
+    context_length: int = 256,
+    skip_positions: int = 1,
+    dtype: torch.dtype | str | None = None,
+    split: str = "train",
+    seed: int = 0,
+    batch_size: int = 8,
+    prepend_bos: bool = False,
+    progress: bool = True,
 ) -> ActivationStore | dict[str, ActivationStore]:
     """Store the activations of exactly `tokens` tokens: a row each, for one site or several, in one pass.
 
@@ -169,43 +197,77 @@ def harvest(
     names = _site_names(site, sites)
     row_dtype = _row_dtype(dtype)
     if tokens < 1 or batch_size < 1 or skip_positions < 0 or skip_positions + gradients >= context_length:
-        raise ConfigError(f"tokens={tokens:,} and batch_size={batch_size:,} must be at least 1, and "
-                          f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions")
+        raise ConfigError(
+            f"tokens={tokens:,} and batch_size={batch_size:,} must be at least 1, and "
+            f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions"
+        )
     contexts = corpus.contexts(lm, context_length, split=split, prepend_bos=prepend_bos, progress=progress)
     context_length = contexts.ids.shape[1]  # rows of token ids keep their own
     available = int(usable(contexts.mask, skip_positions, gradients).sum())
     if not available:
-        raise DataError(f"none of the {contexts.mask.numel():,} tokens of {corpus.name} ({split}) can be used: all are "
-                        f"special, padding or among the first {skip_positions} of a context")
+        raise DataError(
+            f"none of the {contexts.mask.numel():,} tokens of {corpus.name} ({split}) can be used: all are "
+            f"special, padding or among the first {skip_positions} of a context"
+        )
     if available < tokens:
-        warnings.warn(f"the corpus has {available:,} tokens in split {split!r}, {tokens:,} were asked for: the harvest "
-                      "stops there", stacklevel=2)
+        warnings.warn(
+            f"the corpus has {available:,} tokens in split {split!r}, {tokens:,} were asked for: the harvest "
+            "stops there",
+            stacklevel=2,
+        )
 
     metadata = {
-        "model": lm.name, "model_digest": lm.digest, "corpus": corpus.name, "corpus_digest": corpus.digest,
-        "context_length": context_length, "skip_positions": skip_positions, "prepend_bos": prepend_bos, "split": split,
+        "model": lm.name,
+        "model_digest": lm.digest,
+        "corpus": corpus.name,
+        "corpus_digest": corpus.digest,
+        "context_length": context_length,
+        "skip_positions": skip_positions,
+        "prepend_bos": prepend_bos,
+        "split": split,
         "seed": seed,
     }
     dtype_name = str(row_dtype).removeprefix("torch.")
     resolved = [lm.site(name) for name in names]
     plan: dict[str, Any] = {
         "fingerprint": {
-            **metadata, "contexts_digest": contexts.digest, "model_dtype": str(lm.dtype), "sites": names,
-            "tokens": tokens, "gradients": gradients, "dtype": dtype_name, "batch_size": batch_size,
+            **metadata,
+            "contexts_digest": contexts.digest,
+            "model_dtype": str(lm.dtype),
+            "sites": names,
+            "tokens": tokens,
+            "gradients": gradients,
+            "dtype": dtype_name,
+            "batch_size": batch_size,
         },
         "metadata": {**metadata, "versions": _versions()},
-        "sites": [{"name": name, "width": s.width, "heads": [s.heads, s.width // s.heads] if s.heads else None}
-                  for name, s in zip(names, resolved, strict=True)],
-        "dtype": dtype_name, "gradients": gradients, "rows": min(tokens, available),
+        "sites": [
+            {"name": name, "width": s.width, "heads": [s.heads, s.width // s.heads] if s.heads else None}
+            for name, s in zip(names, resolved, strict=True)
+        ],
+        "dtype": dtype_name,
+        "gradients": gradients,
+        "rows": min(tokens, available),
     }
     in_memory = out is None and plan["rows"] * row_bytes(layout_of(plan)) <= IN_MEMORY
     writer = MemoryWriter(plan) if in_memory else FolderWriter(plan, batch_size * context_length, out)
     try:
-        _fill(writer, plan["rows"], progress, stream(
-            lm, contexts, names, skip_positions=skip_positions, gradients=gradients, start=writer.cursor,
-            batch_size=batch_size, dtype=row_dtype,
-            order=torch.randperm(len(contexts.ids), generator=torch.Generator().manual_seed(seed)),
-        ))
+        _fill(
+            writer,
+            plan["rows"],
+            progress,
+            stream(
+                lm,
+                contexts,
+                names,
+                skip_positions=skip_positions,
+                gradients=gradients,
+                start=writer.cursor,
+                batch_size=batch_size,
+                dtype=row_dtype,
+                order=torch.randperm(len(contexts.ids), generator=torch.Generator().manual_seed(seed)),
+            ),
+        )
     except KeyboardInterrupt as stop:
         if out is not None:
             stop.add_note(f"the complete shards in {out} stay: the same call goes on behind them")
@@ -223,8 +285,14 @@ def _fill(writer: MemoryWriter | FolderWriter, total: int, progress: bool, chunk
         while writer.rows < total:
             rows = next(chunks)
             n = min(len(rows), total - writer.rows)
-            columns = {"rows": {"tokens": rows.tokens, "positions": rows.positions, "documents": rows.documents,
-                                "contexts": rows.contexts}}
+            columns = {
+                "rows": {
+                    "tokens": rows.tokens,
+                    "positions": rows.positions,
+                    "documents": rows.documents,
+                    "contexts": rows.contexts,
+                }
+            }
             for place, name in enumerate(rows.x):
                 columns[f"site{place}"] = {"x": rows.x[name]}
                 if rows.gradients is not None:

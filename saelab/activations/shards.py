@@ -37,8 +37,10 @@ class Block:
         self.capacity = capacity
         self.rows = 0
         self._tensors = {
-            part: {key: torch.empty((capacity, width) if width else (capacity,), dtype=dtype)
-                   for key, (width, dtype) in keys.items()}
+            part: {
+                key: torch.empty((capacity, width) if width else (capacity,), dtype=dtype)
+                for key, (width, dtype) in keys.items()
+            }
             for part, keys in layout.items()
         }
 
@@ -46,14 +48,14 @@ class Block:
         """Copy the first n rows of tensors, part -> key -> [>= n, ...], behind those that are there."""
         for part, keys in self._tensors.items():
             for key, tensor in keys.items():
-                tensor[self.rows:self.rows + n].copy_(columns[part][key][:n])
+                tensor[self.rows : self.rows + n].copy_(columns[part][key][:n])
         self.rows += n
 
     def clear(self) -> None:
         self.rows = 0
 
     def tensor(self, part: str, key: str) -> Tensor:
-        return self._tensors[part][key][:self.rows]
+        return self._tensors[part][key][: self.rows]
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         return {part: {key: self.tensor(part, key) for key in keys} for part, keys in self._tensors.items()}
@@ -65,8 +67,9 @@ class FileShard:
     `files` maps a part to the name, size and SHA-256 of its file. `owner` is kept alive as long as the shard.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], rows: int, layout: Layout,
-                 owner: object = None) -> None:
+    def __init__(
+        self, folder: Path, files: Mapping[str, Mapping[str, Any]], rows: int, layout: Layout, owner: object = None
+    ) -> None:
         self.rows = rows
         self._folder, self._files, self._layout, self._owner = folder, files, layout, owner
         self._open: dict[str, dict[str, Tensor]] = {}
@@ -74,9 +77,11 @@ class FileShard:
             path = folder / file["name"]
             size = path.stat().st_size if path.exists() else None
             if size != file["bytes"]:
-                raise FormatError(f"{path} should have {file['bytes']:,} bytes and has "
-                                  f"{'none' if size is None else f'{size:,}'}: it was cut short or removed; remove "
-                                  "the folder and harvest again")
+                raise FormatError(
+                    f"{path} should have {file['bytes']:,} bytes and has "
+                    f"{'none' if size is None else f'{size:,}'}: it was cut short or removed; remove "
+                    "the folder and harvest again"
+                )
 
     def verify(self) -> None:
         """Raise `FormatError` naming the file that is not what the manifest says."""
@@ -102,8 +107,10 @@ class FileShard:
         for key, (width, dtype) in self._layout[part].items():
             shape = (self.rows, width) if width else (self.rows,)
             if mapped[key].shape != shape or mapped[key].dtype != dtype:
-                raise FormatError(f"{path}: {key!r} is {mapped[key].dtype} {list(mapped[key].shape)}, the manifest "
-                                  f"says {dtype} {list(shape)}")
+                raise FormatError(
+                    f"{path}: {key!r} is {mapped[key].dtype} {list(mapped[key].shape)}, the manifest "
+                    f"says {dtype} {list(shape)}"
+                )
         return mapped
 
 
@@ -125,7 +132,7 @@ class Column:
 
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(0, len(self), CHUNK_ROWS):
-            yield self[start:start + CHUNK_ROWS]
+            yield self[start : start + CHUNK_ROWS]
 
     def __getitem__(self, index: "int | slice | Sequence[int] | Tensor") -> Tensor:
         if isinstance(index, slice):
@@ -147,8 +154,8 @@ class Column:
         while filled < len(out):
             i = int(torch.searchsorted(self._offsets, start + filled, right=True)) - 1
             inside = start + filled - int(self._offsets[i])
-            piece = self._shards[i].tensor(self._part, self._key)[inside:inside + len(out) - filled]
-            out[filled:filled + len(piece)] = piece
+            piece = self._shards[i].tensor(self._part, self._key)[inside : inside + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
             filled += len(piece)
         return out
 

@@ -80,7 +80,10 @@ class ActivationStore:
         self._x = Column(shards, self._part, "x", self.d_in, dtype)
         self.gradients = Column(shards, self._part, "gradients", self.d_in, dtype) if manifest["gradients"] else None
         self.metadata: dict[str, Any] = {
-            **manifest["metadata"], "site": self.site, "heads": site["heads"], "dtype": manifest["dtype"],
+            **manifest["metadata"],
+            "site": self.site,
+            "heads": site["heads"],
+            "dtype": manifest["dtype"],
             "tokens": len(self),
         }
 
@@ -93,8 +96,10 @@ class ActivationStore:
         """
         stores = open_stores(path)
         if site is None and len(stores) > 1 or site is not None and site not in stores:
-            raise ConfigError(f"{path} has the sites {', '.join(stores)}: "
-                              f"{'say which with `site`' if site is None else f'not {site!r}'}")
+            raise ConfigError(
+                f"{path} has the sites {', '.join(stores)}: "
+                f"{'say which with `site`' if site is None else f'not {site!r}'}"
+            )
         return stores[site if site is not None else next(iter(stores))]
 
     def __len__(self) -> int:
@@ -138,8 +143,9 @@ class ActivationStore:
                 content.update(chunk.view(torch.uint8).numpy().data)
             parts: Any = content.hexdigest()
         else:
-            parts = [[shard["files"][part]["sha256"] for part in ("rows", self._part)]
-                     for shard in self._manifest["shards"]]
+            parts = [
+                [shard["files"][part]["sha256"] for part in ("rows", self._part)] for shard in self._manifest["shards"]
+            ]
         described = {"fingerprint": self._manifest["fingerprint"], "site": self.site, "content": parts}
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -150,8 +156,10 @@ class ActivationStore:
                 shard.verify()
 
     def __repr__(self) -> str:
-        return (f"ActivationStore({len(self):,} x {self.d_in} {self.metadata['dtype']}, site={self.site!r}, "
-                f"model={self.metadata.get('model')!r}, {'in memory' if self.path is None else self.path})")
+        return (
+            f"ActivationStore({len(self):,} x {self.d_in} {self.metadata['dtype']}, site={self.site!r}, "
+            f"model={self.metadata.get('model')!r}, {'in memory' if self.path is None else self.path})"
+        )
 
 
 def open_stores(path: str | os.PathLike) -> dict[str, ActivationStore]:
@@ -160,8 +168,10 @@ def open_stores(path: str | os.PathLike) -> dict[str, ActivationStore]:
     manifest = read_store_manifest(folder)
     written = sum(shard["rows"] for shard in manifest["shards"])
     if written < manifest["rows"]:
-        raise CheckpointError(f"the harvest in {folder} is not finished: {written:,} of {manifest['rows']:,} rows; "
-                              "run it again with the same arguments and it goes on there")
+        raise CheckpointError(
+            f"the harvest in {folder} is not finished: {written:,} of {manifest['rows']:,} rows; "
+            "run it again with the same arguments and it goes on there"
+        )
     return stores_over(file_shards(folder, manifest, None), manifest, folder)
 
 
@@ -186,8 +196,10 @@ def read_store_manifest(folder: Path) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}")
         if manifest["version"] > VERSION:
-            raise ValueError(f"it has version {manifest['version']} of the protocol, this saelab reads {VERSION}: "
-                             "install a newer one")
+            raise ValueError(
+                f"it has version {manifest['version']} of the protocol, this saelab reads {VERSION}: "
+                "install a newer one"
+            )
         parts = set(layout_of(manifest))
         whole = [manifest["rows"], *(site["width"] for site in manifest["sites"])]
         for shard in manifest["shards"]:
@@ -212,8 +224,13 @@ def file_name(part: str, number: int) -> str:
 def file_shards(folder: Path, manifest: Mapping[str, Any], owner: object) -> list[FileShard]:
     layout = layout_of(manifest)
     return [
-        FileShard(folder, {part: {"name": file_name(part, number), **file} for part, file in shard["files"].items()},
-                  shard["rows"], layout, owner)
+        FileShard(
+            folder,
+            {part: {"name": file_name(part, number), **file} for part, file in shard["files"].items()},
+            shard["rows"],
+            layout,
+            owner,
+        )
         for number, shard in enumerate(manifest["shards"])
     ]
 

@@ -119,7 +119,7 @@ def _from_yaml(path: Path, option: Option, value: Any) -> Any:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """"did you mean ...?" where something is near, else the list of what there is."""
+    """ "did you mean ...?" where something is near, else the list of what there is."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"

@@ -112,16 +112,20 @@ def _warn_of_short_split(contexts: "Contexts", tokens: int, split: str) -> None:
 
 
 def _sparsity(
-    sae: Any, lm: "LanguageModel", contexts: "Contexts", site: str, tokens: int, skip: int, batch_size: int,
+    sae: Any,
+    lm: "LanguageModel",
+    contexts: "Contexts",
+    site: str,
+    tokens: int,
+    skip: int,
+    batch_size: int,
     progress: bool,
 ) -> tuple[Firing, Tensor]:
     """Firings of every latent and the mean activation [d_in], over the positions that the SAE is for."""
     firing, total = Firing(sae.d_sae), torch.zeros(sae.d_in, dtype=torch.float64)
     count = _enough(contexts, tokens)
     with _bar(count, "counting firings", progress) as bar:
-        for rows in stream(
-            lm, contexts, [site], skip_positions=skip, batch_size=batch_size, order=torch.arange(count)
-        ):
+        for rows in stream(lm, contexts, [site], skip_positions=skip, batch_size=batch_size, order=torch.arange(count)):
             x = rows.x[site].to(sae.W_dec)
             x = x[sae.replaceable(x)]
             firing.add(sae.encode_sparse(x))

@@ -21,9 +21,7 @@ def generate_text(lm: "LanguageModel", prompts: Any, *args: Any) -> Any:
                           "or saelab.models.generation.generate_ids for token ids")  # fmt: skip
     tokens = lm.to_tokens(prompts)
     new = generate_ids(lm, tokens, *args)
-    texts = [
-        continuation_text(lm.tokenizer, before, after) for before, after in zip(tokens.rows(), new, strict=True)
-    ]
+    texts = [continuation_text(lm.tokenizer, before, after) for before, after in zip(tokens.rows(), new, strict=True)]
     return texts[0] if not isinstance(prompts, Tensor | Tokens) and is_single(prompts) else texts
 
 
