@@ -3,7 +3,7 @@
 Two ways to the same masks:
 
 * exact: the fp32 product tile by tile, then the k largest;
-* shortlist: where the processor has bf16 dot products, a bf16 product chooses k + 16 or more candidates a token,
+* shortlist: where the processor has bf16 dot products, a bf16 product chooses 3 k candidates a token (k + 16 at least),
   which are scored again in fp32. A token falls back to the exact way when rounding could have changed its mask.
 
 Of equal scores the lower index wins. Shapes: N tokens, D inputs, F latents, K kept, M candidates.
@@ -20,6 +20,7 @@ from saelab.kernels.sparse import sampled_product
 TILE = 512  # rows of a product; an fp32 product of 64 rows or more has the same bits whatever its number of rows
 PAD = 64
 _BF16_UNIT = 2.0**-9
+_CANDIDATES = 3  # times k: far enough down for the rigorous bound on bf16's error to clear nearly every token
 _SHORTLIST_LATENTS = 2048  # below this many latents the product is too small for a shortlist to pay
 
 
@@ -89,21 +90,25 @@ def _largest(scores_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    n_candidates = min(k + max(16, k // 2), len(W_FD))
+    n_candidates = min(max(_CANDIDATES * k, k + 16), len(W_FD))
     x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
-    cut_N = x_ND.new_empty(len(x_ND))
+    low_NM = x_low.new_empty(len(x_ND), n_candidates)
     candidates_NM = torch.empty(len(x_ND), n_candidates, dtype=torch.int64)
     for rows in tiles(len(x_ND)):
-        low = torch.nn.functional.linear(x_low[rows], W_low, b_low).topk(n_candidates, dim=1, sorted=False)
-        candidates_NM[rows] = low.indices.sort(dim=1).values
-        cut_N[rows] = low.values.amin(1)
+        scores = torch.nn.functional.linear(x_low[rows], W_low, b_low)
+        torch.topk(scores, n_candidates, dim=1, out=(low_NM[rows], candidates_NM[rows]))
+    kth_N, cut_N = low_NM[:, k - 1].float(), low_NM[:, -1].float()
+    bound_N = bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, kth_N)
+
+    # what lies two bounds below the k-th score cannot be among the k largest
+    possible_NM = low_NM.float() >= (kth_N - 2 * bound_N)[:, None]
+    candidates_NM = candidates_NM.masked_fill_(~possible_NM, len(W_FD)).sort(dim=1).values
     scores_NM = _score(x_ND, W_FD, b_F, candidates_NM)
 
     top = scores_NM.topk(min(k + 1, n_candidates), dim=1)
     places_NK = top.indices[:, :k].sort(dim=1).values
     values_NK, indices_NK = scores_NM.gather(1, places_NK), candidates_NM.gather(1, places_NK)
-
-    doubtful = _in_doubt(top.values, k, cut_N, x_ND, x_low, W_FD, W_low, b_F).nonzero().squeeze(1)
+    doubtful = _in_doubt(top.values, k, cut_N + bound_N, fp32_bound(x_ND, W_FD, b_F)).nonzero().squeeze(1)
     for some in doubtful.split(TILE):
         values_NK[some], indices_NK[some] = _largest(dense_rows(x_ND, W_FD, b_F, some), k)
     return values_NK, indices_NK
@@ -116,25 +121,26 @@ def dense_rows(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, rows: Tensor) -> Tensor:
 
 
 def _score(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, indices_NM: Tensor) -> Tensor:
-    n, m = indices_NM.shape
-    offsets = torch.arange(0, n * m + 1, m)
-    places = SparseCodes(x_ND.new_empty(0), indices_NM.reshape(-1), offsets, len(W_FD))
-    return (sampled_product(x_ND, W_FD, places) + b_F[places.indices]).view(n, m)
+    """fp32 scores [n, m] of the candidates; -inf where there is none (an index of n_latents)."""
+    real_NM = indices_NM < len(W_FD)
+    counts = real_NM.sum(1)
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    places = SparseCodes(x_ND.new_empty(0), indices_NM[real_NM], offsets, len(W_FD))
+    scores = sampled_product(x_ND, W_FD, places) + b_F[places.indices]
+    return x_ND.new_full(indices_NM.shape, -torch.inf).masked_scatter_(real_NM, scores)
 
 
-def _in_doubt(
-    top_NK: Tensor, k: int, cut_N: Tensor, x_ND: Tensor, x_low: Tensor, W_FD: Tensor, W_low: Tensor, b_F: Tensor
-) -> Tensor:
-    """Tokens [n] whose mask rounding could have changed: a latent outside the shortlist could reach the k-th score, two
-    scores at the cut could change places, or a kept score could change sign."""
-    fp32_N = fp32_bound(x_ND, W_FD, b_F)
+def _in_doubt(top_NK: Tensor, k: int, reach_N: Tensor, fp32_N: Tensor) -> Tensor:
+    """Tokens [n] whose mask rounding could have changed: a latent outside the shortlist, which scores `reach_N` at most,
+    could be the k-th; two scores at the cut could change places; a kept score could change sign."""
     smallest_N = top_NK[:, k - 1]
-    missed_N = cut_N + bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, cut_N) >= smallest_N.clamp(min=0)
+    missed_N = reach_N >= smallest_N.clamp(min=0)
     near_zero_N = (top_NK[:, :k].abs() <= fp32_N[:, None]).any(1)
     close_N = torch.zeros_like(missed_N)
     if top_NK.shape[1] > k:
         close_N = (smallest_N > 0) & (smallest_N - top_NK[:, k] <= fp32_N)
-    return missed_N | near_zero_N | close_N | ~torch.isfinite(cut_N)
+    return missed_N | near_zero_N | close_N | ~torch.isfinite(reach_N)
 
 
 def fp32_bound(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> Tensor:
