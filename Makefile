@@ -45,6 +45,7 @@ demo: $(RUN)
 
 lint: $(TEST)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/mypy
 
 test: lint

@@ -26,6 +26,13 @@ _PUBLIC = {
     "TopK": "saelab.autoencoders.topk",
     "MutualChoice": "saelab.autoencoders.choice",
     "BatchTopK": "saelab.autoencoders.choice",
+    "ReLU": "saelab.autoencoders.relu",
+    "Gated": "saelab.autoencoders.gated",
+    "JumpReLU": "saelab.autoencoders.jumprelu",
+    "Matryoshka": "saelab.autoencoders.matryoshka",
+    "MultiTopK": "saelab.autoencoders.multitopk",
+    "FeatureChoice": "saelab.autoencoders.feature_choice",
+    "GradientTopK": "saelab.autoencoders.gradient",
     "train": "saelab.training.loop",
     "sweep": "saelab.training.loop",
     "Run": "saelab.training.run",
@@ -66,6 +73,13 @@ if TYPE_CHECKING:
     from saelab.autoencoders.choice import BatchTopK as BatchTopK
     from saelab.autoencoders.choice import MutualChoice as MutualChoice
     from saelab.autoencoders.codes import SparseCodes as SparseCodes
+    from saelab.autoencoders.feature_choice import FeatureChoice as FeatureChoice
+    from saelab.autoencoders.gated import Gated as Gated
+    from saelab.autoencoders.gradient import GradientTopK as GradientTopK
+    from saelab.autoencoders.jumprelu import JumpReLU as JumpReLU
+    from saelab.autoencoders.matryoshka import Matryoshka as Matryoshka
+    from saelab.autoencoders.multitopk import MultiTopK as MultiTopK
+    from saelab.autoencoders.relu import ReLU as ReLU
     from saelab.autoencoders.sae import SAE as SAE
     from saelab.autoencoders.topk import TopK as TopK
     from saelab.errors import CheckpointError as CheckpointError

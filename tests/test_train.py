@@ -151,7 +151,14 @@ def test_schedule_is_relative():
     assert long.lr_factor(long.steps - 1) < 1e-4
     assert Schedule(4096 * 16_000, 4096).short_run_boost == 1 == long.short_run_boost
     assert Schedule(4096 * 4000, 4096).short_run_boost == 2 and short.short_run_boost == 8
-    assert sum(Schedule(10_001, 4096).rows(i) for i in range(3)) == 10_001
+    assert [Schedule(10_001, 4096).rows(i) for i in range(3)] == [3333, 3334, 3334]
+
+
+@pytest.mark.parametrize("tokens", [1, 255, 257, 513])
+def test_any_number_of_tokens_and_rows_that_do_not_vary(tokens):
+    assert run_on(planted(300), tokens=tokens).history.tokens.iloc[-1] == tokens
+    assert run_on(torch.ones(300, 4), tokens=tokens).history.loss.iloc[-1] < 1e9
+    assert run_on(torch.zeros(300, 4), tokens=tokens).history.loss.iloc[-1] == 0
 
 
 def test_high_norm_rows_are_left_out_counted_and_reported():

@@ -1,12 +1,13 @@
 """Which token-latent pairs fire: rules that spend a budget over the score matrix [n_tokens, d_sae]."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from saelab.autoencoders.codes import SparseCodes, refuse_dense
-from saelab.kernels import selection, sparse, threshold
+from saelab.kernels import columns, selection, sparse, threshold
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,24 @@ class PreActivations:
         chosen = threshold.top_total(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budget)
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
+    def per_latent(self, budgets: Tensor) -> SparseCodes:
+        """The `budgets[f]` [d_sae] largest positive ones of each latent (Feature Choice: Ayonrinde 2024), differentiable.
+
+        Ties go to the lower token; a latent with fewer positive ones gets only those.
+        """
+        chosen = columns.per_latent(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budgets)
+        return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
+
     def above(self, cut: Tensor) -> SparseCodes:
         """The positive ones above a threshold, one for all latents or one each [d_sae], differentiable."""
         chosen = threshold.above(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), cut)
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
     def dense(self) -> Tensor:
-        """All of them, [n, d_sae], differentiable; `ConfigError` where that would not fit."""
+        """All of them, [n, d_sae], differentiable, computed once; `ConfigError` where that would not fit."""
+        return self._dense
+
+    @cached_property
+    def _dense(self) -> Tensor:
         refuse_dense(len(self.x_ND), len(self.W_FD), self.x_ND.element_size())
         return torch.nn.functional.linear(self.x_ND, self.W_FD, self.b_F)

@@ -17,11 +17,15 @@ REGISTRY: dict[str, type["Architecture"]] = {}
 
 @dataclass
 class Batch:
-    """Aligned rows in the SAE's own units: input x [n, d_in], target [n, d_out], gradient [n, d_in] where there are any."""
+    """Aligned rows in the SAE's own units: input x [n, d_in], target [n, d_out], gradient [n, d_in] where there are any.
+
+    `scores` is what the architecture made of them, for losses that need more than the codes.
+    """
 
     x: Tensor
     target: Tensor
     gradient: Tensor | None = None
+    scores: PreActivations | None = None
 
 
 @dataclass
@@ -90,8 +94,7 @@ class Architecture:
     input_scale: str | None = "rms"
 
     needs_gradients: ClassVar[bool] = False
-    unit_decoder: ClassVar[bool] = True  # decoder rows are kept at length 1
-    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # of Adam
+    saelens_bias: ClassVar[str] = "b_enc"  # what SAELens calls the bias of the encoder
 
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.__name__] = cls
@@ -116,8 +119,25 @@ class Architecture:
         """2e-4 / sqrt(d_sae / 2^14) (the scaling of Gao et al. 2024, section 3; the constant of dictionary_learning)."""
         return 2e-4 / (self.d_sae / 2**14) ** 0.5
 
+    @property
+    def unit_decoder(self) -> bool:
+        """Whether decoder rows are kept at length 1."""
+        return True
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Adam's."""
+        return (0.9, 0.999)
+
+    def lr_factor(self, progress: float, base: float) -> float:
+        """What the learning rate is multiplied by, from 0 to 1; `base` is the schedule's warm-up and decay."""
+        return base
+
     def extra_parameters(self) -> dict[str, Tensor]:
-        """Parameters beside the four that all have, by name, with their initial values (`Params.extra`)."""
+        """Parameters beside the four that all have, by name, with their initial values (`Params.extra`).
+
+        Those of one dimension keep their precision in any `.to(dtype)`.
+        """
         return {}
 
     def rate_factor(self, name: str) -> float:
@@ -132,8 +152,12 @@ class Architecture:
 
     def after_step(
         self, params: Params, batch: Batch, codes: "SparseCodes | Tensor", state: State, progress: float
-    ) -> None:
-        """Whatever is done, in place and without gradients, after the optimiser's step."""
+    ) -> Tensor | None:
+        """Whatever is done, in place and without gradients, after the optimiser's step.
+
+        The latents [m] whose weights were set anew, if there are any: the optimiser forgets what it knew of them.
+        """
+        return None
 
     def buffers(self) -> dict[str, Tensor]:
         """What this architecture keeps in the state beside what all do: thresholds, densities."""
@@ -163,6 +187,11 @@ class Architecture:
     def to_saelens(self) -> dict[str, Any]:
         """What `cfg.json` says of this architecture, in SAELens v6's words."""
         raise NotImplementedError
+
+    def saelens_tensors(self, params: Params, state: State) -> dict[str, Tensor]:
+        """What SAELens's layout holds beside the weights and biases that all have, in units of the raw activation."""
+        threshold = self.thresholds(state)
+        return {} if threshold is None else {"threshold": (threshold / state.scale).expand(self.d_sae)}
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; `from_dict` reads it back."""

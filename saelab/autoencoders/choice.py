@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.autoencoders import objectives
+from saelab.autoencoders import objectives, zipf
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
+from saelab.autoencoders.averages import forgetting
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
+from saelab.training import distributed
 
 HALF_LIFE = 0.02  # of the threshold's average, in shares of the run
 LEARN_FROM = 0.2  # thresholds of earlier weights say little about the last ones
+DENSITY_HALF_LIFE = 0.05
+TARGETS_FROM, TARGETS_EVERY = 0.05, 0.01
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -28,12 +32,19 @@ class MutualChoice(Architecture):
     above one threshold for all: the average of the batches' cuts from 20% of the run on, with a half-life of 2% of it,
     bias-corrected (BatchTopK uses such an average; its rates, relative to the run, are our choice). The loss is TopK's.
 
+    With `aux="zipf"` the auxiliary loss revives under-used latents too: those of the lower half of the ranks that fire on
+    less than tau times what a Zipf-Mandelbrot law fitted to all densities gives their rank (`zipf.aux_zipf_latents`). The
+    densities are averages with a half-life of 5% of the run, the law is fitted every 1% from 5% on. The paper names the
+    loss and its purpose; formula, tau and schedule are ours and not the paper's.
+
     Args:
         k: latents a token on average; 1 to d_sae.
         d_sae: number of latents.
         aux_coefficient, aux_k, input_scale: as for `TopK`.
+        aux: "k" revives dead latents, "zipf" under-used ones as well.
+        tau: of aux "zipf"; at 0 it is aux-k exactly.
 
-    Raises `ConfigError` when k is not between 1 and d_sae.
+    Raises `ConfigError` when k is not between 1 and d_sae, `aux` is unknown or tau negative.
 
     >>> MutualChoice(k=16, d_sae=1024)
     MutualChoice(k=16, d_sae=1024)
@@ -42,15 +53,31 @@ class MutualChoice(Architecture):
     k: int
     aux_coefficient: float = 1 / 32
     aux_k: int | None = None
+    aux: str = "k"
+    tau: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.k, int) or not 1 <= self.k <= self.d_sae:
             raise ConfigError(f"k is {self.k!r} and d_sae is {self.d_sae:,}: k must be a whole number from 1 to d_sae")
         objectives.check_aux(self.aux_coefficient, self.aux_k)
+        if self.aux not in ("k", "zipf"):
+            raise ConfigError(f"aux is {self.aux!r}; use 'k' or 'zipf'")
+        if not self.tau >= 0:
+            raise ConfigError(f"tau is {self.tau!r}; it must be 0 or more")
+
+    @property
+    def tracks_density(self) -> bool:
+        """Whether the state keeps an average density of each latent."""
+        return self.aux == "zipf"
 
     def buffers(self) -> dict[str, Tensor]:
-        return {"cut_sum": torch.zeros(()), "cut_weight": torch.zeros(()), "cut_progress": torch.zeros(())}
+        buffers = {"cut_sum": torch.zeros(()), "cut_weight": torch.zeros(()), "cut_progress": torch.zeros(())}
+        if self.tracks_density:
+            buffers["density_sum"] = torch.zeros(self.d_sae, dtype=torch.float64)
+            buffers |= {"density_weight": torch.zeros((), dtype=torch.float64), "density_progress": torch.zeros(())}
+            buffers |= {"target": torch.zeros(self.d_sae, dtype=torch.float64), "target_progress": torch.zeros(())}
+        return buffers
 
     def rescale(self, params: Params, state: State, ratio: float) -> None:
         state.cut_sum.mul_(ratio)
@@ -61,10 +88,9 @@ class MutualChoice(Architecture):
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         codes = scores.per_batch(self.k * len(scores.x_ND))
         if progress >= LEARN_FROM and len(codes.values):
-            decay = 0.5 ** ((progress - float(state.cut_progress)) / HALF_LIFE)
-            state.cut_sum.mul_(decay).add_(codes.values.detach().amin())
-            state.cut_weight.mul_(decay).add_(1)
-            state.cut_progress.fill_(progress)
+            left = forgetting(state.cut_progress, progress, HALF_LIFE)
+            state.cut_sum.mul_(left).add_(codes.values.detach().amin())
+            state.cut_weight.mul_(left).add_(1)
         return codes
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
@@ -74,7 +100,39 @@ class MutualChoice(Architecture):
         return scores.above(threshold)
 
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        return objectives.reconstruction(self, batch, x_hat, params, state)
+        revived = None
+        if self.aux == "zipf":
+            revived = zipf.aux_zipf_latents(state.dead, self.density(state), state.target, self.tau)
+        return objectives.reconstruction(self, batch, x_hat, params, state, revived)
+
+    def after_step(self, params: Params, batch: Batch, codes: Any, state: State, progress: float) -> None:
+        if not self.tracks_density:
+            return
+        left = forgetting(state.density_progress, progress, DENSITY_HALF_LIFE)
+        fires = distributed.sum_(codes.by_latent().offsets.diff())
+        state.density_sum.mul_(left).add_(fires)
+        state.density_weight.mul_(left).add_(len(codes) * distributed.world_size())
+        if self.aux == "zipf":
+            since = progress - float(state.target_progress)
+            if progress < TARGETS_FROM:
+                state.target.zero_()
+                state.target_progress.zero_()
+            elif since < 0 or since >= TARGETS_EVERY:
+                order = self.density(state).argsort(descending=True, stable=True)
+                state.target.copy_(self.expected_density(state, order))
+                state.target[order[: self.d_sae - self.d_sae // 2]] = 0
+                state.target_progress.fill_(progress)
+
+    def density(self, state: State) -> Tensor:
+        """Average share of the tokens [d_sae] on which each latent fires of late."""
+        return state.density_sum / state.density_weight.clamp_min(1)
+
+    def expected_density(self, state: State, order: Tensor) -> Tensor:
+        """What the law fitted to the densities gives each latent [d_sae]; `order` has the latents by rank."""
+        a, b = zipf.fit(self.density(state))
+        expected = torch.empty_like(state.density_sum)
+        expected[order] = self.k * zipf.law(a, b, self.d_sae).to(expected.device)
+        return expected
 
     def to_saelens(self) -> dict[str, Any]:
         return {"architecture": "jumprelu"}

@@ -85,6 +85,11 @@ class SparseCodes:
         codes._rows, codes._by_latent = self._rows, self._by_latent
         return codes
 
+    def where(self, keep: Tensor) -> "SparseCodes":
+        """The entries for which `keep` [nnz] is true."""
+        counts = torch.bincount(self.rows()[keep], minlength=len(self))
+        return SparseCodes(self.values[keep], self.indices[keep], _offsets(counts), self.n_latents)
+
     def to_dense(self) -> Tensor:
         """The dense [n, n_latents] matrix.
 

@@ -15,13 +15,15 @@ from saelab.kernels import sparse
 def fraction_of_variance_unexplained(target_ND: Tensor, x_hat_ND: Tensor) -> Tensor:
     """sum |x - x_hat|^2 / sum |x - mean|^2 over the batch: the MSE in units of the variance (Gao et al. 2024, app. A).
 
+    The error itself where the rows do not vary.
+
     >>> import torch
     >>> x = torch.tensor([[1.0], [3.0]])
     >>> fraction_of_variance_unexplained(x, torch.tensor([[1.0], [2.0]]))
     tensor(0.5000)
     """
     variance = (target_ND - target_ND.mean(0)).square_().sum()
-    return (target_ND - x_hat_ND).square().sum() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+    return (target_ND - x_hat_ND).square().sum() / torch.where(variance > 0, variance, 1.0)
 
 
 def aux_k(
@@ -48,16 +50,20 @@ def aux_k(
     return loss.nan_to_num(0.0)
 
 
-def reconstruction(cfg: Any, batch: Batch, x_hat_ND: Tensor, params: Params, state: State) -> dict[str, Tensor]:
+def reconstruction(
+    cfg: Any, batch: Batch, x_hat_ND: Tensor, params: Params, state: State, revived_F: Tensor | None = None
+) -> dict[str, Tensor]:
     """FVU, and aux-k weighted by `cfg.aux_coefficient` where that is not 0: the losses of the TopK family.
 
-    `cfg.aux_k` None means the power of two nearest to d_in / 2.
+    `cfg.aux_k` None means the power of two nearest to d_in / 2. `revived_F` are the latents that aux-k is over, by default
+    the dead ones.
     """
     terms = {"fvu": fraction_of_variance_unexplained(batch.target, x_hat_ND)}
     if cfg.aux_coefficient:
         k = cfg.aux_k or 2 ** round(math.log2(max(batch.x.shape[1] / 2, 1)))
         error_ND, x_ND = (batch.target - x_hat_ND).detach(), (batch.x - params.b_dec).detach()
-        aux = aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, state.dead, k)
+        revived_F = state.dead if revived_F is None else revived_F
+        aux = aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, revived_F, k)
         terms["aux"] = cfg.aux_coefficient * aux
     return terms
 

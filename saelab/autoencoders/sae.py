@@ -27,6 +27,13 @@ class LatentStats(NamedTuple):
     std: Tensor
 
 
+class _Extra(nn.ParameterDict):
+    """Parameters of which the vectors (thresholds, gains) keep their precision: bf16 could not hold their small steps."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "_Extra":
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device) if tensor.ndim < 2 else fn(tensor), recurse)
+
+
 class SAE(nn.Module):
     """A sparse autoencoder of vectors of width `d_in` with `cfg.d_sae` latents.
 
@@ -65,7 +72,7 @@ class SAE(nn.Module):
         self.encoder_weight = nn.Parameter(W_dec.clone())  # [d_sae, d_in]: a latent's encoder is contiguous
         self.encoder_bias = nn.Parameter(torch.zeros(self.d_sae))  # the biases are in units of x * scale
         self.decoder_bias = nn.Parameter(torch.zeros(self.d_out))
-        self.extra = nn.ParameterDict(cfg.extra_parameters())
+        self.extra = _Extra(cfg.extra_parameters())
         self.state = State(self.d_sae, cfg.buffers())
 
     @property

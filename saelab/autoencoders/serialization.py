@@ -5,8 +5,8 @@ A folder holds
 * `cfg.json`, with SAELens v6's keys; `metadata["saelab"]` has the format's version, the original configuration and the
   size and SHA-256 of the other files;
 * `sae_weights.safetensors`: exactly SAELens's tensors (`W_enc` [d_in, d_sae], `b_enc`, `W_dec` [d_sae, d_out], `b_dec`, and
-  `threshold` [d_sae] where latents fire by one), in units of the raw activation: the scale is folded into the biases and
-  thresholds, the decoder rows keep their unit norm;
+  `threshold` [d_sae] where latents fire by one; `r_mag`, `b_mag` and `b_gate` for `b_enc` in a gated SAE), in units of the
+  raw activation: the scale is folded into the biases and thresholds, the decoder rows keep their norm;
 * `sparsity.safetensors`: `sparsity` [d_sae], log10 of the share of tokens on which a latent fires;
 * `saelab.safetensors`: the scale and the training state. The scale is a power of two, so unfolding it is exact.
 """
@@ -34,10 +34,8 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
     if target.exists() and not (target / CONFIG).exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists and is not an SAE folder: give a new path, or remove it first")
     with whole_folder(target) as folder:
-        weights = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-        threshold = sae.cfg.thresholds(sae.state)
-        if threshold is not None:
-            weights["threshold"] = (threshold / sae.state.scale).expand(sae.d_sae)
+        weights = {"W_enc": sae.W_enc, sae.cfg.saelens_bias: sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        weights |= sae.cfg.saelens_tensors(sae.params(), sae.state)
         save_file({name: _plain(tensor) for name, tensor in weights.items()}, folder / WEIGHTS)
         ours = {name: tensor for name, tensor in sae.state_dict().items() if name.startswith(("state.", "extra."))}
         save_file({name: _plain(tensor) for name, tensor in ours.items()}, folder / OURS)
@@ -81,7 +79,7 @@ def load(path: str | os.PathLike) -> SAE:
             {
                 "encoder_weight": weights["W_enc"].T,
                 "W_dec": weights["W_dec"],
-                "encoder_bias": weights["b_enc"] * scale,
+                "encoder_bias": weights[cfg.saelens_bias] * scale,
                 "decoder_bias": weights["b_dec"] * scale,
                 **rest,
             }

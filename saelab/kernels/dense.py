@@ -1,4 +1,4 @@
-"""The slow twins of `sparse.py` and `selection.py`: dense, obvious, in plain autograd. Tests hold them equal."""
+"""The slow twins of the other files here: dense, obvious, in plain autograd. Tests hold them equal."""
 
 import torch
 from torch import Tensor
@@ -30,3 +30,20 @@ def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> SparseCod
     chosen = scores_NF.flatten().sort(descending=True, stable=True).indices[:budget]
     kept = torch.zeros_like(scores_NF).flatten().index_fill(0, chosen, 1.0).view_as(scores_NF)
     return SparseCodes.from_dense(scores_NF * kept)
+
+
+def per_latent(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> SparseCodes:
+    """The `m_F[f]` largest positive pre-activations of each latent; of equal ones, the lower token."""
+    scores_NF = torch.nn.functional.linear(x_ND, W_FD, b_F)
+    ranks_NF = scores_NF.sort(dim=0, descending=True, stable=True).indices.argsort(dim=0)
+    return SparseCodes.from_dense(scores_NF * (ranks_NF < m_F))
+
+
+def top_k_weighted(
+    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, gradient_ND: Tensor, W_dec_FD: Tensor, strength: float, k: int
+) -> SparseCodes:
+    """The pre-activations z at the k largest relu(z) (1 + strength |gradient W_dec^T|) of each token."""
+    scores_NF = torch.nn.functional.linear(x_ND, W_FD, b_F)
+    weighted_NF = scores_NF.relu() * (1 + strength * (gradient_ND @ W_dec_FD.T).abs())
+    indices_NK = weighted_NF.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    return SparseCodes.from_rows(scores_NF.gather(1, indices_NK), indices_NK, len(W_FD))

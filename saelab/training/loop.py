@@ -199,7 +199,7 @@ def _together(
                         trainer.load_state_dict(checkpoint.part(tensors, f"{i}."))
                     data.source.load_state_dict(checkpoint.part(tensors, "source."))
                     say(f"continuing {folder} at step {step:,} of {schedule.steps:,}")
-        bar = stack.enter_context(running.bar_of(tokens, lead.done * batch_size, progress))
+        bar = stack.enter_context(running.bar_of(tokens, schedule.tokens_before(lead.done), progress))
         data.source.filling = lambda rows, goal: bar.set_postfix_str(f"filling the buffer: {rows:,} of {goal:,} rows")
         if lead.done == 0:
             sample = data.source.sample(SAMPLE_ROWS)
@@ -233,9 +233,10 @@ def _together(
                 trainer.sae.state.norm_limit.fill_(data.source.norms.limit)
             bar.update(len(rows["x"]))
             if log:
-                rate = (lead.done - logged) * batch_size / (time.perf_counter() - clock)
+                tokens_done = schedule.tokens_before(lead.done)
+                rate = (tokens_done - schedule.tokens_before(logged)) / (time.perf_counter() - clock)
                 for trainer, history, figure in zip(trainers, histories, figures, strict=True):
-                    row = running.history_row(trainer, figure, min(lead.done * batch_size, tokens), rate)
+                    row = running.history_row(trainer, figure, tokens_done, rate)
                     history.append(row | evaluation(trainer.sae) if evaluate else row)
                 for logger in opened:
                     logger.log(histories[0][-1])

@@ -95,9 +95,7 @@ def speaker(progress: bool) -> Any:
 def bar_of(tokens: int, done: int, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(
-        total=tokens, initial=min(done, tokens), unit=" tokens", unit_scale=True, desc="train", disable=not progress
-    )
+    return tqdm(total=tokens, initial=done, unit=" tokens", unit_scale=True, desc="train", disable=not progress)
 
 
 @contextlib.contextmanager

@@ -28,9 +28,13 @@ class Schedule:
     def steps(self) -> int:
         return -(-self.tokens // self.batch_size)
 
+    def tokens_before(self, step: int) -> int:
+        """Tokens that the steps before this one have used."""
+        return self.tokens * step // self.steps
+
     def rows(self, step: int) -> int:
-        """Rows in the batch of this step: the last one holds what is left."""
-        return min(self.batch_size, self.tokens - step * self.batch_size)
+        """Rows in the batch of this step: batches are as equal as they can be, so that no small one is left over."""
+        return self.tokens_before(step + 1) - self.tokens_before(step)
 
     def progress(self, step: int) -> float:
         return step / self.steps

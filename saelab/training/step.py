@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.architecture import Batch
+from saelab.autoencoders.architecture import Batch, Params
 from saelab.autoencoders.codes import SparseCodes
 from saelab.autoencoders.sae import SAE
 from saelab.errors import DataError
@@ -65,7 +65,9 @@ class Trainer:
         batch = self._batch(rows)
         with torch.no_grad():
             self.sae.decoder_bias.copy_(distributed.same_everywhere(geometric_median(batch.target)))
-            self.sae.cfg.prepare(self.sae.params(), batch, state)
+            params = self.sae.params()
+            self.sae.cfg.prepare(params, batch, state)
+            self._write(params)
 
     def _rescale(self, scale: float) -> None:
         ratio = scale / float(self.sae.state.scale)
@@ -86,7 +88,8 @@ class Trainer:
         x_ND, target_ND = batch.x, batch.target
 
         params = sae.params()
-        codes = cfg.allocate(cfg.scores(params, batch), state, progress)
+        batch.scores = cfg.scores(params, batch)
+        codes = cfg.allocate(batch.scores, state, progress)
         decoded_ND = sparse.decode(codes, params.W_dec) if isinstance(codes, SparseCodes) else codes @ params.W_dec
         x_hat_ND = decoded_ND + params.b_dec
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
@@ -101,7 +104,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.mean_gradients(self.parameters)
-        lr = self.lr * self.schedule.lr_factor(self.done)
+        lr = self.lr * cfg.lr_factor(progress, self.schedule.lr_factor(self.done))
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         with torch.no_grad():
@@ -110,7 +113,10 @@ class Trainer:
             self.optimizer.step()
             if cfg.unit_decoder:
                 normalise_rows(sae.W_dec)
-            cfg.after_step(params, batch, codes, state, progress)
+            params = sae.params()
+            renewed = cfg.after_step(params, batch, codes, state, progress)
+            if renewed is not None:
+                self._renew(renewed, params)
             fired = codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
             self._count(fired, target_ND)
         self.done += 1
@@ -131,8 +137,25 @@ class Trainer:
             mean = self.target_sum / n
             covariance = self.covariance / n - torch.outer(mean, mean)
             W_dec = self.sae.W_dec.detach().double()
-            variance = ((W_dec @ covariance) * W_dec).sum(1).clamp_min(0)
+            variance = (((W_dec @ covariance) * W_dec).sum(1) / W_dec.square().sum(1)).clamp_min(0).nan_to_num(0)
             self.sae.state.direction_std.copy_(variance.sqrt())
+
+    def _renew(self, latents: Tensor, params: Params) -> None:
+        """The weights of these latents were set anew: they start without a past."""
+        self._write(params)
+        self.sae.state.tokens_since_fired[latents] = 0
+        for parameter in (self.sae.encoder_weight, self.sae.encoder_bias, self.sae.W_dec):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[parameter][moment][latents] = 0
+
+    def _write(self, params: Params) -> None:
+        """Half precisions are computed with in copies: what was set in them goes back."""
+        sae = self.sae
+        for name, weight in sae.extra.items():
+            weight.copy_(params.extra[name])
+        weights = (sae.encoder_weight, sae.encoder_bias, sae.W_dec, sae.decoder_bias)
+        for weight, new in zip(weights, (params.W_enc, params.b_enc, params.W_dec, params.b_dec), strict=True):
+            weight.copy_(new)
 
     def _batch(self, rows: dict[str, Tensor]) -> Batch:
         dtype, scale = self.sae.dtype, self.sae.state.scale

@@ -1,0 +1,56 @@
+"""The price of a code, for rules without a budget: the units that it is given in, and how it rises.
+
+A coefficient lambda is meant for inputs with E|x| = sqrt(d_in) and scales with them, so that the same one means the same at
+every site. Shapes: N tokens, D inputs, F latents.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.errors import ConfigError
+from saelab.training import distributed
+
+RAMP = 0.2  # of the run, over which the price rises from 0
+_ROWS = 1024
+
+
+def check_price(name: str, value: float) -> None:
+    """Raise `ConfigError` for a coefficient that cannot be."""
+    if not (isinstance(value, (int, float)) and value >= 0):
+        raise ConfigError(f"{name} is {value!r}; it must be a number, 0 or more")
+
+
+def buffers() -> dict[str, Tensor]:
+    """What the state keeps: E|x| / sqrt(d_in) of the scaled input, and the share of the price that is asked now."""
+    return {"input_norm": torch.ones(()), "price_share": torch.zeros(())}
+
+
+def measure(batch: Batch, state: State) -> None:
+    """Set the unit of the price from a sample of rows."""
+    norm = torch.linalg.vector_norm(batch.x, dim=1).mean() / batch.x.shape[1] ** 0.5
+    state.input_norm.copy_(distributed.same_everywhere(norm))
+
+
+def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
+    """Multiply the encoder by the one number that makes the first reconstruction of a ReLU SAE best (our choice).
+
+    Tied unit rows, half of which fire, would reconstruct several times the input.
+    """
+    rows = Batch(batch.x[:_ROWS], batch.target[:_ROWS])
+    wanted_ND, found_ND = rows.target - params.b_dec, cfg.scores(params, rows).dense().relu() @ params.W_dec
+    factor = (wanted_ND * found_ND).sum() / found_ND.square().sum()
+    if bool(torch.isfinite(factor)) and float(factor) > 0:
+        params.W_enc.mul_(distributed.same_everywhere(factor))
+
+
+def rise(state: State, progress: float) -> None:
+    """Let the price rise to its whole over the first 20% of the run; an SAE that is trained on has risen already."""
+    state.price_share.clamp_(min=min(1.0, progress / RAMP))
+
+
+def squared_error(batch: Batch, x_hat_ND: Tensor) -> Tensor:
+    """sum |x - x_hat|^2 / n: the mean over tokens of the squared distance."""
+    return (batch.target - x_hat_ND).square().sum() / len(x_hat_ND)
