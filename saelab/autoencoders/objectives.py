@@ -22,8 +22,9 @@ def fraction_of_variance_unexplained(target_ND: Tensor, x_hat_ND: Tensor) -> Ten
     >>> fraction_of_variance_unexplained(x, torch.tensor([[1.0], [2.0]]))
     tensor(0.5000)
     """
-    variance = (target_ND - target_ND.mean(0)).square_().sum()
-    return (target_ND - x_hat_ND).square().sum() / torch.where(variance > 0, variance, 1.0)
+    variance = torch.linalg.vector_norm(target_ND - target_ND.mean(0)).square()
+    error = torch.linalg.vector_norm(target_ND - x_hat_ND).square()  # without a matrix of squares, here and backwards
+    return error / torch.where(variance > 0, variance, 1.0)
 
 
 def aux_k(
@@ -61,9 +62,11 @@ def reconstruction(
     terms = {"fvu": fraction_of_variance_unexplained(batch.target, x_hat_ND)}
     if cfg.aux_coefficient:
         k = cfg.aux_k or 2 ** round(math.log2(max(batch.x.shape[1] / 2, 1)))
-        error_ND, x_ND = (batch.target - x_hat_ND).detach(), (batch.x - params.b_dec).detach()
         revived_F = state.dead if revived_F is None else revived_F
-        aux = aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, revived_F, k)
+        aux = x_hat_ND.new_zeros(())
+        if bool(revived_F.any()):
+            error_ND, x_ND = (batch.target - x_hat_ND).detach(), (batch.x - params.b_dec).detach()
+            aux = aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, revived_F, k)
         terms["aux"] = cfg.aux_coefficient * aux
     return terms
 

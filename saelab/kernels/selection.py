@@ -10,6 +10,7 @@ Of equal scores the lower index wins. Shapes: N tokens, D inputs, F latents, K k
 """
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 from saelab.autoencoders.codes import SparseCodes
 from saelab.kernels.sparse import sampled_product
 
-TILE = 512  # rows of a product; an fp32 product of 64 rows or more has the same bits whatever its number of rows
-PAD = 64
+_TILE_ROWS, _TILE_SCORES = 1024, 2**24  # the larger of a product's parts, in rows and in scores
+PAD = 64  # an fp32 product of 64 rows or more has the same bits whatever its number of rows
 _BF16_UNIT = 2.0**-9
 _CANDIDATES = 3  # times k: far enough down for the rigorous bound on bf16's error to clear nearly every token
 _SHORTLIST_LATENTS = 2048  # below this many latents the product is too small for a shortlist to pay
@@ -62,17 +63,30 @@ def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, shortlist: bool | Non
     return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
 
 
-def tiles(n: int) -> list[slice]:
-    """Equal parts of at most TILE rows, so that none is small enough to change the bits of a product."""
-    count = -(-n // TILE)
+def tile_rows(n_latents: int) -> int:
+    """Rows of a part of the dense product."""
+    return max(2 * PAD, min(_TILE_ROWS, _TILE_SCORES // n_latents))
+
+
+def tiles(n: int, n_latents: int) -> list[slice]:
+    """Equal parts of at most `tile_rows` rows, so that none is small enough to change the bits of a product."""
+    count = -(-n // tile_rows(n_latents))
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
+def products(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The dense scores part by part, (rows, scores [rows, n_latents]), all in the same memory: use one before the next."""
+    parts = tiles(len(x_ND), len(W_FD))
+    memory = x_ND.new_empty(max((part.stop - part.start for part in parts), default=0), len(W_FD))
+    for part in parts:
+        yield part, torch.addmm(b_F, x_ND[part], W_FD.T, out=memory[: part.stop - part.start])
 
 
 def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_NK = x_ND.new_empty(len(x_ND), k)
     indices_NK = torch.empty(len(x_ND), k, dtype=torch.int64, device=x_ND.device)
-    for rows in tiles(len(x_ND)):
-        values_NK[rows], indices_NK[rows] = _largest(torch.nn.functional.linear(x_ND[rows], W_FD, b_F), k)
+    for rows, scores in products(x_ND, W_FD, b_F):
+        values_NK[rows], indices_NK[rows] = _largest(scores, k)
     return values_NK, indices_NK
 
 
@@ -94,8 +108,7 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
     low_NM = x_low.new_empty(len(x_ND), n_candidates)
     candidates_NM = torch.empty(len(x_ND), n_candidates, dtype=torch.int64)
-    for rows in tiles(len(x_ND)):
-        scores = torch.nn.functional.linear(x_low[rows], W_low, b_low)
+    for rows, scores in products(x_low, W_low, b_low):
         torch.topk(scores, n_candidates, dim=1, out=(low_NM[rows], candidates_NM[rows]))
     kth_N, cut_N = low_NM[:, k - 1].float(), low_NM[:, -1].float()
     bound_N = bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, kth_N)
@@ -109,7 +122,7 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     places_NK = top.indices[:, :k].sort(dim=1).values
     values_NK, indices_NK = scores_NM.gather(1, places_NK), candidates_NM.gather(1, places_NK)
     doubtful = _in_doubt(top.values, k, cut_N + bound_N, fp32_bound(x_ND, W_FD, b_F)).nonzero().squeeze(1)
-    for some in doubtful.split(TILE):
+    for some in doubtful.split(tile_rows(len(W_FD))):
         values_NK[some], indices_NK[some] = _largest(dense_rows(x_ND, W_FD, b_F, some), k)
     return values_NK, indices_NK
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.autoencoders.codes import SparseCodes
-from saelab.kernels.selection import PAD, bf16_bounds, dense_rows, fp32_bound, shortlist_pays, tiles
+from saelab.kernels.selection import PAD, bf16_bounds, dense_rows, fp32_bound, products, shortlist_pays
 from saelab.kernels.sparse import sampled_product
 
 _GROUP = 32
@@ -77,18 +77,12 @@ def _collect(
     if shortlist is None:
         shortlist = shortlist_pays(x_ND, W_FD, 1)
     if not shortlist:
-        found = [
-            _entries(torch.nn.functional.linear(x_ND[part], W_FD, b_F), cut_F, None, part.start)
-            for part in tiles(len(x_ND))
-        ]
+        found = [_entries(scores, cut_F, None, part.start) for part, scores in products(x_ND, W_FD, b_F)]
         rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
         return _in_order(rows, indices, values, len(W_FD))
     x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
     loose_N = bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, cut_F.amax().expand(len(x_ND)))
-    found = [
-        _entries(torch.nn.functional.linear(x_low[part], W_low, b_low), cut_F, loose_N[part], part.start)
-        for part in tiles(len(x_ND))
-    ]
+    found = [_entries(scores, cut_F, loose_N[part], part.start) for part, scores in products(x_low, W_low, b_low)]
     rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
     rows, indices, _ = _in_order(rows, indices, values, len(W_FD))
     places = _codes(rows, indices, x_ND.new_empty(0), len(x_ND), len(W_FD))

@@ -25,7 +25,7 @@ def top_k_weighted(
     values_NK = x_ND.new_empty(len(x_ND), k)
     indices_NK = torch.empty(len(x_ND), k, dtype=torch.int64, device=x_ND.device)
     with torch.no_grad():
-        for rows in tiles(len(x_ND)):
+        for rows in tiles(len(x_ND), len(W_FD)):
             scores_NF = torch.nn.functional.linear(x_ND[rows], W_FD, b_F)
             weights_NF = torch.nn.functional.linear(gradient_ND[rows], W_dec_FD).abs_().mul_(strength).add_(1)
             indices_NK[rows] = _largest(weights_NF.mul_(scores_NF.relu()), k)[1]
