@@ -32,7 +32,12 @@ OPTIONS = (
     Option("buffer-tokens", capacity, 131_072, "tokens shuffled together, or bytes as in 2GiB"),
     Option("lr", float, None, "learning rate (default: the architecture's, by its width, raised for short runs)"),
     Option("log-every", positive, None, "tokens between rows of the history (default: a hundredth of the run)"),
-    Option("checkpoint-every", positive, None, "tokens between checkpoints (default: a tenth of the run, at most one a minute)"),
+    Option(
+        "checkpoint-every",
+        positive,
+        None,
+        "tokens between checkpoints (default: a tenth of the run, at most one a minute)",
+    ),
     Option("evaluate-every", positive, None, "tokens between evaluations on held-out text (default: none)"),
     Option("loggers", str, (), "wandb, tensorboard or both (default: none)", many=True),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
