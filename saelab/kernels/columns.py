@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saelab.autoencoders.codes import SparseCodes
 from saelab.kernels.selection import fp32_bound
-from saelab.kernels.threshold import _codes, _collect, _in_order, _settled
+from saelab.kernels.threshold import as_codes, collect, in_order, settle
 
 _SAMPLE = 256
 _COLUMNS = 64
@@ -33,10 +33,10 @@ def per_latent(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor, shortlist: 
         wanted_F = m_F > 0
         if not bool(wanted_F.any()):
             none = m_F.new_empty(0)
-            return _codes(none, none, x_ND.new_empty(0), n, n_latents)
+            return as_codes(none, none, x_ND.new_empty(0), n, n_latents)
         cut_F = _guess(x_ND, W_FD, b_F, m_F)
         cut_F = torch.where(wanted_F, cut_F, cut_F[wanted_F].amax())
-        rows, indices, values = _collect(x_ND, W_FD, b_F, cut_F, shortlist)
+        rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
         found = (values > cut_F[indices]) & wanted_F[indices]
         count_F = torch.bincount(indices[found], minlength=n_latents)
         short_F = wanted_F & (count_F < m_F) & (cut_F > 0)
@@ -45,20 +45,20 @@ def per_latent(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor, shortlist: 
         if bool(short_F.any()):
             again = _columns(x_ND, W_FD, b_F, m_F, short_F.nonzero().squeeze(1))
             rows, indices, values = (torch.cat(pair) for pair in zip((rows, indices, values), again, strict=True))
-            rows, indices, values = _in_order(rows, indices, values, n_latents)
+            rows, indices, values = in_order(rows, indices, values, n_latents)
         rank = _ranks(indices, values, n_latents)
         near = _doubtful(x_ND, W_FD, b_F, m_F, indices, values, rank)
         if bool(near.any()):
-            values = _settled(x_ND, W_FD, b_F, rows, indices, values, near)
+            values = settle(x_ND, W_FD, b_F, rows, indices, values, near)
             rank = _ranks(indices, values, n_latents)
         keep = (rank < m_F[indices]) & (values > 0)
-        return _codes(rows[keep], indices[keep], values[keep], n, n_latents)
+        return as_codes(rows[keep], indices[keep], values[keep], n, n_latents)
 
 
 def keep_largest(codes: SparseCodes, m_F: Tensor) -> SparseCodes:
     """Of given codes only the `m_F[f]` largest of each latent, of equal ones the lower token; differentiable."""
     keep = _ranks(codes.indices, codes.values.detach(), codes.n_latents) < m_F[codes.indices]
-    return _codes(codes.rows()[keep], codes.indices[keep], codes.values[keep], len(codes), codes.n_latents)
+    return codes.where(keep)
 
 
 def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> Tensor:

@@ -86,11 +86,11 @@ def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Ten
     values_NK = x_ND.new_empty(len(x_ND), k)
     indices_NK = torch.empty(len(x_ND), k, dtype=torch.int64, device=x_ND.device)
     for rows, scores in products(x_ND, W_FD, b_F):
-        values_NK[rows], indices_NK[rows] = _largest(scores, k)
+        values_NK[rows], indices_NK[rows] = largest(scores, k)
     return values_NK, indices_NK
 
 
-def _largest(scores_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(scores_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, ordered by index; torch's top-k leaves open which of equal values it takes."""
     top = scores_NF.topk(min(k + 1, scores_NF.shape[1]), dim=1)
     indices_NK = top.indices[:, :k]
@@ -123,7 +123,7 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     values_NK, indices_NK = scores_NM.gather(1, places_NK), candidates_NM.gather(1, places_NK)
     doubtful = _in_doubt(top.values, k, cut_N + bound_N, fp32_bound(x_ND, W_FD, b_F)).nonzero().squeeze(1)
     for some in doubtful.split(tile_rows(len(W_FD))):
-        values_NK[some], indices_NK[some] = _largest(dense_rows(x_ND, W_FD, b_F, some), k)
+        values_NK[some], indices_NK[some] = largest(dense_rows(x_ND, W_FD, b_F, some), k)
     return values_NK, indices_NK
 
 

@@ -26,9 +26,9 @@ def above(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, threshold: Tensor, shortlist:
     """
     with torch.no_grad():
         cut_F = threshold.to(x_ND).expand(len(W_FD)).clamp_min(0)
-        rows, indices, values = _collect(x_ND, W_FD, b_F, cut_F, shortlist)
+        rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
         keep = values > cut_F[indices]
-        return _codes(rows[keep], indices[keep], values[keep], len(x_ND), len(W_FD))
+        return as_codes(rows[keep], indices[keep], values[keep], len(x_ND), len(W_FD))
 
 
 def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int, shortlist: bool | None = None) -> SparseCodes:
@@ -44,7 +44,7 @@ def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int, shortlist: b
         guess = _guess(x_ND, W_FD, b_F, budget)
         while True:
             cut_F = x_ND.new_full((len(W_FD),), guess)
-            rows, indices, values = _collect(x_ND, W_FD, b_F, cut_F, shortlist)
+            rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
             enough = int((values > guess).sum()) >= budget
             if enough or guess == 0:
                 break
@@ -53,13 +53,13 @@ def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int, shortlist: b
         if len(values) > budget:
             cut = values.kthvalue(len(values) - budget + 1).values
             near = (values - cut).abs() <= fp32_bound(x_ND, W_FD, b_F)[rows]
-            values = _settled(x_ND, W_FD, b_F, rows, indices, values, near)
+            values = settle(x_ND, W_FD, b_F, rows, indices, values, near)
             cut = values.kthvalue(len(values) - budget + 1).values
             keep = values > cut
             ties = (values == cut).nonzero().squeeze(1)
             keep[ties[: budget - int(keep.sum())]] = True
             rows, indices, values = rows[keep], indices[keep], values[keep]
-        return _codes(rows, indices, values, len(x_ND), len(W_FD))
+        return as_codes(rows, indices, values, len(x_ND), len(W_FD))
 
 
 def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> float:
@@ -70,7 +70,7 @@ def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> float:
     return max(0.0, float(scores.topk(share, sorted=False).values.amin()))
 
 
-def _collect(
+def collect(
     x_ND: Tensor, W_FD: Tensor, b_F: Tensor, cut_F: Tensor, shortlist: bool | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row-major (rows, indices, values) of at least all scores above the cuts; those near a cut have the dense value."""
@@ -79,16 +79,16 @@ def _collect(
     if not shortlist:
         found = [_entries(scores, cut_F, None, part.start) for part, scores in products(x_ND, W_FD, b_F)]
         rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return _in_order(rows, indices, values, len(W_FD))
+        return in_order(rows, indices, values, len(W_FD))
     x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
     loose_N = bf16_bounds(x_ND, x_low, W_FD, W_low, b_F, cut_F.amax().expand(len(x_ND)))
     found = [_entries(scores, cut_F, loose_N[part], part.start) for part, scores in products(x_low, W_low, b_low)]
     rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    rows, indices, _ = _in_order(rows, indices, values, len(W_FD))
-    places = _codes(rows, indices, x_ND.new_empty(0), len(x_ND), len(W_FD))
+    rows, indices, _ = in_order(rows, indices, values, len(W_FD))
+    places = as_codes(rows, indices, x_ND.new_empty(0), len(x_ND), len(W_FD))
     values = sampled_product(x_ND, W_FD, places) + b_F[indices]
     near = (values - cut_F[indices]).abs() <= fp32_bound(x_ND, W_FD, b_F)[rows]
-    return rows, indices, _settled(x_ND, W_FD, b_F, rows, indices, values, near)
+    return rows, indices, settle(x_ND, W_FD, b_F, rows, indices, values, near)
 
 
 def _entries(scores_NF: Tensor, cut_F: Tensor, loose_N: Tensor | None, first: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +113,7 @@ def _entries(scores_NF: Tensor, cut_F: Tensor, loose_N: Tensor | None, first: in
     return rows[entry] + first, member * groups + group[entry], inside[entry, member]
 
 
-def _settled(
+def settle(
     x_ND: Tensor, W_FD: Tensor, b_F: Tensor, rows: Tensor, indices: Tensor, values: Tensor, near: Tensor
 ) -> Tensor:
     """The values with those that are `near` a cut taken from the dense product."""
@@ -128,12 +128,12 @@ def _settled(
     return values.masked_scatter(near, settled)
 
 
-def _in_order(rows: Tensor, indices: Tensor, values: Tensor, f: int) -> tuple[Tensor, Tensor, Tensor]:
+def in_order(rows: Tensor, indices: Tensor, values: Tensor, f: int) -> tuple[Tensor, Tensor, Tensor]:
     order = (rows * f + indices).argsort()
     return rows[order], indices[order], values[order]
 
 
-def _codes(rows: Tensor, indices: Tensor, values: Tensor, n: int, f: int) -> SparseCodes:
+def as_codes(rows: Tensor, indices: Tensor, values: Tensor, n: int, f: int) -> SparseCodes:
     offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
     return SparseCodes(values, indices, offsets, f)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saelab.autoencoders.codes import SparseCodes
-from saelab.kernels.selection import _largest, tiles
+from saelab.kernels.selection import largest, tiles
 
 
 def top_k_weighted(
@@ -28,6 +28,6 @@ def top_k_weighted(
         for rows in tiles(len(x_ND), len(W_FD)):
             scores_NF = torch.nn.functional.linear(x_ND[rows], W_FD, b_F)
             weights_NF = torch.nn.functional.linear(gradient_ND[rows], W_dec_FD).abs_().mul_(strength).add_(1)
-            indices_NK[rows] = _largest(weights_NF.mul_(scores_NF.relu()), k)[1]
+            indices_NK[rows] = largest(weights_NF.mul_(scores_NF.relu()), k)[1]
             values_NK[rows] = scores_NF.gather(1, indices_NK[rows])
     return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
