@@ -33,6 +33,7 @@ _PUBLIC = {
     "MultiTopK": "saelab.autoencoders.multitopk",
     "FeatureChoice": "saelab.autoencoders.feature_choice",
     "GradientTopK": "saelab.autoencoders.gradient",
+    "Transcoder": "saelab.autoencoders.transcoder",
     "train": "saelab.training.loop",
     "sweep": "saelab.training.loop",
     "Run": "saelab.training.run",
@@ -40,6 +41,7 @@ _PUBLIC = {
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
     "Report": "saelab.evaluation.fidelity",
+    "QuickSelection": "saelab.selection.estimator",
     "SaelabError": "saelab.errors",
     "ConfigError": "saelab.errors",
     "SiteError": "saelab.errors",
@@ -49,10 +51,14 @@ _PUBLIC = {
     "InterventionError": "saelab.errors",
 }
 
+_SUBPACKAGES = ("dashboards",)  # found as attributes without an import of their own
+
 __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"saelab.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'saelab' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
@@ -65,6 +71,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from saelab import dashboards as dashboards
     from saelab.activations.buffer import ActivationBuffer as ActivationBuffer
     from saelab.activations.corpus import Corpus as Corpus
     from saelab.activations.corpus import load_corpus as load_corpus
@@ -82,6 +89,7 @@ if TYPE_CHECKING:
     from saelab.autoencoders.relu import ReLU as ReLU
     from saelab.autoencoders.sae import SAE as SAE
     from saelab.autoencoders.topk import TopK as TopK
+    from saelab.autoencoders.transcoder import Transcoder as Transcoder
     from saelab.errors import CheckpointError as CheckpointError
     from saelab.errors import ConfigError as ConfigError
     from saelab.errors import DataError as DataError
@@ -94,6 +102,7 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel as LanguageModel
     from saelab.models.language import load_model as load_model
     from saelab.models.tokens import Tokens as Tokens
+    from saelab.selection.estimator import QuickSelection as QuickSelection
     from saelab.training.loop import sweep as sweep
     from saelab.training.loop import train as train
     from saelab.training.run import Run as Run

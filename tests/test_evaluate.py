@@ -33,7 +33,7 @@ class Parts:
     def encode_sparse(self, x):
         return SparseCodes.from_dense(torch.cat([x.relu(), (-x).relu(), torch.zeros(len(x), 2)], 1))
 
-    def decode(self, codes):
+    def decode(self, codes, x=None):
         return (codes.to_dense() if isinstance(codes, SparseCodes) else codes) @ self.W_dec
 
     def __call__(self, x):

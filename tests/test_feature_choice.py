@@ -287,7 +287,7 @@ def test_it_can_be_trained_on_and_begins_a_new_schedule(trained):
 def test_another_input_scale_changes_no_code(trained):
     run, x = trained
     sae = copy.deepcopy(run.sae)
-    Trainer(sae, Schedule(1000, 100))._rescale(float(sae.state.scale) / 64)
+    Trainer(sae, Schedule(1000, 100))._rescale(*[float(sae.state.scale) / 64] * 2)
     assert torch.equal(sae.encode(x), run.sae.encode(x))
 
 

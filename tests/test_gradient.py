@@ -9,7 +9,10 @@ import saelab
 from saelab import ConfigError, GradientTopK, TopK
 from saelab.autoencoders.architecture import Architecture, Batch
 from saelab.autoencoders.gradient import GradientPreActivations, select_with_gradient
+from saelab.evaluation.fidelity import SELECTIONS
 from saelab.kernels import dense, selection, sparse, weighted
+from saelab.models.sites import run_recording
+from saelab.models.tokens import Tokens
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 from tests.test_kernels import problem
@@ -144,7 +147,7 @@ def test_another_input_scale_changes_no_choice():
     x, gradients = planted(), torch.randn(4000, 16)
     sae = run_on(Rows(x, gradients), sae=GradientTopK(k=3, d_sae=67), tokens=4000).sae
     before, plain = select_with_gradient(sae, x, gradients), sae.encode(x)
-    Trainer(sae, Schedule(1000, 100))._rescale(float(sae.state.scale) / 64)
+    Trainer(sae, Schedule(1000, 100))._rescale(*[float(sae.state.scale) / 64] * 2)
     after = select_with_gradient(sae, x, gradients)
     assert torch.equal(after.indices, before.indices) and torch.equal(after.values, before.values)
     assert torch.equal(sae.encode(x), plain)
@@ -236,3 +239,40 @@ def test_bad_betas(beta):
 def test_a_configuration_survives_json():
     cfg = GradientTopK(k=2, d_sae=8, beta=0.3)
     assert Architecture.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
+
+
+def test_evaluation_in_three_modes(tiny_llama):
+    """Plain is what `encode` does; the others choose with gradients, of the model's labels or of the true ones."""
+    lm = tiny_llama
+    corpus = saelab.load_corpus(torch.randint(256, (80, 32), generator=torch.Generator().manual_seed(0)))
+    sae = saelab.train(
+        lm, corpus, site=SITE, sae=GradientTopK(k=3, d_sae=64, beta=3.0), tokens=3000, batch_size=256, context_length=32,
+        buffer_tokens=2048, progress=False,
+    ).sae  # fmt: skip
+    arguments = {"tokens": 64, "sparsity_tokens": 64, "batch_size": 1, "progress": False}
+    reports = {mode: saelab.evaluate(sae, lm, corpus, selection=mode, **arguments) for mode in SELECTIONS}
+    assert len({report.fvu for report in reports.values()}) == 3
+    assert all(report.dead_fraction == reports["plain"].dead_fraction for report in reports.values())
+    assert "diagnostic" in repr(reports["grad_true"]) and "diagnostic" not in repr(reports["plain"])
+
+    contexts = corpus.contexts(lm, 32, "heldout")
+    for mode in SELECTIONS:
+        x_all, hats = [], []
+        for number in range(2):
+            ids = contexts.ids[number : number + 1].long()
+            tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+            seeds = [number] if mode == "grad_model" else None
+            found, slopes = run_recording(lm, tokens, [lm.site(SITE)], gradients=True, label_seeds=seeds)
+            x, slope = found[SITE][0], slopes[SITE][0]
+            codes = sae.encode_sparse(x) if mode == "plain" else select_with_gradient(sae, x, slope)
+            mine = (torch.arange(32) > 0) & sae.replaceable(x)
+            x_all.append(x[mine])
+            hats.append(sae.decode(codes)[mine].detach())
+        x, x_hat = torch.cat(x_all).double(), torch.cat(hats).double()
+        fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+        assert reports[mode].fvu == pytest.approx(float(fvu), rel=1e-5)
+    with pytest.raises(ConfigError, match="grad_model"):
+        saelab.evaluate(sae, lm, corpus, selection="gradient", **arguments)
+    top = run_on(planted(d=32), tokens=1000).sae
+    with pytest.raises(ConfigError, match="not a trained GradientTopK"):
+        saelab.evaluate(top, lm, corpus, site=SITE, selection="grad_true", **arguments)

@@ -9,6 +9,8 @@ import saelab
 from saelab.activations import harvest as module
 from saelab.activations.harvest import harvest, stream
 from saelab.errors import ConfigError, DataError
+from saelab.models.generation import drawn
+from saelab.models.tokens import Tokens
 from tests import toy_harvest
 from tests.toy_harvest import SEPARATOR, ToyCorpus, ToyModel
 
@@ -220,3 +222,47 @@ def test_smollm2_rows_are_the_hidden_states_of_transformers(smollm2):
         hidden = smollm2.model(ids, output_hidden_states=True).hidden_states[4]
     place = torch.searchsorted(store.contexts.long().unique(), store.contexts.long())
     torch.testing.assert_close(store[:], hidden[place, store.positions.long()].float(), atol=2e-3, rtol=1e-3)
+
+
+def test_sampled_gradients_are_those_of_labels_that_the_model_draws(tiny_llama):
+    site, corpus = "blocks.1.hook_resid_post", saelab.load_corpus(torch.randint(256, (40, 16)))
+    store, again = (
+        saelab.harvest(
+            tiny_llama,
+            corpus,
+            site=site,
+            tokens=60,
+            context_length=16,
+            batch_size=size,
+            gradients="sampled",
+            progress=False,
+        )  # fmt: skip
+        for size in (1, 4)
+    )
+    assert torch.equal(store.tokens[:], again.tokens[:]) and store.metadata["gradients"] == "sampled"
+    torch.testing.assert_close(store.gradients[:], again.gradients[:], rtol=1e-4, atol=1e-6)
+    contexts = corpus.contexts(tiny_llama, 16, "train")
+    number = int(store.contexts[0])
+    ids = contexts.ids[number : number + 1].long()
+    labels = drawn(tiny_llama.logits(ids)[:, :-1], [number])
+    assert not torch.equal(labels, ids[:, 1:])
+    tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    x = tiny_llama.record(tokens, site).requires_grad_()
+    with tiny_llama.intervene(site, lambda activation, where: x):
+        logits = tiny_llama.forward(tokens)
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0], reduction="sum")
+    (slope,) = torch.autograd.grad(loss, x)
+    mine = store.contexts[:] == number
+    torch.testing.assert_close(
+        store.gradients[:][mine], slope[0, store.positions[:][mine].long()], rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(ConfigError, match="'sampled'"):
+        saelab.harvest(tiny_llama, corpus, site=site, tokens=4, gradients="model", progress=False)
+
+
+def test_labels_are_drawn_from_the_models_distribution():
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).expand(1, 20_000, 4)
+    labels = drawn(logits, [3])
+    shares = torch.bincount(labels[0], minlength=4) / 20_000
+    torch.testing.assert_close(shares, logits[0, 0].softmax(0), rtol=0, atol=0.01)
+    assert torch.equal(drawn(logits.expand(2, -1, -1), [5, 3])[1], labels[0])

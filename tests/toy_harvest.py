@@ -30,7 +30,7 @@ class ToyModel:
         return x.sin() if not self.bad else x
 
 
-def run_recording(lm, tokens, sites, *, gradients=False):
+def run_recording(lm, tokens, sites, *, gradients=False, label_seeds=None):
     lm.calls += 1
     with torch.inference_mode():
         activations = {site.name: lm.activation(tokens.ids, site.width) for site in sites}

@@ -63,7 +63,7 @@ def stream(
     sites: Sequence[str],
     *,
     skip_positions: int = 1,
-    gradients: bool = False,
+    gradients: bool | str = False,
     start: int = 0,
     batch_size: int = 8,
     dtype: torch.dtype | None = None,
@@ -73,8 +73,9 @@ def stream(
 
     Content and order are deterministic: a stream from `start` yields the same bits as one that got there by itself.
     `gradients` adds the gradient of the summed next-token loss at each row and leaves out each context's last
-    position, where it is zero. Rows are fp32 unless `dtype`. `order` (int64, context numbers) reads the contexts in
-    that order; `start` and `Rows.cursor` count along it.
+    position, where it is zero; "sampled" takes labels that the model draws, by a generator seeded with the context's
+    number, instead of the true next tokens. Rows are fp32 unless `dtype`. `order` (int64, context numbers) reads the
+    contexts in that order; `start` and `Rows.cursor` count along it.
 
     Raises `SiteError` for a site that the model does not have, `ConfigError` for a `start` between two batches and
     `DataError`, naming site, context and position, when an activation is NaN or infinite.
@@ -96,7 +97,7 @@ def _batches(
     contexts: "Contexts",
     sites: dict[str, "Site"],
     skip_positions: int,
-    gradients: bool,
+    gradients: bool | str,
     start: int,
     batch_size: int,
     dtype: torch.dtype,
@@ -104,13 +105,14 @@ def _batches(
 ) -> Iterator[Rows]:
     for first in range(start, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        keep = usable(contexts.mask[numbers], skip_positions, gradients).flatten().nonzero().squeeze(1)
+        keep = usable(contexts.mask[numbers], skip_positions, bool(gradients)).flatten().nonzero().squeeze(1)
         if not len(keep):
             continue
         ids = contexts.ids[numbers]
         # Special tokens have no row but are read: only padding would be masked, and packed contexts have none.
         inputs = Tokens(ids.long(), torch.ones(ids.shape, dtype=torch.bool)).to(lm.device)
-        recorded = run_recording(lm, inputs, list(sites.values()), gradients=gradients)
+        seeds = numbers.tolist() if gradients == "sampled" else None
+        recorded = run_recording(lm, inputs, list(sites.values()), gradients=bool(gradients), label_seeds=seeds)
         activations, gradient = recorded if gradients else (recorded, None)
         rows = Rows(
             x=_picked(activations, sites, keep, dtype),
@@ -155,7 +157,7 @@ def harvest(
     site: str | None = None,
     sites: Sequence[str] | None = None,
     tokens: int,
-    gradients: bool = False,
+    gradients: bool | str = False,
     out: str | os.PathLike | None = None,
     context_length: int = 256,
     skip_positions: int = 1,
@@ -174,8 +176,9 @@ def harvest(
     ----------
     site, sites: one site gives a store, several give a dict of stores whose rows are aligned.
     tokens: the number of rows. A corpus that has fewer ends the harvest early, with a warning that gives both.
-    gradients: also store d(summed next-token loss) / d(activation) at each row, as `store.gradients`. A
-        context's last position is left out then: its gradient is zero.
+    gradients: True also stores d(summed next-token loss) / d(activation) at each row, as `store.gradients`, of the true
+        next tokens; "sampled", of labels drawn from the model's own distribution. A context's last position is left
+        out then: its gradient is zero.
     out: a folder, in which a harvest that was killed goes on, to the same bits, when called again, and a finished
         one is opened. Without it rows are kept in memory up to 2 GiB, beyond that in a temporary folder that is
         removed with the stores.
@@ -195,15 +198,17 @@ def harvest(
     >>> row = 123; int(stores["blocks.3.hook_resid_post"].tokens[row])    # doctest: +SKIP
     """
     names = _site_names(site, sites)
+    if gradients not in (True, False, "sampled"):
+        raise ConfigError(f"gradients is {gradients!r}; use True (true next tokens), 'sampled' or False")
     row_dtype = _row_dtype(dtype)
-    if tokens < 1 or batch_size < 1 or skip_positions < 0 or skip_positions + gradients >= context_length:
+    if tokens < 1 or batch_size < 1 or skip_positions < 0 or skip_positions + bool(gradients) >= context_length:
         raise ConfigError(
             f"tokens={tokens:,} and batch_size={batch_size:,} must be at least 1, and "
             f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions"
         )
     contexts = corpus.contexts(lm, context_length, split=split, prepend_bos=prepend_bos, progress=progress)
     context_length = contexts.ids.shape[1]  # rows of token ids keep their own
-    available = int(usable(contexts.mask, skip_positions, gradients).sum())
+    available = int(usable(contexts.mask, skip_positions, bool(gradients)).sum())
     if not available:
         raise DataError(
             f"none of the {contexts.mask.numel():,} tokens of {corpus.name} ({split}) can be used: all are "
@@ -227,6 +232,7 @@ def harvest(
         "split": split,
         "seed": seed,
     }
+    labels = {"gradients": "sampled" if gradients == "sampled" else "true"} if gradients else {}
     dtype_name = str(row_dtype).removeprefix("torch.")
     resolved = [lm.site(name) for name in names]
     plan: dict[str, Any] = {
@@ -240,13 +246,13 @@ def harvest(
             "dtype": dtype_name,
             "batch_size": batch_size,
         },
-        "metadata": {**metadata, "versions": _versions()},
+        "metadata": {**metadata, **labels, "versions": _versions()},
         "sites": [
             {"name": name, "width": s.width, "heads": [s.heads, s.width // s.heads] if s.heads else None}
             for name, s in zip(names, resolved, strict=True)
         ],
         "dtype": dtype_name,
-        "gradients": gradients,
+        "gradients": bool(gradients),
         "rows": min(tokens, available),
     }
     in_memory = out is None and plan["rows"] * row_bytes(layout_of(plan)) <= IN_MEMORY

@@ -33,7 +33,8 @@ class Params:
     """The weights as an architecture sees them, in the SAE's own units.
 
     `W_enc` [d_sae, d_in] (a latent's encoder is a row, for contiguous reads), `b_enc` [d_sae], `W_dec` [d_sae, d_out],
-    `b_dec` [d_out]; `extra` holds what an architecture adds, by name.
+    `b_dec` [d_out]; `extra` holds what an architecture adds, by name. An autoencoder takes b_dec from its input, `centres`;
+    a transcoder does not, and may have a skip connection, `extra["W_skip"]` [d_out, d_in].
     """
 
     W_enc: Tensor
@@ -41,12 +42,23 @@ class Params:
     W_dec: Tensor
     b_dec: Tensor
     extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    centres: bool = True
+
+    def centred(self, x_ND: Tensor) -> Tensor:
+        """What the encoder multiplies: x - b_dec, or x itself."""
+        return x_ND - self.b_dec if self.centres else x_ND
+
+    def base(self, x_ND: Tensor) -> Tensor:
+        """The output when no latent fires: b_dec [d_out], or b_dec + x W_skip^T [n, d_out]."""
+        W_skip = self.extra.get("W_skip")
+        return self.b_dec if W_skip is None else self.b_dec + x_ND @ W_skip.T
 
 
 class State(nn.Module):
     """What training learns beside the weights; kept in the state_dict, and in its own precision in any `.to(dtype)`."""
 
     scale: Tensor
+    target_scale: Tensor
     norm_limit: Tensor
     dead_after: Tensor
     tokens_since_fired: Tensor
@@ -60,7 +72,8 @@ class State(nn.Module):
         super().__init__()
         for name, tensor in extra.items():
             self.register_buffer(name, tensor)
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.ones(()))  # of the input; the next one, of target, codes and biases
+        self.register_buffer("target_scale", torch.ones(()))
         self.register_buffer("norm_limit", torch.tensor(math.inf))
         self.register_buffer("dead_after", torch.tensor(10_000_000))
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
@@ -94,6 +107,7 @@ class Architecture:
     input_scale: str | None = "rms"
 
     needs_gradients: ClassVar[bool] = False
+    centres_input: ClassVar[bool] = True  # b_dec is taken from the input, and the encoder starts tied to the decoder
     saelens_bias: ClassVar[str] = "b_enc"  # what SAELens calls the bias of the encoder
 
     def __init_subclass__(cls) -> None:
@@ -133,7 +147,7 @@ class Architecture:
         """What the learning rate is multiplied by, from 0 to 1; `base` is the schedule's warm-up and decay."""
         return base
 
-    def extra_parameters(self) -> dict[str, Tensor]:
+    def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
         """Parameters beside the four that all have, by name, with their initial values (`Params.extra`).
 
         Those of one dimension keep their precision in any `.to(dtype)`.
@@ -148,7 +162,7 @@ class Architecture:
         """Set what depends on data, in place, from a sample of rows before the first step of a fresh SAE."""
 
     def rescale(self, params: Params, state: State, ratio: float) -> None:
-        """Multiply, in place, what this architecture keeps in units of the scaled input: the scale changes by `ratio`."""
+        """Multiply, in place, what this architecture keeps in units of the scaled target: its scale changes by `ratio`."""
 
     def after_step(
         self, params: Params, batch: Batch, codes: "SparseCodes | Tensor", state: State, progress: float
@@ -169,7 +183,7 @@ class Architecture:
 
     def scores(self, params: Params, batch: Batch) -> PreActivations:
         """(x - b_dec) W_enc + b_enc, not yet computed."""
-        return PreActivations(batch.x - params.b_dec, params.W_enc, params.b_enc)
+        return PreActivations(params.centred(batch.x), params.W_enc, params.b_enc)
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes | Tensor:
         """The codes in training, sparse, or dense [n, d_sae] for rules without a budget; `progress` runs from 0 to 1."""
@@ -191,7 +205,7 @@ class Architecture:
     def saelens_tensors(self, params: Params, state: State) -> dict[str, Tensor]:
         """What SAELens's layout holds beside the weights and biases that all have, in units of the raw activation."""
         threshold = self.thresholds(state)
-        return {} if threshold is None else {"threshold": (threshold / state.scale).expand(self.d_sae)}
+        return {} if threshold is None else {"threshold": (threshold / state.target_scale).expand(self.d_sae)}
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; `from_dict` reads it back."""
@@ -207,4 +221,9 @@ class Architecture:
         known = {field.name for field in dataclasses.fields(REGISTRY[name])}
         if unknown := sorted(set(fields) - known):
             raise ConfigError(f"{name} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
-        return REGISTRY[name](**fields)
+        return REGISTRY[name].from_fields(fields)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "Architecture":
+        """The configuration with these fields, as `to_dict` wrote them."""
+        return cls(**fields)

@@ -50,7 +50,7 @@ class Gated(Architecture):
         super().__post_init__()
         penalty.check_price("l1", self.l1)
 
-    def extra_parameters(self) -> dict[str, Tensor]:
+    def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
         return {"r_mag": torch.zeros(self.d_sae), "b_mag": torch.zeros(self.d_sae)}
 
     def buffers(self) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Gated(Architecture):
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
         gate_NF = (batch.scores or self.scores(params, batch)).dense().relu()
         price = self.l1 * state.input_norm * state.price_share
-        by_gate_ND = gate_NF @ params.W_dec.detach() + params.b_dec.detach()
+        by_gate_ND = gate_NF @ params.W_dec.detach() + params.base(batch.x).detach()
         return {
             "squared_error": penalty.squared_error(batch, x_hat),
             "l1": price * gate_NF.sum(1).mean(),
@@ -95,4 +95,4 @@ class Gated(Architecture):
         return {"architecture": "gated"}
 
     def saelens_tensors(self, params: Params, state: State) -> dict[str, Tensor]:
-        return {"r_mag": params.extra["r_mag"], "b_mag": params.extra["b_mag"] / state.scale}
+        return {"r_mag": params.extra["r_mag"], "b_mag": params.extra["b_mag"] / state.target_scale}

@@ -81,7 +81,7 @@ class JumpReLU(Architecture):
         penalty.check_price("dead_coefficient", self.dead_coefficient)
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
 
-    def extra_parameters(self) -> dict[str, Tensor]:
+    def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
         return {"log_threshold": torch.zeros(self.d_sae)}
 
     def rate_factor(self, name: str) -> float:

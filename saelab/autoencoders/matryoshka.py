@@ -54,14 +54,17 @@ class Matryoshka(MutualChoice):
 
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
         terms = objectives.reconstruction(self, batch, x_hat, params, state)
-        prefixes = [objectives.fraction_of_variance_unexplained(batch.target, x) for x in self.prefixes(codes, params)]
+        prefixes = [
+            objectives.fraction_of_variance_unexplained(batch.target, x)
+            for x in self.prefixes(codes, params, params.base(batch.x))
+        ]
         whole = terms.pop("fvu")
         return {"prefix_fvu": torch.stack([*prefixes, whole]).mean(), **terms}
 
-    def prefixes(self, codes: SparseCodes, params: Params) -> list[Tensor]:
-        """The reconstructions [n, d_out] by each prefix but the whole: every entry is decoded once."""
+    def prefixes(self, codes: SparseCodes, params: Params, base: Tensor) -> list[Tensor]:
+        """The reconstructions [n, d_out] by each prefix but the whole, on top of `base`: every entry is decoded once."""
         found: list[Tensor] = []
-        x_hat, widths = params.b_dec, (0, *self.widths)
+        x_hat, widths = base, (0, *self.widths)
         parts = params.W_dec.split([stop - start for start, stop in zip(widths, widths[1:], strict=False)])
         for start, W_dec in zip(widths, parts[:-1], strict=False):
             inside = codes.where((codes.indices >= start) & (codes.indices < start + len(W_dec)))

@@ -32,6 +32,6 @@ class MultiTopK(TopK):
 
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
         wide = (batch.scores or self.scores(params, batch)).per_token(min(WIDER * self.k, self.d_sae))
-        x_hat_wide = sparse.decode(wide, params.W_dec) + params.b_dec
+        x_hat_wide = sparse.decode(wide, params.W_dec) + params.base(batch.x)
         fvu_wide = objectives.fraction_of_variance_unexplained(batch.target, x_hat_wide)
         return {**super().losses(batch, codes, x_hat, params, state), "fvu_4k": WEIGHT * fvu_wide}

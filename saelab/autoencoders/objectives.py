@@ -65,7 +65,7 @@ def reconstruction(
         revived_F = state.dead if revived_F is None else revived_F
         aux = x_hat_ND.new_zeros(())
         if bool(revived_F.any()):
-            error_ND, x_ND = (batch.target - x_hat_ND).detach(), (batch.x - params.b_dec).detach()
+            error_ND, x_ND = (batch.target - x_hat_ND).detach(), params.centred(batch.x).detach()
             aux = aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, revived_F, k)
         terms["aux"] = cfg.aux_coefficient * aux
     return terms

@@ -24,13 +24,15 @@ def check_price(name: str, value: float) -> None:
 
 
 def buffers() -> dict[str, Tensor]:
-    """What the state keeps: E|x| / sqrt(d_in) of the scaled input, and the share of the price that is asked now."""
+    """What the state keeps: E|x| / sqrt(d_in) of the scaled input (a transcoder: of its centred target), and the share of
+    the price that is asked now."""
     return {"input_norm": torch.ones(()), "price_share": torch.zeros(())}
 
 
 def measure(batch: Batch, state: State) -> None:
     """Set the unit of the price from a sample of rows."""
-    norm = torch.linalg.vector_norm(batch.x, dim=1).mean() / batch.x.shape[1] ** 0.5
+    rows_ND = batch.x if batch.target is batch.x else batch.target - batch.target.mean(0)
+    norm = torch.linalg.vector_norm(rows_ND, dim=1).mean() / rows_ND.shape[1] ** 0.5
     state.input_norm.copy_(distributed.same_everywhere(norm))
 
 
@@ -40,7 +42,7 @@ def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
     Tied unit rows, half of which fire, would reconstruct several times the input.
     """
     rows = Batch(batch.x[:_ROWS], batch.target[:_ROWS])
-    wanted_ND, found_ND = rows.target - params.b_dec, cfg.scores(params, rows).dense().relu() @ params.W_dec
+    wanted_ND, found_ND = rows.target - params.base(rows.x), cfg.scores(params, rows).dense().relu() @ params.W_dec
     factor = (wanted_ND * found_ND).sum() / found_ND.square().sum()
     if bool(torch.isfinite(factor)) and float(factor) > 0:
         params.W_enc.mul_(distributed.same_everywhere(factor))

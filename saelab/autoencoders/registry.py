@@ -8,4 +8,5 @@ import saelab.autoencoders.jumprelu
 import saelab.autoencoders.matryoshka
 import saelab.autoencoders.multitopk
 import saelab.autoencoders.relu
-import saelab.autoencoders.topk  # noqa: F401
+import saelab.autoencoders.topk
+import saelab.autoencoders.transcoder  # noqa: F401

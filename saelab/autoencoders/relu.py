@@ -118,8 +118,7 @@ class ReLU(Architecture):
 
 def resample(params: Params, batch: Batch, codes_NF: Tensor, state: State, seed: int) -> Tensor | None:
     """Point dead latents, in place, at rows of the batch that are badly reconstructed; which latents those were."""
-    dead_F, target_ND = state.dead, batch.target - params.b_dec
-    x_ND = target_ND if batch.scores is None else batch.scores.x_ND
+    dead_F, target_ND, x_ND = state.dead, batch.target - params.base(batch.x), params.centred(batch.x)
     loss_N = (target_ND - codes_NF @ params.W_dec).square().sum(1)
     chance_N = (loss_N / loss_N.amax().clamp_min(torch.finfo(loss_N.dtype).tiny)).square()
     dead = dead_F.nonzero().squeeze(1)[: int((chance_N > 0).sum())]

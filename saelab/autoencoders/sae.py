@@ -1,7 +1,9 @@
 """SAE: one module for training and for inference. Shapes: N tokens, D inputs, F latents."""
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +14,9 @@ from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
 from saelab.errors import ConfigError
 from saelab.kernels import sparse
+
+if TYPE_CHECKING:
+    from saelab.dashboards.dashboard import Dashboard
 
 
 class LatentStats(NamedTuple):
@@ -35,7 +40,7 @@ class _Extra(nn.ParameterDict):
 
 
 class SAE(nn.Module):
-    """A sparse autoencoder of vectors of width `d_in` with `cfg.d_sae` latents.
+    """A sparse autoencoder of vectors of width `d_in` with `cfg.d_sae` latents, or a transcoder to width `d_out`.
 
     `sae(x)` reconstructs, `encode` gives dense codes [..., d_sae], `encode_sparse` the same as `SparseCodes`, `decode`
     takes either. Codes, biases and reconstructions are always in the units of the raw activation, whatever scale
@@ -44,8 +49,12 @@ class SAE(nn.Module):
     Args:
         cfg: the architecture, such as `saelab.TopK(k=32, d_sae=4096)`.
         d_in: width of the input.
+        d_out: width of the output, of a transcoder; None is `d_in`.
         metadata: model, site and so on, for what is spliced or saved.
-        seed: of the initialisation: decoder rows uniform on the sphere, encoder tied to them, biases zero.
+        seed: of the initialisation: decoder rows uniform on the sphere, encoder tied to them (of a transcoder: rows of its
+            own, drawn alike), biases zero.
+
+    Raises `ConfigError` when `d_out` is another width and the architecture is no transcoder.
 
     >>> import torch, saelab
     >>> sae = SAE(saelab.TopK(k=2, d_sae=8), d_in=4)
@@ -62,33 +71,51 @@ class SAE(nn.Module):
         d_in: int,
         metadata: dict[str, Any] | None = None,
         seed: int = 0,
+        d_out: int | None = None,
     ) -> None:
         super().__init__()
-        self.cfg, self.d_in, self.d_out, self.d_sae = cfg, d_in, d_in, cfg.d_sae
+        self.cfg, self.d_in, self.d_out, self.d_sae = cfg, d_in, d_out or d_in, cfg.d_sae
+        if cfg.centres_input and self.d_out != d_in:
+            raise ConfigError(
+                f"the input has width {d_in:,} and the target {self.d_out:,}: an autoencoder needs them equal, use "
+                f"Transcoder(of={cfg!r})"
+            )
         self.metadata = dict(metadata or {})
-        W_dec = torch.randn(self.d_sae, self.d_out, generator=torch.Generator().manual_seed(seed))
-        W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
+        self.path: Path | None = None  # the folder it was last saved to or loaded from
+        generator = torch.Generator().manual_seed(seed)
+        W_dec = _unit_rows(self.d_sae, self.d_out, generator)
+        W_enc = W_dec.clone() if cfg.centres_input else _unit_rows(self.d_sae, d_in, generator)
         self.W_dec = nn.Parameter(W_dec)
-        self.encoder_weight = nn.Parameter(W_dec.clone())  # [d_sae, d_in]: a latent's encoder is contiguous
-        self.encoder_bias = nn.Parameter(torch.zeros(self.d_sae))  # the biases are in units of x * scale
+        self.encoder_weight = nn.Parameter(W_enc)  # [d_sae, d_in]: a latent's encoder is contiguous
+        self.encoder_bias = nn.Parameter(torch.zeros(self.d_sae))  # the biases are in units of target * target_scale
         self.decoder_bias = nn.Parameter(torch.zeros(self.d_out))
-        self.extra = _Extra(cfg.extra_parameters())
+        self.extra = _Extra(cfg.extra_parameters(d_in, self.d_out))
         self.state = State(self.d_sae, cfg.buffers())
 
     @property
     def W_enc(self) -> Tensor:
         """[d_in, d_sae]"""
-        return self.encoder_weight.T
+        return self.encoder_weight.T if self.cfg.centres_input else self.encoder_weight.T * self._gain
 
     @property
     def b_enc(self) -> Tensor:
         """[d_sae], in raw units"""
-        return self.encoder_bias / self.state.scale
+        return self.encoder_bias / self.state.target_scale
 
     @property
     def b_dec(self) -> Tensor:
         """[d_out], in raw units"""
-        return self.decoder_bias / self.state.scale
+        return self.decoder_bias / self.state.target_scale
+
+    @property
+    def W_skip(self) -> Tensor | None:
+        """[d_out, d_in], what a transcoder adds of its input to its output; None where there is no such connection."""
+        return self.extra["W_skip"] * self._gain if "W_skip" in self.extra else None
+
+    @property
+    def _gain(self) -> Tensor:
+        """From weights between the scaled spaces to weights between the raw ones."""
+        return self.state.scale / self.state.target_scale
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +132,8 @@ class SAE(nn.Module):
             weight.float() if low else weight
             for weight in (self.encoder_weight, self.encoder_bias, self.W_dec, self.decoder_bias, *self.extra.values())
         ]
-        return Params(W_enc, b_enc, W_dec, b_dec, dict(zip(self.extra, extra, strict=True)))
+        extras = dict(zip(self.extra, extra, strict=True))
+        return Params(W_enc, b_enc, W_dec, b_dec, extras, centres=self.cfg.centres_input)
 
     def encode_sparse(self, x: Float[Tensor, "*rows d"]) -> SparseCodes:
         """The codes of x [..., d_in], its leading dimensions flattened to rows.
@@ -116,25 +144,34 @@ class SAE(nn.Module):
         rows = self._rows(x).to(params.W_enc.dtype)
         scaled = rows * self.state.scale
         codes = self.cfg.select(self.cfg.scores(params, Batch(scaled, scaled)), self.state)
-        return codes.with_values(codes.values / self.state.scale)
+        return codes.with_values(codes.values / self.state.target_scale)
 
     def encode(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_sae"]:
         """The dense codes [..., d_sae]. Raises `ConfigError`, with the number of bytes, where they would not fit."""
         refuse_dense(x.numel() // self.d_in, self.d_sae, 4)
         return self.encode_sparse(x).to_dense().view(*x.shape[:-1], self.d_sae)
 
-    def decode(self, codes: Float[Tensor, "*rows d_sae"] | SparseCodes) -> Float[Tensor, "*rows d_out"]:
-        """The reconstruction [..., d_out] of dense codes [..., d_sae] or of `SparseCodes`."""
+    def decode(
+        self, codes: Float[Tensor, "*rows d_sae"] | SparseCodes, x: Float[Tensor, "*rows d"] | None = None
+    ) -> Float[Tensor, "*rows d_out"]:
+        """The reconstruction [..., d_out] of dense codes [..., d_sae] or of `SparseCodes`.
+
+        A skip connection adds its share where the inputs x [..., d_in] are given too; an autoencoder has no use for them.
+        """
         params = self.params()
         if isinstance(codes, SparseCodes):
-            return sparse.decode(codes, params.W_dec) + self.b_dec
-        if codes.shape[-1] != self.d_sae:
+            decoded = sparse.decode(codes, params.W_dec) + self.b_dec
+        elif codes.shape[-1] != self.d_sae:
             raise ConfigError(f"codes have {codes.shape[-1]:,} latents and the SAE has {self.d_sae:,}")
-        return codes.to(params.W_dec.dtype) @ params.W_dec + self.b_dec
+        else:
+            decoded = codes.to(params.W_dec.dtype) @ params.W_dec + self.b_dec
+        if x is None or self.W_skip is None:
+            return decoded
+        return decoded + (x.to(decoded.dtype) @ self.W_skip.to(decoded.dtype).T).view(decoded.shape)
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction of x [..., d_in]: [..., d_out], in the dtype of x."""
-        return self.decode(self.encode_sparse(x)).view(*x.shape[:-1], self.d_out).to(x.dtype)
+        return self.decode(self.encode_sparse(x), x.flatten(0, -2)).view(*x.shape[:-1], self.d_out).to(x.dtype)
 
     def replaceable(self, x: Float[Tensor, "*rows d"]) -> Bool[Tensor, "*rows"]:
         """Which vectors [...] the SAE is for: those whose norm is within the limit that it was trained with."""
@@ -151,10 +188,10 @@ class SAE(nn.Module):
             raise ConfigError("this SAE has no activation statistics: it was not trained by saelab, or not to the end")
         fires = state.fires.clamp(min=1)
         return LatentStats(
-            max=state.act_max / state.scale,
-            mean=(state.act_sum / fires).float() / state.scale,
+            max=state.act_max / state.target_scale,
+            mean=(state.act_sum / fires).float() / state.target_scale,
             density=(state.fires / state.stat_tokens).float(),
-            std=state.direction_std / state.scale,
+            std=state.direction_std / state.target_scale,
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -165,6 +202,7 @@ class SAE(nn.Module):
         from saelab.autoencoders import serialization
 
         serialization.save(self, path)
+        self.path = Path(path).absolute()
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu") -> "SAE":
@@ -174,13 +212,27 @@ class SAE(nn.Module):
         """
         from saelab.autoencoders import serialization
 
-        return serialization.load(path).to(device)
+        sae = serialization.load(path).to(device)
+        sae.path = Path(path).absolute()
+        return sae
+
+    def show(self, latents: int | Sequence[int], lm: Any = None, corpus: Any = None, **options: Any) -> "Dashboard":
+        """The page of one latent, or of a few, for a notebook: from 50,000 tokens and without effects unless asked for.
+
+        Model and corpus are those of the training unless given; `options` are those of `saelab.dashboards.build`.
+
+        >>> sae.show(123)  # doctest: +SKIP
+        """
+        from saelab.dashboards.showing import show
+
+        return show(self, latents, lm, corpus, **options)
 
     def __repr__(self) -> str:
         site, model = self.metadata.get("site"), self.metadata.get("model")
         at = (f", {site}" if site else "") + (f" of {model}" if model else "")
         trained = "" if int(self.state.stat_tokens) or at else ", untrained"
-        return f"SAE({self.cfg!r}, d_in={self.d_in}{at}{trained})"
+        width = f"d_in={self.d_in}" if self.cfg.centres_input else f"d_in={self.d_in}, d_out={self.d_out}"
+        return f"SAE({self.cfg!r}, {width}{at}{trained})"
 
     def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_in:
@@ -192,3 +244,8 @@ class SAE(nn.Module):
         if not bool(torch.isfinite(rows.sum())):
             check_finite(rows, "input of the SAE")
         return rows
+
+
+def _unit_rows(n: int, d: int, generator: torch.Generator) -> Tensor:
+    rows = torch.randn(n, d, generator=generator)
+    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))

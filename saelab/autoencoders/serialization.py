@@ -35,6 +35,8 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
         raise CheckpointError(f"{target} exists and is not an SAE folder: give a new path, or remove it first")
     with whole_folder(target) as folder:
         weights = {"W_enc": sae.W_enc, sae.cfg.saelens_bias: sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        if sae.W_skip is not None:
+            weights["W_skip"] = sae.W_skip
         weights |= sae.cfg.saelens_tensors(sae.params(), sae.state)
         save_file({name: _plain(tensor) for name, tensor in weights.items()}, folder / WEIGHTS)
         ours = {name: tensor for name, tensor in sae.state_dict().items() if name.startswith(("state.", "extra."))}
@@ -71,13 +73,13 @@ def load(path: str | os.PathLike) -> SAE:
         cfg = Architecture.from_dict(ours["config"])
     except (ConfigError, TypeError) as error:
         raise FormatError(f"{folder / CONFIG}: {error}") from error
-    sae = SAE(cfg, d_in=weights["W_enc"].shape[0], metadata=ours["metadata"])
+    sae = SAE(cfg, weights["W_enc"].shape[0], ours["metadata"], d_out=weights["W_dec"].shape[1])
     sae.to(weights["W_dec"].dtype)
     try:
-        scale = rest["state.scale"]
+        scale = rest["state.target_scale"]
         sae.load_state_dict(
             {
-                "encoder_weight": weights["W_enc"].T,
+                "encoder_weight": weights["W_enc"].T * (scale / rest["state.scale"]),
                 "W_dec": weights["W_dec"],
                 "encoder_bias": weights[cfg.saelens_bias] * scale,
                 "decoder_bias": weights["b_dec"] * scale,
@@ -97,13 +99,15 @@ def _config(sae: SAE, files: dict[str, Any]) -> dict[str, Any]:
         "d_sae": sae.d_sae,
         "dtype": str(sae.dtype).removeprefix("torch."),
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        **({} if sae.cfg.centres_input else {"d_out": sae.d_out}),
+        "apply_b_dec_to_input": sae.cfg.centres_input,
         "normalize_activations": "none",
         "reshape_activations": "hook_z" if site and site.endswith("hook_z") else "none",
         "metadata": {
             "sae_lens_version": "6.54.12",  # the version whose layout this is: readers choose their parser by it
             "model_name": sae.metadata.get("model"),
             "hook_name": site,
+            **({} if sae.cfg.centres_input else {"hook_name_out": sae.metadata.get("target_site")}),
             "context_size": sae.metadata.get("context_length"),
             "prepend_bos": bool(sae.metadata.get("prepend_bos")),
             "dataset_path": sae.metadata.get("corpus"),

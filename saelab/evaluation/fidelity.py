@@ -1,8 +1,8 @@
-"""What a language model loses when a site is replaced by an autoencoder's reconstruction."""
+"""What a language model loses when a site is replaced by an autoencoder's reconstruction, or by a transcoder's."""
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from saelab.activations.harvest import stream
+from saelab.autoencoders.gradient import select_with_gradient
 from saelab.errors import ConfigError, DataError
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
 from saelab.evaluation.sparsity import Firing
+from saelab.models.sites import Site, run_recording
 from saelab.models.splice import check_width, sae_site
 from saelab.models.tokens import Tokens
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 __all__ = ["Report", "evaluate"]
+
+SELECTIONS = ("plain", "grad_model", "grad_true")
 
 
 def evaluate(
@@ -37,6 +41,7 @@ def evaluate(
     skip_positions: int | None = None,
     batch_size: int = 8,
     split: str = "heldout",
+    selection: str = "plain",
     progress: bool = True,
 ) -> Report:
     """Evaluate an SAE in its model: reconstruction, sparsity, and what the model's predictions lose.
@@ -47,11 +52,20 @@ def evaluate(
     nor special, past `skip_positions`, within the norm limit of the training; zero and mean ablation replace the same
     ones (Gao et al. 2024 and SAELens ablate all, which at residual sites mostly measures the first position).
     Cross-entropy is over real targets, KL over real positions, separators and BOS excluded from both. `Report` defines
-    each figure. `site`, `context_length` (else 256) and `skip_positions` (else 1) default to those of `sae.metadata`.
+    each figure. Of a transcoder, what is replaced, explained and ablated is the target, at the positions whose input it
+    is for.
+
+    `selection` is how the latents are chosen: "plain", as `sae.encode` does and anyone will who uses the SAE; for a
+    `GradientTopK` also with the gradient of the loss at labels drawn from the model ("grad_model") or at the true next
+    tokens ("grad_true"), as it was trained (`select_with_gradient`). The last leaks the answer into the choice: both are
+    diagnostics. Dead latents are those of the plain selection always.
+
+    `site`, `context_length` (else 256) and `skip_positions` (else 1) default to those of `sae.metadata`.
 
     Warns when the SAE was trained on the tokens that are read, and when the split ends short of `tokens`.
 
-    Raises `ConfigError` when there is no site or an argument cannot work, `SiteError` when the site has another width,
+    Raises `ConfigError` when there is no site or an argument cannot work (a gradient selection for another SAE than a
+    `GradientTopK`), `SiteError` when the site has another width,
     `DataError` when the split has no whole context or nothing to replace.
 
     >>> import saelab
@@ -59,9 +73,11 @@ def evaluate(
     >>> report.delta_ce, report.kl, report.explained_variance  # doctest: +SKIP
     """
     place = lm.site(sae_site(sae, site))
+    target = lm.site(sae.metadata.get("target_site") or place)
     check_width(place, sae.d_in, "input")
-    if lm.site(sae.metadata.get("target_site") or place) != place:
-        raise ConfigError(f"this SAE writes at {sae.metadata['target_site']}: transcoders have no evaluation yet")
+    check_width(target, sae.d_out, "output")
+    if selection not in SELECTIONS:
+        raise ConfigError(f"selection is {selection!r}; use one of {', '.join(SELECTIONS)}")
     if min(tokens, sparsity_tokens, batch_size) < 1:
         raise ConfigError(f"{tokens=}, {sparsity_tokens=}, {batch_size=}: each must be at least 1")
     skip = sae.metadata.get("skip_positions", 1) if skip_positions is None else skip_positions
@@ -71,15 +87,17 @@ def evaluate(
     _warn_of_short_split(contexts, tokens, split)
 
     with torch.no_grad():
-        firing, mean = _sparsity(sae, lm, contexts, place.name, sparsity_tokens, skip, batch_size, progress)
-        sums = _Fidelity(sae, lm, place.name, skip, mean)
+        firing, mean = _sparsity(
+            sae, lm, contexts, place.name, target.name, sparsity_tokens, skip, batch_size, progress
+        )
+        sums = _Fidelity(sae, lm, place, target, skip, mean, selection)
         count = _enough(contexts, tokens)
         with _bar(count, "evaluating", progress) as bar:
             for start in range(0, count, batch_size):
                 rows = slice(start, min(start + batch_size, count))
-                sums.add(contexts.ids[rows].long(), contexts.mask[rows])
+                sums.add(contexts.ids[rows].long(), contexts.mask[rows], range(rows.start, rows.stop))
                 bar.update(rows.stop - rows.start)
-    return sums.report(firing, place.name, split)
+    return sums.report(firing, split)
 
 
 def _enough(contexts: "Contexts", tokens: int) -> int:
@@ -116,20 +134,22 @@ def _sparsity(
     lm: "LanguageModel",
     contexts: "Contexts",
     site: str,
+    target: str,
     tokens: int,
     skip: int,
     batch_size: int,
     progress: bool,
 ) -> tuple[Firing, Tensor]:
-    """Firings of every latent and the mean activation [d_in], over the positions that the SAE is for."""
-    firing, total = Firing(sae.d_sae), torch.zeros(sae.d_in, dtype=torch.float64)
+    """Firings of every latent and the mean of what is replaced [d_out], over the positions that the SAE is for."""
+    firing, total = Firing(sae.d_sae), torch.zeros(sae.d_out, dtype=torch.float64)
+    sites, order = list(dict.fromkeys([site, target])), torch.arange(_enough(contexts, tokens))
     count = _enough(contexts, tokens)
     with _bar(count, "counting firings", progress) as bar:
-        for rows in stream(lm, contexts, [site], skip_positions=skip, batch_size=batch_size, order=torch.arange(count)):
+        for rows in stream(lm, contexts, sites, skip_positions=skip, batch_size=batch_size, order=order):
             x = rows.x[site].to(sae.W_dec)
-            x = x[sae.replaceable(x)]
-            firing.add(sae.encode_sparse(x))
-            total += x.sum(0, dtype=torch.float64).cpu()
+            mine = sae.replaceable(x)
+            firing.add(sae.encode_sparse(x[mine]))
+            total += rows.x[target][mine.to(rows.x[target].device)].sum(0, dtype=torch.float64).cpu()
             bar.update(rows.cursor - bar.n)
     if not firing.n:
         raise DataError(
@@ -142,31 +162,34 @@ def _sparsity(
 class _Fidelity:
     """Sums over batches of contexts; what is summed per context gives the standard errors."""
 
-    def __init__(self, sae: Any, lm: "LanguageModel", site: str, skip: int, mean: Tensor) -> None:
-        self.sae, self.lm, self.site, self.skip, self.mean = sae, lm, site, skip, mean
-        self.for_sae, self.all = Reconstruction(sae.d_in), Reconstruction(sae.d_in)
+    def __init__(
+        self, sae: Any, lm: "LanguageModel", site: Site, target: Site, skip: int, mean: Tensor, selection: str
+    ) -> None:
+        self.sae, self.lm, self.site, self.target, self.skip, self.mean = sae, lm, site, target, skip, mean
+        self.selection = selection
+        self.for_sae, self.all = Reconstruction(sae.d_out), Reconstruction(sae.d_out)
         self.fired = 0
         self.per_context: dict[str, list[Tensor]] = {}
 
-    def add(self, ids: Tensor, mask: Tensor) -> None:
-        """Add contexts: `ids` and `mask` (neither padding nor special) [batch, position]."""
+    def add(self, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
+        """Add contexts: `ids` and `mask` (neither padding nor special) [batch, position], and their numbers."""
         inputs = Tokens(ids, torch.ones_like(mask)).to(self.lm.device)
-        seen: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
 
-        def keep(x: Tensor, where: Any) -> Tensor:
-            seen.append(x)
-            return x
+        def keeping(site: Site) -> Callable[[Tensor, Any], Tensor]:
+            return lambda x, where: seen.setdefault(site.name, x)
 
-        clean = self._logits(inputs, keep)
-        x_BPD = seen[0]
+        with self.lm.intervene(self.site, keeping(self.site)), self.lm.intervene(self.target, keeping(self.target)):
+            clean = self.lm.logits(inputs)
+        x_BPD = seen[self.site.name]
         mask = mask.to(x_BPD.device)
-        x_ND = x_BPD[mask].to(self.sae.W_dec)
+        x_ND, target_ND = (seen[site.name][mask].to(self.sae.W_dec) for site in (self.site, self.target))
         late = (torch.arange(ids.shape[1], device=mask.device) >= self.skip).expand_as(mask)
         mine_N = self.sae.replaceable(x_ND) & late[mask].to(x_ND.device)
-        codes = self.sae.encode_sparse(x_ND)
-        x_hat_ND = self.sae.decode(codes)
-        self.all.add(x_ND, x_hat_ND)
-        self.for_sae.add(x_ND[mine_N], x_hat_ND[mine_N])
+        codes = self._codes(x_ND, inputs, mask, numbers)
+        x_hat_ND = self.sae.decode(codes, x_ND)
+        self.all.add(target_ND, x_hat_ND)
+        self.for_sae.add(target_ND[mine_N], x_hat_ND[mine_N])
         self.fired += int(codes.offsets.diff()[mine_N.to(codes.offsets.device)].sum())
 
         replaced = mask.clone()
@@ -181,14 +204,21 @@ class _Fidelity:
         for name, value in (("ce_zero", torch.zeros_like(self.mean)), ("ce_mean", self.mean)):
             self._sum(name, _ce(self._logits(inputs, _putting(value, replaced)), inputs.ids, mask))
 
+    def _codes(self, x_ND: Tensor, inputs: Tokens, mask: Tensor, numbers: Sequence[int]) -> Any:
+        if self.selection == "plain":
+            return self.sae.encode_sparse(x_ND)
+        seeds = list(numbers) if self.selection == "grad_model" else None
+        slopes = run_recording(self.lm, inputs, [self.site], gradients=True, label_seeds=seeds)[1]
+        return select_with_gradient(self.sae, x_ND, slopes[self.site.name][mask].to(x_ND))
+
     def _logits(self, inputs: Tokens, fn: Callable[[Tensor, Any], Tensor]) -> Tensor:
-        with self.lm.intervene(self.site, fn):
+        with self.lm.intervene(self.target, fn):
             return self.lm.logits(inputs)
 
     def _sum(self, name: str, values: Tensor) -> None:
         self.per_context.setdefault(name, []).append(values.double().cpu())
 
-    def report(self, firing: Firing, site: str, split: str) -> Report:
+    def report(self, firing: Firing, split: str) -> Report:
         sums = {name: torch.cat(parts) for name, parts in self.per_context.items()}
         if not self.for_sae.n or not sums["targets"].any():
             raise DataError("no position of these contexts is one that the SAE is for, or none has a target to predict")
@@ -214,8 +244,9 @@ class _Fidelity:
             replaced_fraction=self.for_sae.n / self.all.n,
             delta_ce_se=delta_se,
             kl_se=kl_se,
-            site=site,
+            site=self.site.name if self.site == self.target else f"{self.site.name} to {self.target.name}",
             split=split,
+            selection=self.selection,
         )
 
 

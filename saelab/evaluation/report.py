@@ -65,6 +65,8 @@ class Report:
     """where the SAE was put"""
     split: str
     """the split of the corpus that was read"""
+    selection: str = "plain"
+    """how the latents were chosen: "plain", or with gradients: a diagnostic of a `GradientTopK`"""
 
     def to_pandas(self) -> "DataFrame":
         """One row, a column a field."""
@@ -91,6 +93,11 @@ class Report:
             ),
             ("ce score", f"{self.ce_score:.4f} against zero, {self.ce_score_mean:.4f} against the mean"),
             (f"{silent} latents", f"{self.dead_fraction:.2%}, none in {self.sparsity_tokens:,} tokens{few}"),
+            *(
+                []
+                if self.selection == "plain"
+                else [("selection", f"{self.selection}, a diagnostic: not how it is used")]
+            ),
             ("replaced", f"{self.replaced_fraction:.2%} of {self.tokens:,} tokens ({self.split})"),
         ]
 

@@ -1,6 +1,8 @@
 """Continue prompts token by token: key-value cache, padding on the left, one random generator a row."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +16,35 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 
-def generate_text(lm: "LanguageModel", prompts: Any, *args: Any) -> Any:
+Seed = int | Sequence[tuple[int, int]]  # of the whole batch, or (seed, row) of each row
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was asked of `LanguageModel.generate`, and the continuations that it gave."""
+
+    prompts: list[list[int]]
+    texts: list[str]
+    max_new_tokens: int
+    temperature: float
+    seed: Seed
+    use_cache: bool
+
+
+def generate_text(
+    lm: "LanguageModel", prompts: Any, max_new_tokens: int, temperature: float, seed: Seed, use_cache: bool
+) -> Any:
     """See `LanguageModel.generate`."""
     if lm.tokenizer is None:
         raise ConfigError("text needs a tokenizer: load_model(model, tokenizer=...), "
                           "or saelab.models.generation.generate_ids for token ids")  # fmt: skip
     tokens = lm.to_tokens(prompts)
-    new = generate_ids(lm, tokens, *args)
-    texts = [continuation_text(lm.tokenizer, before, after) for before, after in zip(tokens.rows(), new, strict=True)]
+    before = tokens.rows()
+    new = generate_ids(lm, tokens, max_new_tokens, temperature, seed, use_cache)
+    texts = [continuation_text(lm.tokenizer, *row) for row in zip(before, new, strict=True)]
+    generation = Generation(before, texts, max_new_tokens, temperature, seed, use_cache)
+    for receipt in list(lm.receipts):
+        receipt.generated(generation)
     return texts[0] if not isinstance(prompts, Tensor | Tokens) and is_single(prompts) else texts
 
 
@@ -30,10 +53,13 @@ def generate_ids(
     tokens: Tokens,
     max_new_tokens: int,
     temperature: float = 1.0,
-    seed: int = 0,
+    seed: Seed = 0,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """The continuation of each row as token ids, the token that ended it left out; see `LanguageModel.generate`."""
+    """The continuation of each row as token ids, the token that ended it left out; see `LanguageModel.generate`.
+
+    `seed` may give each row its own (seed, row), so that rows batched together draw as they would elsewhere.
+    """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
     if temperature < 0:
@@ -46,7 +72,10 @@ def generate_ids(
     end = lm.eos_ids
     fill = min(end) if end else 0
     context = padded(rows, fill, left=True).to(lm.device)
-    generators = [row_generator(seed, i) for i in range(len(rows))]
+    seeds = [(seed, i) for i in range(len(rows))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(rows):
+        raise ConfigError(f"{len(seeds)} seeds for {len(rows)} prompts: give one (seed, row) for each, or one number")
+    generators = [row_generator(*pair) for pair in seeds]
     continuations: list[list[int]] = [[] for _ in rows]
     open_rows = torch.ones(len(rows), dtype=torch.bool)
     ids, mask, cache = context.ids, context.mask, None
@@ -88,8 +117,25 @@ def pick(logits: Tensor, temperature: float, generators: list[torch.Generator]) 
         raise DataError("the model's logits are NaN: an intervention too strong, or a dtype too narrow")
     if temperature == 0:
         return logits.argmax(1)
-    cumulated = torch.softmax(logits / temperature, 1).cumsum(1)
     draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    return _at(logits / temperature, draws)
+
+
+def drawn(logits: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Labels as the model would have them: one draw from each distribution of logits [batch, position, vocabulary].
+
+    int64 [batch, position], on the device of the logits; each row by a generator of its own, seeded by its seed.
+    """
+    rows = []
+    for row, seed in zip(logits.detach(), seeds, strict=True):
+        draws = torch.rand(len(row), 1, generator=row_generator(seed, 0), dtype=torch.float64)
+        rows.append(_at(row.double().cpu(), draws))
+    return torch.stack(rows).to(logits.device)
+
+
+def _at(logits: Tensor, draws: Tensor) -> Tensor:
+    """The tokens [n] at which the cumulated probabilities of logits [n, vocabulary] pass the draws [n, 1]."""
+    cumulated = torch.softmax(logits, 1).cumsum(1)
     found = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True).squeeze(1)
     return found.clamp(max=logits.shape[1] - 1)
 

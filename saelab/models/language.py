@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from saelab.models.splice import Splice
+    from saelab.steering.operations import Operation
+    from saelab.steering.receipt import Receipt
 
 
 def load_model(
@@ -99,6 +101,7 @@ class LanguageModel:
         self.separator_id = separator_id(tokenizer)
         self.bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
         self._digest = digest
+        self.receipts: list[Receipt] = []  # of the steering contexts open now, outermost first
 
     @property
     def device(self) -> torch.device:
@@ -206,6 +209,25 @@ class LanguageModel:
 
         return splice(self, sae, error_term, edit, site)
 
+    def steer(self, *operations: "Operation") -> "contextlib.AbstractContextManager[Receipt]":
+        """Context manager: every forward pass of the wrapped model is steered by the operations of `saelab.steering`.
+
+        Gives a `Receipt` (calls, positions touched, relative size of the change, latent before and after). Operations at
+        one site read the same unsteered vector; contexts nest, the inner ones acting on what the outer ones leave.
+        Hooks are gone afterwards, whatever happens.
+
+        Raises `ConfigError` for operations that cannot work or disagree, `SiteError` for an unknown site or another
+        width, and at the end, unless the body raised, `InterventionError` when an operation touched nothing.
+
+        >>> from saelab import steering
+        >>> with lm.steer(steering.add(sae, 123, strength=4.0)) as receipt:  # doctest: +SKIP
+        ...     text = lm.generate("The state of the union is", max_new_tokens=40, seed=0)
+        >>> receipt.to_pandas()  # doctest: +SKIP
+        """
+        from saelab.steering.apply import steer
+
+        return steer(self, *operations)
+
     # text
 
     def tokenize(self, texts: Text | Sequence[Text], chat: bool = False) -> Tokens:
@@ -241,15 +263,19 @@ class LanguageModel:
             raise DataError(f"{length} tokens do not fit into the model's context of {self.max_context}: cut them")
         return self.backend.logits(tokens.ids, tokens.mask)[0]
 
-    def token_losses(self, tokens: Tokens) -> Tensor:
-        """Next-token cross-entropy in nats, at least fp32: [batch, position - 1], zero where no real target is."""
+    def token_losses(self, tokens: Tokens, label_seeds: Sequence[int] | None = None) -> Tensor:
+        """Next-token cross-entropy in nats, at least fp32: [batch, position - 1], zero where no real target is.
+
+        With `label_seeds`, one a row, it is that of labels drawn from the model's own distribution, each row by a generator
+        of its own, whatever the batch.
+        """
         logits = self.forward(tokens)
+        labels = tokens.ids[:, 1:] if label_seeds is None else generation.drawn(logits[:, :-1], label_seeds)
         real = tokens.mask[:, 1:] & tokens.mask[:, :-1]
         exact = torch.promote_types(logits.dtype, torch.float32)
         # a row at a time: the log-probabilities of a whole batch are its largest tensor
         losses = [
-            cross_entropy(row[:-1].to(exact), ids[1:], reduction="none")
-            for row, ids in zip(logits, tokens.ids, strict=True)
+            cross_entropy(row[:-1].to(exact), ids, reduction="none") for row, ids in zip(logits, labels, strict=True)
         ]
         return torch.where(real, torch.stack(losses), 0.0)
 

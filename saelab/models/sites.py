@@ -114,12 +114,20 @@ def unknown_site(name: str, known: Iterable[str], hint: str = "") -> SiteError:
     return SiteError(f"no site {name!r}; near it: {', '.join(near) or 'nothing'}.{hint}")
 
 
-def run_recording(lm: "LanguageModel", tokens: Tokens, sites: Sequence[Site], *, gradients: bool = False) -> Any:
+def run_recording(
+    lm: "LanguageModel",
+    tokens: Tokens,
+    sites: Sequence[Site],
+    *,
+    gradients: bool = False,
+    label_seeds: Sequence[int] | None = None,
+) -> Any:
     """One forward pass of the plain model: {site name: activations [batch, position, width]}, heads flattened.
 
     The pass stops after the last site. With `gradients` it goes on to the loss and gives (activations, gradients):
     the gradient of the *summed* next-token cross-entropy over real targets, so that a row's does not depend on the
-    batch it came in. The backward pass ends at the earliest site; the parameters get no gradient, and their
+    batch it came in. With `label_seeds`, one a text, the labels are not the true next tokens but drawn from the model's
+    own distribution. The backward pass ends at the earliest site; the parameters get no gradient, and their
     `requires_grad` flags are as before afterwards. Values are in the model's dtype.
     """
     targets = {site.name: lm.place(site) for site in sites}
@@ -131,7 +139,10 @@ def run_recording(lm: "LanguageModel", tokens: Tokens, sites: Sequence[Site], *,
     with torch.inference_mode(False), torch.enable_grad(), _frozen(lm.runner):
         losses: list[Tensor] = []
         live = first_runs(
-            targets, lambda: losses.append(lm.token_losses(tokens).sum()), keep=Tensor.requires_grad_, stop=False
+            targets,
+            lambda: losses.append(lm.token_losses(tokens, label_seeds).sum()),
+            keep=Tensor.requires_grad_,
+            stop=False,
         )
         slopes = torch.autograd.grad(losses[0], list(live.values()))
     found = {name: flat(x.detach()) for name, x in live.items()}

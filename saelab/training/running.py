@@ -34,11 +34,16 @@ def module_for(
     sae: Architecture | SAE, widths: dict[str, int], seed: int, device: str, dtype: torch.dtype | None
 ) -> SAE:
     d_in, d_out = widths["x"], widths.get("target", widths["x"])
-    if d_in != d_out:
-        raise ConfigError(f"the input has width {d_in:,} and the target {d_out:,}: this architecture needs them equal")
-    if isinstance(sae, SAE) and sae.d_in != d_in:
-        raise SiteError(f"the SAE reads width {sae.d_in:,} and the activations have width {d_in:,}")
-    module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=seed)
+    if isinstance(sae, SAE) and (sae.d_in, sae.d_out) != (d_in, d_out):
+        raise SiteError(
+            f"the SAE reads width {sae.d_in:,} and writes {sae.d_out:,}; the activations have {d_in:,} and {d_out:,}"
+        )
+    cfg = sae.cfg if isinstance(sae, SAE) else sae
+    if not cfg.centres_input and "target" not in widths:
+        raise ConfigError(
+            "a transcoder predicts another site than it reads: give target_site=, or a pair (input, target) as the source"
+        )
+    module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=seed, d_out=d_out)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return module.to(device=where, dtype=dtype or module.dtype)
 

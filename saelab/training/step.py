@@ -48,33 +48,47 @@ class Trainer:
         self.target_rows = torch.zeros((), dtype=torch.int64)
 
     def initialise(self, rows: dict[str, Tensor], fresh: bool = True) -> None:
-        """Set the input scale and, for a fresh SAE, b_dec from a sample of rows.
+        """Set the scales of input and target and, for a fresh SAE, what depends on data, from a sample of rows.
 
-        The scale brings the mean square of the input near 1, so that one learning rate fits every site; it is a power of
-        two, which makes folding it exact. b_dec starts at the geometric median of the target (Gao et al. 2024, A.1).
+        A scale brings the mean square near 1 (of a transcoder's target: the variance, for b_dec takes its mean), so that
+        one learning rate fits every site; it is a power of two, which makes folding it exact. b_dec starts at the geometric
+        median of the target (Gao et al. 2024, A.1), a transcoder's at its mean.
         """
-        state = self.sae.state
+        state, cfg = self.sae.state, self.sae.cfg
         x_ND = rows["x"].to(self.sae.dtype)
-        if self.sae.cfg.input_scale == "rms":
-            rms = distributed.same_everywhere(x_ND.square().mean().sqrt())
-            if float(rms) > 0:
-                with torch.no_grad():
-                    self._rescale(2.0 ** -round(math.log2(float(rms))))
+        target_ND = rows.get("target", x_ND).to(self.sae.dtype)
+        if cfg.input_scale == "rms":
+            with torch.no_grad():
+                scale = _unit_scale(x_ND, state.scale)
+                centred_ND = target_ND - target_ND.mean(0)
+                target_scale = scale if cfg.centres_input else _unit_scale(centred_ND, state.target_scale)
+                if not fresh:
+                    self._rescale(scale, target_scale)
+                state.scale.fill_(scale)
+                state.target_scale.fill_(target_scale)
         if not fresh:
             return
         batch = self._batch(rows)
         with torch.no_grad():
-            self.sae.decoder_bias.copy_(distributed.same_everywhere(geometric_median(batch.target)))
+            start = geometric_median(batch.target) if cfg.centres_input else batch.target.mean(0)
+            self.sae.decoder_bias.copy_(distributed.same_everywhere(start))
             params = self.sae.params()
             self.sae.cfg.prepare(params, batch, state)
             self._write(params)
 
-    def _rescale(self, scale: float) -> None:
-        ratio = scale / float(self.sae.state.scale)
-        self.sae.encoder_bias.data.mul_(ratio)
-        self.sae.decoder_bias.data.mul_(ratio)
-        self.sae.state.scale.fill_(scale)
-        self.sae.cfg.rescale(self.sae.params(), self.sae.state, ratio)
+    def _rescale(self, scale: float, target_scale: float) -> None:
+        """Let the SAE be the same map of raw vectors when these scales stand in for its own."""
+        sae, state = self.sae, self.sae.state
+        ratio = target_scale / float(state.target_scale)
+        gain = ratio / (scale / float(state.scale))
+        sae.encoder_bias.data.mul_(ratio)
+        sae.decoder_bias.data.mul_(ratio)
+        if gain != 1:
+            for weight in (sae.encoder_weight, *(sae.extra[name] for name in sae.extra if name == "W_skip")):
+                weight.data.mul_(gain)
+        state.scale.fill_(scale)
+        state.target_scale.fill_(target_scale)
+        sae.cfg.rescale(sae.params(), state, ratio)
 
     def step(self, rows: dict[str, Tensor], log: bool = True) -> dict[str, Tensor | float]:
         """One step on raw rows {"x": [n, d_in], "target", "gradient"}: its figures, still tensors.
@@ -91,7 +105,7 @@ class Trainer:
         batch.scores = cfg.scores(params, batch)
         codes = cfg.allocate(batch.scores, state, progress)
         decoded_ND = sparse.decode(codes, params.W_dec) if isinstance(codes, SparseCodes) else codes @ params.W_dec
-        x_hat_ND = decoded_ND + params.b_dec
+        x_hat_ND = decoded_ND + params.base(x_ND)
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(float(loss.detach())):
@@ -160,7 +174,7 @@ class Trainer:
     def _batch(self, rows: dict[str, Tensor]) -> Batch:
         dtype, scale = self.sae.dtype, self.sae.state.scale
         x_ND = rows["x"].to(dtype) * scale
-        target_ND = rows["target"].to(dtype) * scale if "target" in rows else x_ND
+        target_ND = rows["target"].to(dtype) * self.sae.state.target_scale if "target" in rows else x_ND
         return Batch(x_ND, target_ND, rows["gradient"].to(dtype) / scale if "gradient" in rows else None)
 
     def _count(self, codes: SparseCodes, target_ND: Tensor) -> None:
@@ -201,6 +215,12 @@ class Trainer:
         for name in ("covariance", "target_sum", "target_rows"):
             getattr(self, name).copy_(tensors[name])
         self.done = int(tensors["done"])
+
+
+def _unit_scale(x_ND: Tensor, current: Tensor) -> float:
+    """The power of two that brings the root mean square nearest to 1; the current one where all is zero."""
+    rms = float(distributed.same_everywhere(x_ND.square().mean().sqrt()))
+    return 2.0 ** -round(math.log2(rms)) if rms > 0 else float(current)
 
 
 def geometric_median(x_ND: Tensor, iterations: int = 50, tolerance: float = 1e-5) -> Tensor:
