@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         except OSError as error:
             raise CheckpointError(
-                f"another process is training into {folder}: wait for it or give another `out`"
+                f"another process is writing into {folder}: wait for it or give another `out`"
             ) from error
         yield
     finally:

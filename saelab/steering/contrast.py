@@ -1,0 +1,126 @@
+"""Directions from texts: a difference of means, and the figures that give a direction its units."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ConfigError, DataError
+from saelab.models.tokens import Tokens, is_single
+from saelab.models.where import Where
+from saelab.steering.directions import Direction
+from saelab.steering.program import coordinate
+from saelab.steering.scope import Scope
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+
+BATCH = 8
+
+
+def difference(
+    lm: "LanguageModel",
+    positive: Any,
+    negative: Any,
+    site: str,
+    *,
+    at: Literal["last", "mean"] = "last",
+    name: str = "difference",
+    progress: bool = True,
+) -> Direction:
+    """The mean activation of the positive texts minus that of the negative ones: contrastive activation addition.
+
+    Rimsky et al. 2024 ("Steering Llama 2 via Contrastive Activation Addition"), section 3: with `at="last"` each text
+    counts by its last token, which is where the texts of a contrastive pair differ; `at="mean"` takes the mean over
+    its tokens. Special tokens, padding and the first token of a text are left out; the two lists need not be
+    of one length. The direction carries the figures of `measured` on all texts together, so that "residual_norm" (the
+    default unit), "std" and "activation" (1 is the whole difference) work.
+
+    Args:
+        positive, negative: texts, conversations or `Tokens`; each a list.
+        site: where the activations are read, and where the direction acts.
+
+    Raises `DataError` for a text without such a token, `ConfigError` when the two means are the same.
+
+    >>> warm = steering.difference(lm, ["I love it"], ["I hate it"], "blocks.12.hook_resid_post")  # doctest: +SKIP
+    >>> with lm.steer(steering.add(warm, strength=0.3)):  # doctest: +SKIP
+    ...     lm.generate("The weather today", max_new_tokens=20)
+    """
+    if at not in ("last", "mean"):
+        raise ConfigError(f"at is {at!r}: 'last' takes the last token of each text, 'mean' the mean over its tokens")
+    means = []
+    for which, texts in (("positive", positive), ("negative", negative)):
+        vectors = [rows[-1] if at == "last" else rows.mean(0) for rows in _ordinary(lm, texts, site, which, progress)]
+        means.append(torch.stack(vectors).mean(0))
+    vector = (means[0] - means[1]).to(torch.promote_types(lm.dtype, torch.float32))
+    direction = Direction(vector, lm.site(site).name, name)
+    return measured(direction, lm, [*_listed(lm, positive), *_listed(lm, negative)], progress=progress)
+
+
+def measured(direction: Direction, lm: "LanguageModel", texts: Any, *, progress: bool = True) -> Direction:
+    """The direction with its figures: median norm, standard deviation and mean coordinate of the activations of texts.
+
+    Over every token but special ones, padding and the first of each text. Raises `ConfigError` for a direction without
+    a site, `DataError` for a text without such a token.
+
+    >>> probe = steering.measured(steering.Direction(vector, "blocks.12.hook_resid_post"), lm, texts)  # doctest: +SKIP
+    """
+    if direction.site is None:
+        raise ConfigError(f"{direction!r} does not say at which site it is: Direction(vector, site)")
+    norms, coordinates = [], []
+    for rows in _ordinary(lm, texts, direction.site, "measured", progress):
+        norms.append(torch.linalg.vector_norm(rows, dim=1))
+        coordinates.append(coordinate(rows, direction.vector))
+    along = torch.cat(coordinates)
+    length = float(direction.vector.double().norm())
+    return replace(
+        direction,
+        residual_norm=float(torch.cat(norms).median()),
+        std=float(along.std(correction=0)) * length,
+        mean=float(along.mean()),
+    )
+
+
+def ordinary_where(tokens: Tokens) -> Where:
+    """`Where` of a whole text read at once."""
+    positions = (tokens.mask.cumsum(1) - 1).clamp(min=0)
+    return Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+
+
+def batches(lm: "LanguageModel", texts: Any, progress: bool) -> Iterator[Tokens]:
+    """The texts in batches of a few, under a progress bar where it takes long."""
+    from tqdm import tqdm
+
+    rows = _listed(lm, texts)
+    starts = range(0, len(rows), BATCH)
+    for start in tqdm(starts, desc="reading", unit="batch", delay=2, disable=not progress):
+        part = rows[start : start + BATCH]
+        longest = max(len(row) for row in part)
+        ids = torch.zeros(len(part), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for i, row in enumerate(part):
+            ids[i, : len(row)], mask[i, : len(row)] = row, True
+        yield Tokens(ids, mask).to(lm.device)
+
+
+def _listed(lm: "LanguageModel", texts: Any) -> list[Tensor]:
+    """The token ids of each text."""
+    if isinstance(texts, list) and texts and all(isinstance(text, Tensor) for text in texts):
+        return texts
+    tokens = lm.to_tokens([texts] if not isinstance(texts, Tokens | Tensor) and is_single(texts) else texts)
+    return [ids[mask].cpu() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+
+
+def _ordinary(lm: "LanguageModel", texts: Any, site: str, which: str, progress: bool) -> Iterator[Tensor]:
+    """The activations [position, width] of each text's ordinary tokens, in fp64."""
+    scope, number = Scope(), 0
+    for tokens in batches(lm, texts, progress):
+        x = lm.record(tokens, site)
+        for rows, mask in zip(x, scope.mask(ordinary_where(tokens), lm).to(x.device), strict=True):
+            if not bool(mask.any()):
+                raise DataError(f"{which} text {number} has no token past its first that is not special: "
+                                "lengthen it or leave it out")  # fmt: skip
+            yield rows[mask].double()
+            number += 1

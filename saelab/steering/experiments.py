@@ -1,0 +1,277 @@
+"""`steering.sweep`: latents x operations x strengths x prompts x seeds, with controls, batched and resumable."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saelab.errors import CheckpointError, ConfigError
+from saelab.models.loading import weights_digest
+from saelab.models.splice import check_width, sae_site
+from saelab.steering import grid, records
+from saelab.steering.grid import NONE, RANDOM_DIRECTION, Cell
+from saelab.steering.sweep_table import Sweep
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+    from saelab.models.sites import Site
+    from saelab.steering.scope import Scope
+
+
+def sweep(
+    lm: "LanguageModel",
+    sae: Any,
+    latents: int | Sequence[int],
+    operations: str | Sequence[str],
+    strengths: Sequence[float],
+    prompts: Any,
+    seeds: Sequence[int] = (0,),
+    scope: "Scope | None" = None,
+    baselines: Sequence[str] = grid.BASELINES,
+    max_new_tokens: int = 20,
+    out: str | Path | None = None,
+    *,
+    unit: str | None = None,
+    draws: int = 3,
+    temperature: float = 1.0,
+    site: str | None = None,
+    later_site: str | None = None,
+    corpus: Any = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Sweep:
+    """Steer every prompt with every latent, operation and strength, beside controls, and measure without a judge.
+
+    Each cell of the grid is generated as `with lm.steer(operation): lm.generate(prompt, max_new_tokens, temperature,
+    seed)` would give it, but in batches whose rows have different operations, sorted by the prompts' lengths.
+
+    Args:
+        lm: the model.
+        sae: the autoencoder whose latents are steered with.
+        latents: numbers of its latents.
+        operations: of "add", "clamp", "scale", "cap" (once a strength), "ablate", "project_out" (once).
+        strengths: in units of `unit`; "scale" has none.
+        prompts: texts or conversations (a list of them), or ids as `Tokens`.
+        seeds: one text each. At temperature 0 they are all the same: give one.
+        scope: where the operations act; every ordinary token but the first, where nothing is said.
+        baselines: controls of each steered cell. "random_direction": directions of the decoder row's norm, drawn
+            uniformly, which change the activation by as much at every position ("project_out" alone removes what
+            lies along them). "random_latent": live latents drawn from the others, at the same strength in their own
+            unit. "none", the unsteered text, always runs, because the measures refer to it.
+        draws: controls of each kind for each latent; z needs at least two.
+        unit: of the strengths: "max_activation" (the default for latents), "activation", "residual_norm" or "std".
+        site: where to steer; the SAE's own when nothing is said.
+        later_site: where latents are encoded again; else the residual stream after the next block, for residual sites.
+        corpus: read (50,000 held-out tokens) for the input score, which is NaN without one.
+        batch_size: texts generated together.
+        out: a folder; rows are kept there batch by batch, and the same call goes on where it ended.
+
+    The first Ctrl-C ends the sweep after the batch at work and gives what there is (`.interrupted`). Columns and their
+    definitions: `Sweep`.
+
+    Raises `ConfigError` for arguments that cannot work, a latent that is unknown or dead and a missing unit;
+    `CheckpointError`, listing what differs, when `out` holds another sweep; `DataError` when prompt and continuation do
+    not fit into the model's context.
+
+    >>> import saelab
+    >>> from saelab import steering
+    >>> found = steering.sweep(lm, sae, [123, 9], ["add", "ablate"], [0.5, 1, 2, 4], ["The economy"])  # doctest: +SKIP
+    >>> found.summary()[["latent", "operation", "best_strength", "effect", "z"]]  # doctest: +SKIP
+    """
+    from saelab.steering import observe, scores
+    from saelab.steering.scope import Scope
+
+    targets = [latents] if isinstance(latents, int) else [int(latent) for latent in latents]
+    kinds = [operations] if isinstance(operations, str) else list(operations)
+    rows = _prompt_ids(lm, prompts)
+    steps, runs = [float(s) for s in strengths], [int(seed) for seed in seeds]
+    _check(sae, targets, kinds, steps, rows, runs, baselines, draws, batch_size)
+    controls = grid.draw_controls(sae, targets, draws if set(baselines) - {NONE} else 0)
+    source = grid.Extended(sae, controls.vectors if RANDOM_DIRECTION in baselines else {})
+    if sae.metadata.get("target_site") not in (None, sae.metadata.get("site")):
+        raise ConfigError("a sweep reads and writes at one site, and this is a transcoder: steer with lm.steer instead")
+    place = lm.site(sae_site(sae, site))
+    check_width(place, sae.d_in, "input")
+    later = lm.site(later_site) if later_site else _next_residual(lm, place)
+    if later is not None:
+        check_width(later, sae.d_in, "input")
+
+    operation = _maker(source, place.name, unit, scope)
+    cells = grid.cells(targets, kinds, steps, len(rows), runs, baselines, draws, controls)
+    resolved = _resolved_unit(sae, targets, kinds, unit, place.name)
+    texts = [str(row) if lm.tokenizer is None else lm.tokenizer.decode(row) for row in rows]
+    settings = {
+        "model": lm.name,
+        "model_digest": lm.digest,
+        "sae_digest": weights_digest(sae),
+        "site": place.name,
+        "later_site": later.name if later else None,
+        "latents": targets,
+        "operations": kinds,
+        "strengths": steps,
+        "unit": resolved,
+        "prompts": texts,
+        "prompt_ids": rows,
+        "seeds": runs,
+        "scope": repr(scope or Scope()),
+        "baselines": sorted({*baselines, NONE}),
+        "draws": draws,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "corpus": None if corpus is None else corpus.digest,
+        "texts": len(cells),
+    }
+    with records.opened(out, settings) as store:
+        if store.scores is None:
+            store.keep_scores(scores.known_scores(lm, sae, targets, place, corpus))
+        setting = observe.Setting(lm, sae, operation, place, later, rows, max_new_tokens, temperature)
+        if scores.writes_to_stream(lm, place):
+            setting.tops = _tops(lm, sae, cells, controls)
+        _run(setting, cells, store, batch_size, progress)
+        found = Sweep(list(store.rows.values()), settings, store.scores or {}, store.path)
+    if found.interrupted:
+        again = f"run the same call again to go on (out={str(out)!r})" if out else "give out= to be able to go on"
+        print(f"interrupted after {len(found):,} of {len(cells):,} texts: {again}", file=sys.stderr)
+    return found
+
+
+def _maker(source: grid.Extended, site: str, unit: str | None, scope: "Scope | None") -> Callable[[Cell], list[Any]]:
+    """What gives the one operation of a cell (none for an unsteered one): the same object where they are the same."""
+    from saelab.steering import operations as verbs
+
+    made: dict[Any, Any] = {}
+
+    def operation(cell: Cell) -> list[Any]:
+        if cell.operation is None or cell.latent is None:
+            return []
+        key = (cell.baseline, cell.latent, cell.operation, cell.strength, cell.draw)
+        if key not in made:
+            latent = cell.latent if cell.control is None else cell.control
+            if cell.baseline == RANDOM_DIRECTION and cell.draw is not None:
+                latent = source.latent(cell.latent, cell.draw)
+            of_unit = unit if cell.operation in grid.WITH_UNIT else None
+            verb = getattr(verbs, cell.operation)
+            made[key] = verb(source, latent, strength=cell.strength, unit=of_unit, site=site, scope=scope)
+        return [made[key]]
+
+    return operation
+
+
+def _run(setting: Any, cells: list[Cell], store: "records.Records", batch_size: int, progress: bool) -> None:
+    """Runs the cells that the store does not hold yet, batch by batch, to the end or the first Ctrl-C."""
+    from tqdm.auto import tqdm
+
+    from saelab.steering.observe import generate, observe
+    from saelab.training.running import first_interrupt_noted
+
+    unsteered = {(row["prompt_id"], row["seed"]): row["ids"] for row in store.rows.values() if row["baseline"] == NONE}
+    bar = tqdm(total=len(cells), initial=len(store.rows), desc="sweep", unit="text", delay=2, disable=not progress)
+    with bar, first_interrupt_noted() as stop:
+        for batch in batches(cells, setting.prompts, batch_size):
+            todo = [cell for cell in batch if cell.row not in store.rows]
+            if not todo:
+                continue
+            if stop.is_set():
+                return
+            texts = generate(setting, todo)
+            if todo[0].baseline == NONE:
+                unsteered |= {(cell.prompt_id, cell.seed): ids for cell, ids in zip(todo, texts, strict=True)}
+            references = [unsteered[cell.prompt_id, cell.seed] for cell in todo]
+            found = observe(setting, todo, texts, references)
+            store.add([{**cell.to_dict(), **figures} for cell, figures in zip(todo, found, strict=True)])
+            bar.update(len(todo))
+
+
+def batches(cells: Sequence[Cell], prompts: Sequence[Sequence[int]], size: int) -> list[list[Cell]]:
+    """The cells in batches: the unsteered ones first (the others are measured against them), then by the length of the
+    prompt, so that padding is little."""
+    found = []
+    for group in ([c for c in cells if c.baseline == NONE], [c for c in cells if c.baseline != NONE]):
+        ordered = sorted(group, key=lambda cell: (len(prompts[cell.prompt_id]), cell.prompt_id, cell.seed, cell.row))
+        found += [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return found
+
+
+def _prompt_ids(lm: "LanguageModel", prompts: Any) -> list[list[int]]:
+    if isinstance(prompts, str) or (not hasattr(prompts, "ids") and len(prompts) == 0):
+        raise ConfigError(f"prompts is {prompts!r}: give a list with at least one text")
+    return lm.to_tokens(list(prompts) if isinstance(prompts, tuple) else prompts).rows()
+
+
+def _check(
+    sae: Any, latents: list[int], operations: list[str], strengths: list[float], prompts: list[list[int]],
+    seeds: list[int], baselines: Sequence[str], draws: int, batch_size: int,
+) -> None:  # fmt: skip
+    for name, values in (("latents", latents), ("operations", operations), ("prompts", prompts), ("seeds", seeds)):
+        if not values:
+            raise ConfigError(f"{name} is empty: give at least one")
+        if len({str(value) for value in values}) < len(values):
+            raise ConfigError(f"{name} has one twice: {values!r}")
+    wrong = [name for name in operations if name not in grid.OPERATIONS]
+    if wrong:
+        raise ConfigError(f"operations {wrong} are not among {', '.join(grid.OPERATIONS)}")
+    wrong = [name for name in baselines if name not in grid.BASELINES]
+    if wrong:
+        raise ConfigError(f"baselines {wrong} are not among {', '.join(grid.BASELINES)}")
+    if not strengths and set(operations) & set(grid.WITH_STRENGTH):
+        raise ConfigError(f"strengths is empty, and {', '.join(operations)} need at least one")
+    unknown = [latent for latent in latents if not 0 <= latent < sae.d_sae]
+    if unknown:
+        raise ConfigError(f"latents {unknown} are not among the {sae.d_sae:,} of this SAE (0 to {sae.d_sae - 1:,})")
+    if draws < 1 or batch_size < 1:
+        raise ConfigError(f"{draws=}, {batch_size=}: each must be at least 1")
+
+
+def _resolved_unit(
+    sae: Any, latents: Sequence[int], operations: Sequence[str], unit: str | None, site: str
+) -> str | None:
+    """The unit that the operations end up with. Raises `ConfigError` for a dead latent or a missing figure, before the
+    work begins."""
+    from saelab.steering import add, unit_size
+
+    made = [add(sae, latent, strength=1.0, unit=unit, site=site) for latent in latents]
+    if not set(operations) & set(grid.WITH_UNIT):
+        return None
+    for one in made:
+        unit_size(one)
+    return made[0].unit
+
+
+def _next_residual(lm: "LanguageModel", site: "Site") -> "Site | None":
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_\w+", site.name)
+    following = f"blocks.{int(match[1]) + 1}.hook_resid_post" if match else ""
+    return lm.site(following) if following in lm.backend.named else None
+
+
+def _tops(lm: "LanguageModel", sae: Any, cells: list[Cell], controls: grid.Controls) -> dict[Any, Any]:
+    """Top logit tokens of every direction that the cells steer with."""
+    import torch
+
+    from saelab.steering.scores import top_tokens
+
+    directions = {}
+    for cell in cells:
+        if cell.latent is None:
+            continue
+        key = (cell.latent, cell.baseline, cell.draw)
+        if cell.baseline == RANDOM_DIRECTION and cell.draw is not None:
+            directions[key] = controls.vectors[cell.latent][cell.draw]
+        else:
+            directions[key] = sae.W_dec.detach()[cell.latent if cell.control is None else cell.control]
+    if not directions:
+        return {}
+    return dict(zip(directions, top_tokens(lm, torch.stack(list(directions.values()))), strict=True))
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Reopen the sweep in a folder, finished or not. Raises `CheckpointError` when it holds none.
+
+    >>> load_sweep("runs/sweep").summary()  # doctest: +SKIP
+    """
+    folder = Path(path)
+    if not (folder / records.SWEEP).exists():
+        raise CheckpointError(f"{folder} holds no sweep: no {records.SWEEP} is in it")
+    settings = records.read(folder / records.SWEEP)["fingerprint"]
+    with records.opened(folder, settings) as store:
+        return Sweep(list(store.rows.values()), settings, store.scores or {}, folder)

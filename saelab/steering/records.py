@@ -1,0 +1,113 @@
+"""The rows of a sweep, in memory or in a folder: each batch a file of its own, whole or not at all."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from saelab.errors import CheckpointError
+from saelab.files import whole_file
+from saelab.training.checkpoint import check_fingerprint, locked
+
+SWEEP = "sweep.json"
+
+# Figures of a steered text, beside those of the text itself; an unsteered one has none of them.
+OF_THE_TEXT = (
+    "repetition_4", "distinct_2", "changed_share", "first_divergence", "perplexity", "perplexity_ranked"
+)  # fmt: skip
+OF_THE_STEERING = (
+    "kl_next", "kl_text", "kl_max", "mass_next", "mass_text", "rise_next", "rise_text", "own_mass_next",
+    "own_mass_text", "own_rise_next", "own_rise_text", "relative_change", "norm_ratio", "target_before", "target_after",
+    "off_target_l1", "off_target_flipped", "target_before_later", "target_after_later", "off_target_l1_later",
+    "off_target_flipped_later",
+)  # fmt: skip
+MEASURES = OF_THE_STEERING + OF_THE_TEXT
+
+
+class Records:
+    """`rows` by their number, in the order of being added; `scores` of the latents, None until kept."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.scores: dict[str, Any] | None = None
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Keep the rows of one batch."""
+        if self.path is not None:
+            self._write(f"rows/{rows[0]['row']:08d}.json", [_written(row) for row in rows])
+        self.rows |= {row["row"]: row for row in rows}
+
+    def keep_scores(self, scores: dict[str, Any]) -> None:
+        """Keep the scores of the latents."""
+        self.scores = scores
+        if self.path is not None:
+            self._write("scores.json", _written(scores))
+
+    def _write(self, name: str, content: Any) -> None:
+        assert self.path is not None
+        with whole_file(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, allow_nan=False))
+
+
+@contextlib.contextmanager
+def opened(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Records]:
+    """The records of a sweep with these settings: new, or what the folder holds of it.
+
+    Raises `CheckpointError` when the folder holds another sweep (with the keys that differ) or something else, when
+    another process writes there, and when a file is not readable.
+    """
+    if out is None:
+        yield Records()
+        return
+    folder = Path(out)
+    with locked(folder):
+        if (folder / SWEEP).exists():
+            check_fingerprint(folder, read(folder / SWEEP)["fingerprint"], settings)
+        else:
+            strangers = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+            if strangers:
+                raise CheckpointError(
+                    f"{folder} holds other files ({', '.join(strangers[:3])}) and no sweep: give a new or empty folder"
+                )
+        records = Records(folder)
+        if (folder / "scores.json").exists():
+            records.scores = _figures(read(folder / "scores.json"))
+        for path in sorted((folder / "rows").glob("*.json")):
+            records.rows |= {row["row"]: _figures(row) for row in read(path)}
+        if not (folder / SWEEP).exists():
+            records._write(SWEEP, {"format": 1, "fingerprint": settings})
+        yield records
+
+
+def read(path: Path) -> Any:
+    """A JSON file. Raises `CheckpointError` when it is not readable."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable ({error}): remove it, and its texts are made again") from error
+
+
+def _written(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they are written as null and as a string."""
+    return {key: _plain(value) for key, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _figures(row: dict[str, Any]) -> dict[str, Any]:
+    """Undoes `_written` in the figures."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(item) for item in value]
+        return float("nan" if value is None else value)
+
+    figures = (*MEASURES, "output_score", "input_score")
+    return {key: number(value) if key in figures else value for key, value in row.items()}

@@ -1,0 +1,162 @@
+"""Which latents are worth steering with: top logit tokens, output score and input score of each."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ConfigError
+from saelab.models.sites import Site
+from saelab.models.unembedding import unembedding
+from saelab.steering import measures
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+
+NEUTRAL_PROMPT = "From my experience,"  # Arad et al. 2025
+AMPLIFIED = 10.0
+TO_THE_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+
+
+def writes_to_stream(lm: "LanguageModel", site: Site) -> bool:
+    """Whether a vector at the site is added to the residual stream: by its name, or for a module path by its width."""
+    if site.name in lm.backend.named:
+        return site.name.endswith(TO_THE_STREAM)
+    try:
+        return site.width == len(unembedding(lm).gain)
+    except ConfigError:
+        return False
+
+
+def top_tokens(lm: "LanguageModel", directions_ND: Tensor, k: int = measures.TOP_TOKENS) -> Tensor:
+    """The `k` tokens [N, k] whose logits each direction [N, D] of the residual stream raises most, the strongest first.
+
+    They are the largest entries of (direction * gain) W_U with the last norm's gain (the "logit lens" of a latent).
+    Of equals the lower id comes first. Raises `ConfigError` where the model has no unembedding.
+
+    >>> top_tokens(lm, sae.W_dec[[123]])  # doctest: +SKIP
+    """
+    heads = unembedding(lm)
+    k = min(k, heads.W_U.shape[1])
+    rows = [
+        heads.logits(part).sort(dim=-1, descending=True, stable=True).indices[:, :k] for part in directions_ND.split(64)
+    ]
+    return torch.cat(rows).cpu()
+
+
+def output_scores(
+    lm: "LanguageModel",
+    sae: Any,
+    latents: Sequence[int],
+    *,
+    strength: float = AMPLIFIED,
+    unit: str | None = None,
+    site: str | None = None,
+    prompt: Any = NEUTRAL_PROMPT,
+    batch_size: int = 32,
+) -> list[float]:
+    """The output score of each latent: does amplifying it bring its own top tokens up? Between 0 and 1.
+
+    Arad et al. 2025, section 4: one forward pass of a neutral prompt with the latent amplified, then (1 - least rank /
+    vocabulary) * largest probability over its 20 top logit tokens (`measures.output_score`). Amplified here means
+    `add` with `strength` times `unit` (the latent's largest activation by default): our reading. The prompt's first
+    position is not steered. Raises `ConfigError` as `steering.add` does.
+
+    >>> output_scores(lm, sae, [123, 9])  # doctest: +SKIP
+    [0.93, 0.08]
+    """
+    from saelab.models.tokens import Tokens
+    from saelab.steering.apply import steer_rows
+    from saelab.steering.operations import add
+
+    tokens = lm.to_tokens(prompt)
+    tops = top_tokens(lm, sae.W_dec.detach()[list(latents)], measures.SCORE_TOKENS)
+    scores: list[float] = []
+    for start in range(0, len(latents), batch_size):
+        part = latents[start : start + batch_size]
+        rows = [[add(sae, latent, strength=strength, unit=unit, site=site)] for latent in part]
+        batch = Tokens(tokens.ids.expand(len(part), -1), tokens.mask.expand(len(part), -1))
+        with steer_rows(lm, rows):
+            logits_BV = lm.logits(batch)[:, -1].cpu()
+        scores += [
+            measures.output_score(row, top) for row, top in zip(logits_BV, tops[start : start + len(part)], strict=True)
+        ]
+    return scores
+
+
+def input_scores(
+    lm: "LanguageModel",
+    sae: Any,
+    latents: Sequence[int],
+    corpus: Any,
+    *,
+    tokens: int = 50_000,
+    contexts: int = 20,
+    site: str | None = None,
+    split: str = "heldout",
+    batch_size: int = 8,
+) -> list[float]:
+    """The input score of each latent: does it fire on the tokens that it writes? Between 0 and 1, NaN where it never fires.
+
+    Arad et al. 2025, section 4: share of the `contexts` in which the latent is strongest whose strongest token is
+    among its 20 top logit tokens. `tokens` tokens of the split are read.
+
+    >>> input_scores(lm, sae, [123, 9], saelab.load_corpus("sotu"))  # doctest: +SKIP
+    """
+    from saelab.activations.harvest import stream
+    from saelab.models.splice import sae_site
+
+    place = lm.site(sae_site(sae, site))
+    length = sae.metadata.get("context_length") or 256
+    whole = corpus.contexts(lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)))
+    count = min(len(whole), math.ceil(tokens / length))
+    if not count:
+        raise ConfigError(f"the {split} split of {corpus.name} has no context of {length} tokens")
+    skip = sae.metadata.get("skip_positions", 1)
+    peaks: list[dict[int, tuple[float, int]]] = [{} for _ in latents]  # context -> (activation, token) of each latent
+    order = torch.arange(count)
+    for rows in stream(lm, whole, [place.name], skip_positions=skip, batch_size=batch_size, order=order):
+        x = rows.x[place.name].to(sae.W_dec)
+        kept = sae.replaceable(x)
+        with torch.no_grad():
+            codes = sae.encode_sparse(x[kept])
+        where = kept.cpu()
+        ids, inside = rows.tokens[where].tolist(), rows.contexts[where].tolist()
+        at, values = codes.rows().cpu(), codes.values.float().cpu()
+        for best, latent in zip(peaks, latents, strict=True):
+            mine = (codes.indices.cpu() == latent).nonzero().flatten()
+            for row, value in zip(at[mine].tolist(), values[mine].tolist(), strict=True):
+                if value > best.get(inside[row], (0.0, -1))[0]:
+                    best[inside[row]] = (value, ids[row])
+    tops = top_tokens(lm, sae.W_dec.detach()[list(latents)], measures.SCORE_TOKENS)
+    return [
+        measures.input_score([token for _, token in sorted(best.values(), reverse=True)[:contexts]], top)
+        for best, top in zip(peaks, tops, strict=True)
+    ]
+
+
+def known_scores(lm: "LanguageModel", sae: Any, latents: Sequence[int], site: Site, corpus: Any) -> dict[str, Any]:
+    """Top tokens and scores of each latent for the tables of a sweep; NaN (and a warning) where they mean nothing."""
+    missing = [math.nan] * len(latents)
+    if not writes_to_stream(lm, site):
+        warnings.warn(
+            f"{site.name} does not write to the residual stream: a latent there has no logit tokens of its own, so the "
+            "mass on them, the output score and the input score are NaN",
+            stacklevel=3,
+        )
+        return {"top_tokens": [[] for _ in latents], "output_score": missing, "input_score": missing}
+    tops = top_tokens(lm, sae.W_dec.detach()[list(latents)])
+    prompt: Any = NEUTRAL_PROMPT if lm.tokenizer is not None else torch.arange(4)
+    try:
+        outputs = output_scores(lm, sae, latents, site=site.name, prompt=prompt)
+    except ConfigError as error:  # no largest activation is known
+        warnings.warn(f"no output score: {error}", stacklevel=3)
+        outputs = missing
+    return {
+        "top_tokens": [[lm.token_text(token) for token in row] for row in tops.tolist()],
+        "output_score": outputs,
+        "input_score": missing if corpus is None else input_scores(lm, sae, latents, corpus, site=site.name),
+    }

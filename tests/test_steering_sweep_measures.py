@@ -1,0 +1,270 @@
+"""Each measure of steering by hand, and the logit directions against the model itself."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import kl_div
+
+import saelab
+from saelab import ConfigError, steering
+from saelab.models.unembedding import unembedding
+from saelab.steering import measures, scores
+from saelab.steering.summaries import area, intervals, spearman, z_score
+from tests import tiny, toy_sweep
+
+NAN = math.nan
+IDS = st.lists(st.integers(0, 3), max_size=12)
+
+
+@pytest.fixture(scope="module")
+def sweep_sae(tiny_llama):
+    return toy_sweep.trained(tiny_llama)
+
+
+def same(a, b):
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+# distributions
+
+
+def test_kl_by_hand():
+    clean, steered = (
+        torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]),
+        torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]]),
+    )
+    half = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # (1/2, 1/2) against (3/4, 1/4)
+    assert measures.kl(clean, steered).tolist() == pytest.approx([half, 0.0])
+    assert measures.kl(steered, clean)[0] == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_kl_is_torchs():
+    clean, steered = torch.randn(5, 7), 3 * torch.randn(5, 7)
+    oracle = kl_div(steered.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(measures.kl(clean, steered).float(), oracle)
+
+
+def test_mass_by_hand():
+    logits = torch.tensor([[0.0, math.log(2), math.log(5), -math.inf]])
+    assert measures.mass(logits, torch.tensor([1, 3])).item() == pytest.approx(2 / 8)
+    assert measures.mass(logits, torch.tensor([0, 1, 2])).item() == pytest.approx(1)
+
+
+def test_perplexity_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])  # probabilities of the targets: 1/2 and 1/4
+    assert measures.perplexity(logits, torch.tensor([1, 1])) == pytest.approx(math.sqrt(8))
+    assert math.isnan(measures.perplexity(logits[:0], torch.zeros(0, dtype=torch.int64)))
+
+
+# texts
+
+
+@pytest.mark.parametrize(
+    ("ids", "n", "expected"),
+    [([1, 1, 1, 1, 1, 1], 4, 2 / 3), ([1, 2, 3, 4, 5], 4, 0.0), ([1, 2, 3], 4, NAN), ([1, 2, 1, 2, 1], 2, 0.5)],
+)
+def test_repetition_by_hand(ids, n, expected):
+    assert same(measures.repetition(ids, n), pytest.approx(expected, nan_ok=True))
+
+
+@pytest.mark.parametrize(("ids", "expected"), [([1, 2, 1, 2], 2 / 3), ([7, 7, 7], 0.5), ([1], NAN), ([], NAN)])
+def test_distinct_by_hand(ids, expected):
+    assert measures.distinct(ids) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("ids", "reference", "share", "first"),
+    [
+        ([1, 2, 3], [1, 2, 3], 0.0, NAN),
+        ([1, 2, 3, 4], [1, 9, 3], 0.5, 1.0),
+        ([1, 2], [1, 2, 3, 4], 0.5, 2.0),
+        ([], [5], 1.0, 0.0),
+        ([], [], 0.0, NAN),
+    ],
+)
+def test_changes_of_the_text_by_hand(ids, reference, share, first):
+    assert measures.changed_share(ids, reference) == share
+    assert same(measures.first_divergence(ids, reference), first)
+
+
+@given(ids=IDS, reference=IDS)
+@settings(max_examples=200, deadline=None)
+def test_properties_of_the_text_measures(ids, reference):
+    share, first = measures.changed_share(ids, reference), measures.first_divergence(ids, reference)
+    assert share == measures.changed_share(reference, ids) and 0 <= share <= 1
+    assert (share == 0) == math.isnan(first) == (ids == reference)
+    if not math.isnan(first):
+        assert ids[: int(first)] == reference[: int(first)] and ids[: int(first) + 1] != reference[: int(first) + 1]
+    if len(ids) >= 4:
+        assert (
+            measures.repetition(ids) == pytest.approx(1 - measures.distinct(ids, 4))
+            and 0 <= measures.repetition(ids) < 1
+        )
+
+
+# activations and codes
+
+
+def test_relative_change_by_hand():
+    h, steered = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 3.0]])
+    assert measures.relative_change(h, steered) == pytest.approx((0.25, 1.25))
+
+
+def test_latent_changes_by_hand():
+    clean = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 4.0, 0.0, 0.0]])
+    steered = torch.tensor([[3.0, 0.0, 1.5, 0.0], [1.0, 0.0, 0.0, 2.0]])
+    # others: row 0 |1.5 - 2| = .5 and none flips; row 1 4 + 2 = 6 and two flip
+    assert measures.latent_changes(clean, steered, 0) == (0.5, 2.0, 3.25, 1.0)
+    assert torch.equal(clean, torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 4.0, 0.0, 0.0]]))
+
+
+# scores
+
+
+def test_output_score_by_hand():
+    logits = torch.tensor([0.0, math.log(2), math.log(4), math.log(1)])  # 1/8, 1/4, 1/2, 1/8
+    assert measures.output_score(logits, torch.tensor([0, 2])) == pytest.approx(0.5)  # rank 0
+    assert measures.output_score(logits, torch.tensor([0, 1])) == pytest.approx((1 - 1 / 4) / 4)  # rank 1
+    assert measures.output_score(logits, torch.tensor([3])) == pytest.approx((1 - 2 / 4) / 8)  # ties share a rank
+
+
+def test_input_score_by_hand():
+    assert measures.input_score([1, 2, 2, 3], torch.tensor([2, 9])) == 0.5
+    assert math.isnan(measures.input_score([], torch.tensor([2])))
+
+
+@pytest.mark.parametrize("make", [tiny.llama_model, tiny.gpt2_model])
+def test_logit_directions_are_the_models(make, tiny_tokenizer):
+    """A step so large that nothing else counts: the model's logits go as (d * gain) W_U, up to a positive factor."""
+    model = make()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # the gains and biases of random models are all alike
+            nn.init.normal_(parameter)
+    lm = saelab.load_model(model, tokenizer=tiny_tokenizer, device="cpu")
+    last = f"blocks.{lm.n_layers - 1}.hook_resid_post"
+    width = lm.site(last).width
+    direction = torch.randn(width)
+    with lm.intervene(last, lambda x, where: x + 1e5 * direction):
+        steered = lm.logits("abc")[0, -1]
+    with lm.intervene(last, lambda x, where: x - 1e5 * direction):  # what the last norm's bias adds goes out
+        steered = (steered - lm.logits("abc")[0, -1]) / 2
+    wanted = unembedding(lm).logits(direction[None])[0]
+    scaled = steered * wanted.norm() / steered.norm()
+    torch.testing.assert_close(scaled, wanted, atol=2e-3 * float(wanted.abs().max()), rtol=1e-3)
+    assert torch.equal(scores.top_tokens(lm, direction[None])[0, :3], steered.sort(descending=True).indices[:3])
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_the_gain_of_every_kind_of_norm(width):
+    class OnePlus(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(width))
+
+        def forward(self, x):
+            return x * x.pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt() * (1 + self.weight)
+
+    layer, rms, gemma = nn.LayerNorm(width), nn.RMSNorm(width, eps=1e-6), OnePlus()
+    for parameter in [*layer.parameters(), *rms.parameters()]:
+        nn.init.normal_(parameter)
+
+    class Model(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.LayerNorm(width)])
+            self.norm = norm
+            self.head = nn.Linear(width, 5, bias=False)
+
+        def get_output_embeddings(self):
+            return self.head
+
+    for norm, gain, centred in [
+        (layer, layer.weight, True),
+        (rms, rms.weight, False),
+        (gemma, 1 + gemma.weight, False),
+    ]:
+        model = Model(norm)
+        lm = type("LM", (), {"runner": model, "model": model, "name": "toy"})()
+        found = unembedding(lm)
+        assert found.centred == centred
+        torch.testing.assert_close(found.gain, gain.detach(), atol=1e-4, rtol=1e-4)
+        d = torch.randn(1, width)
+        by_hand = (d - d.mean() if centred else d) * gain.detach() @ model.head.weight.detach().T
+        torch.testing.assert_close(found.logits(d), by_hand, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_without_unembedding():
+    lm = type("LM", (), {"runner": nn.Linear(2, 2), "model": nn.Linear(2, 2), "name": "toy"})()
+    with pytest.raises(ConfigError, match="no unembedding"):
+        unembedding(lm)
+
+
+def test_output_scores_are_single_forward_passes(tiny_llama, sweep_sae):
+    sae, live = sweep_sae
+    found = scores.output_scores(tiny_llama, sae, live[:5], batch_size=2)
+    for latent, score in zip(live[:5], found, strict=True):
+        with tiny_llama.steer(steering.add(sae, latent, strength=10.0)):
+            logits = tiny_llama.logits(scores.NEUTRAL_PROMPT)[0, -1]
+        top = scores.top_tokens(tiny_llama, sae.W_dec[[latent]], 20)[0]
+        assert score == pytest.approx(measures.output_score(logits, top), rel=1e-4)
+
+
+def test_input_scores_against_a_dense_search(tiny_llama, sweep_sae):
+    sae, live = sweep_sae
+    corpus = saelab.load_corpus([f"{i} of the people, by the people {i * i}" * 8 for i in range(40)])
+    latents = live[:6]
+    found = scores.input_scores(tiny_llama, sae, latents, corpus, tokens=400, contexts=5)
+    contexts = corpus.contexts(tiny_llama, 32, "heldout")
+    count = min(len(contexts), 13)  # of 32 tokens, 400 in all
+    tops = scores.top_tokens(tiny_llama, sae.W_dec[latents], 20)
+    x = tiny_llama.record(contexts.ids[:count].long(), sae.metadata["site"])
+    codes = sae.encode(x).detach()
+    usable = contexts.mask[:count] & sae.replaceable(x) & (torch.arange(32) >= 1)
+    for latent, score, top in zip(latents, found, tops, strict=True):
+        values = torch.where(usable, codes[..., latent], 0.0)
+        pairs = zip(values, contexts.ids, strict=False)
+        best = sorted(((float(row.max()), int(ids[row.argmax()])) for row, ids in pairs), reverse=True)
+        peaks = [token for value, token in best if value > 0][:5]
+        assert same(score, measures.input_score(peaks, top))
+
+
+# summaries
+
+
+def test_area_by_hand():
+    assert area([], 2.0) == 0
+    assert area([(1.0, 4.0)], 2.0) == 2.0
+    assert area([(0.5, -1.0), (1.0, 3.0), (1.5, 1.0), (9.0, 100.0)], 2.0) == 1.5  # 0 up to 1, then 3
+
+
+def test_spearman_by_hand():
+    assert spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert spearman([1, 2], [2, 1]) == -1
+    assert math.isnan(spearman([1], [1])) and math.isnan(spearman([1, 2], [3, 3]))
+
+
+def test_z_by_hand():
+    controls = np.array([[1.0, 1.0], [2.0, 4.0], [4.0, 6.0]])  # means 1, 3, 5: mean 3, standard deviation 2
+    assert z_score(np.array([6.0, 8.0]), controls) == 2.0
+    assert math.isnan(z_score(np.array([1.0]), controls[:1, :1]))
+
+
+def test_intervals_contain_the_mean_and_shrink():
+    generator = np.random.default_rng(1)
+    few, many = (generator.normal(1, 1, n) for n in (10, 1000))
+    widths = []
+    for effects in (few, many):
+        controls = generator.normal(0, 1, (4, len(effects)))
+        found = intervals(effects, controls, 300)
+        assert found["effect_low"] < effects.mean() < found["effect_high"]
+        assert found["z_low"] < found["z_high"]
+        assert found == intervals(effects, controls, 300)
+        widths.append(found["effect_high"] - found["effect_low"])
+    assert widths[1] < widths[0] / 3
+    constant = intervals(np.array([2.0, 2.0]), np.zeros((0, 2)), 10)
+    assert (constant["effect_low"], constant["effect_high"]) == (2, 2) and math.isnan(constant["z_low"])
