@@ -249,6 +249,23 @@ def test_train_harvest_evaluate_on_a_small_model(model_and_text, tmp_path, capsy
     assert "explained_variance" in shown and f"{SITE}: 500 rows of 32" in shown
 
 
+def test_sweep_trains_all_of_them_on_one_stream(model_and_text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "cache"))
+    sizes = ["--tokens", "2_000", "--batch-size", "256", "--context-length", "32", "--buffer-tokens", "2_000"]
+    places = ["--site", "blocks.1.mlp.hook_pre", "--target-site", "blocks.1.hook_mlp_out"]
+    saes = ["Transcoder(of=TopK(k=4, d_sae=64))", "Transcoder(of=MutualChoice(k=4, d_sae=64), skip=True)"]
+    out = tmp_path / "runs"
+    assert cli.main(["sweep", *model_and_text, *sizes, *places, "--saes", *saes, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "2,000 tokens" in shown and all(sae in shown for sae in saes)
+    assert [repr(saelab.load_run(folder).sae.cfg) for folder in sorted(out.iterdir()) if folder.is_dir()] == saes
+    assert (
+        cli.main(["evaluate", str(out / "00-Transcoder"), *model_and_text, "--tokens", "64", "--sparsity-tokens", "64"])
+        == 0
+    )
+    assert "blocks.1.mlp.hook_pre to blocks.1.hook_mlp_out" in capsys.readouterr().out
+
+
 def test_ctrl_c_exits_130_and_leaves_a_run(model_and_text, tmp_path):
     """A real process and a real signal, sent once the training bar moves."""
     flags = ["--site", SITE, "--sae", "TopK(k=4, d_sae=64)", "--tokens", "1e9", "--batch-size", "256"]

@@ -133,6 +133,7 @@ def test_resume_is_bitwise(tmp_path):
     arguments = {"sae": Transcoder(of=TopK(k=3, d_sae=67), skip=True), "tokens": 6000, "log_every": 1}
     whole = run_on(pair(), **arguments)
     assert run_on(pair(), out=tmp_path / "run", loggers=[interrupting(9)], **arguments).interrupted
+    assert saelab.load_run(tmp_path / "run").sae.d_out == 7
     rest = run_on(pair(), out=tmp_path / "run", **arguments)
     assert all(torch.equal(rest.sae.state_dict()[name], tensor) for name, tensor in whole.sae.state_dict().items())
 

@@ -173,11 +173,17 @@ def autoencoder(text: str) -> Any:
 
     >>> autoencoder("TopK(k=32, d_sae=4096)")
     TopK(k=32, d_sae=4096)
+    >>> autoencoder("Transcoder(of=TopK(k=32, d_sae=4096), skip=True)")
+    Transcoder(of=TopK(k=32, d_sae=4096), skip=True)
     """
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        call: Any = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         call = None
+    return _architecture(call, text)
+
+
+def _architecture(call: Any, text: str) -> Any:
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
         raise ConfigError(f"{text!r} is not an architecture: write for example 'TopK(k=32, d_sae=4096)'")
     names = [name for name, module in saelab._PUBLIC.items() if module.startswith("saelab.autoencoders.")]
@@ -186,9 +192,16 @@ def autoencoder(text: str) -> Any:
         raise ConfigError(f"unknown architecture {call.func.id!r}; {near(call.func.id, architectures)}")
     chosen = architectures[call.func.id]
     try:
-        arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        arguments = {
+            str(keyword.arg): _architecture(keyword.value, text)
+            if isinstance(keyword.value, ast.Call)
+            else ast.literal_eval(keyword.value)
+            for keyword in call.keywords
+        }
+    except ConfigError:
+        raise
     except ValueError:
-        raise ConfigError(f"{text!r}: arguments must be plain numbers or strings") from None
+        raise ConfigError(f"{text!r}: arguments must be plain numbers, strings or architectures") from None
     for name in arguments:
         if name not in _fields(chosen):
             raise ConfigError(f"{call.func.id} has no {name!r}; {near(name, _fields(chosen))}")

@@ -1,5 +1,6 @@
 """`saelab train`: train a sparse autoencoder on a site of a language model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import saelab
@@ -23,6 +24,7 @@ OPTIONS = (
     Option("corpus", str, "sotu", "bundled name, text file or folder, or data-set name"),
     Option("site", str, REQUIRED, "where the activations are, e.g. blocks.3.hook_resid_post"),
     Option("sae", autoencoder, REQUIRED, "the architecture, e.g. 'TopK(k=32, d_sae=4096)'"),
+    Option("target-site", str, None, "what a transcoder predicts, e.g. blocks.3.hook_mlp_out"),
     Option("tokens", positive, REQUIRED, "tokens to train on, e.g. 500_000 or 5e5"),
     Option("out", str, REQUIRED, "folder of the run; one that holds part of the same run is continued"),
     Option("batch-size", positive, 4096, "tokens in a step"),
@@ -47,31 +49,47 @@ OPTIONS = (
 
 def run(values: dict[str, Any]) -> int:
     """Say what it takes, train, print the last figures; 130 when Ctrl-C ended it early."""
+    lm, corpus = opened(values)
+    print(cost(lm, corpus, values, [values["sae"]]), flush=True)
+    result = saelab.train(lm, corpus, **values)
+    print(summary(result))
+    return INTERRUPTED if result.interrupted else 0
+
+
+def opened(values: dict[str, Any]) -> tuple[Any, Any]:
+    """The model and the corpus, taken out of the values."""
     lm = saelab.load_model(values.pop("model"), device=values["device"])
-    corpus = saelab.load_corpus(values.pop("corpus"), seed=values["seed"])
-    site = lm.site(values["site"])
+    return lm, saelab.load_corpus(values.pop("corpus"), seed=values["seed"])
+
+
+def cost(lm: Any, corpus: Any, values: dict[str, Any], saes: Sequence[Any]) -> str:
+    """One line: what it takes to train these SAEs on one stream."""
+    site, tokens = lm.site(values["site"]), values["tokens"]
     contexts = corpus.contexts(lm, values["context_length"], split="train")
-    d_sae, tokens = values["sae"].d_sae, values["tokens"]
     buffer = parse_capacity(values["buffer_tokens"], 4 * site.width)
-    cost = estimate.Estimate(
+    memory = {"model": estimate.model_bytes(lm)}
+    for i, sae in enumerate(saes):
+        # one buffer for all
+        parts = estimate.training_bytes(site.width, sae.d_sae, values["batch_size"], 0 if i else buffer)
+        memory |= {name: memory.get(name, 0) + size for name, size in parts.items()}
+    estimated = estimate.Estimate(
         seconds={
             "model": estimate.forward_seconds(lm, contexts, site.name, tokens),
-            "autoencoder": estimate.step_seconds(site.width, d_sae, tokens),
+            "autoencoder": sum(estimate.step_seconds(site.width, sae.d_sae, tokens) for sae in saes),
         },
-        memory={
-            "model": estimate.model_bytes(lm),
-            **estimate.training_bytes(site.width, d_sae, values["batch_size"], buffer),
-        },
+        memory=memory,
         available=estimate.physical_memory(),
     )
-    print(f"{tokens:,} tokens ({tokens / contexts.n_tokens:.2f} epochs of {contexts.n_tokens:,}): {cost}", flush=True)
-    result = saelab.train(lm, corpus, **values)
+    return f"{tokens:,} tokens ({tokens / contexts.n_tokens:.2f} epochs of {contexts.n_tokens:,}): {estimated}"
+
+
+def summary(result: Any) -> str:
+    """One line: where a run is and its last figures."""
     last = result.history.iloc[-1]
-    print(
+    return (
         f"{result.path}: step {last['step']:.0f}, {last['tokens']:,.0f} tokens, "
         f"explained variance {last['explained_variance']:.3f}, l0 {last['l0']:.1f}, dead {last['dead']:.0f}"
     )
-    return INTERRUPTED if result.interrupted else 0
 
 
 COMMAND = Command(

@@ -196,13 +196,13 @@ class _Fidelity:
         replaced[mask] = mine_N.to(mask.device)
         self._sum("targets", mask[:, 1:].sum(1))
         self._sum("positions", mask.sum(1))
-        self._sum("ce_clean", _ce(clean, inputs.ids, mask))
-        spliced = self._logits(inputs, _putting(x_hat_ND[mine_N], replaced))
-        self._sum("ce_sae", _ce(spliced, inputs.ids, mask))
-        self._sum("kl", _kl(clean, spliced, mask))
+        self._sum("ce_clean", context_ce(clean, inputs.ids, mask))
+        spliced = self._logits(inputs, putting(x_hat_ND[mine_N], replaced))
+        self._sum("ce_sae", context_ce(spliced, inputs.ids, mask))
+        self._sum("kl", context_kl(clean, spliced, mask))
         del clean, spliced
         for name, value in (("ce_zero", torch.zeros_like(self.mean)), ("ce_mean", self.mean)):
-            self._sum(name, _ce(self._logits(inputs, _putting(value, replaced)), inputs.ids, mask))
+            self._sum(name, context_ce(self._logits(inputs, putting(value, replaced)), inputs.ids, mask))
 
     def _codes(self, x_ND: Tensor, inputs: Tokens, mask: Tensor, numbers: Sequence[int]) -> Any:
         if self.selection == "plain":
@@ -250,7 +250,7 @@ class _Fidelity:
         )
 
 
-def _putting(values: Tensor, replaced: Tensor) -> Callable[[Tensor, Any], Tensor]:
+def putting(values: Tensor, replaced: Tensor) -> Callable[[Tensor, Any], Tensor]:
     """An intervention that writes `values` ([n, d] or [d]) at the positions `replaced` [batch, position]."""
 
     def put(x: Tensor, where: Any) -> Tensor:
@@ -266,8 +266,11 @@ def _score(ablated: float, ce: dict[str, float]) -> float:
     return (ablated - ce["ce_sae"]) / scale if scale else float("nan")
 
 
-def _ce(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the real targets of each context, [batch]; one at a time, because its log-probabilities are large."""
+def context_ce(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Next-token cross-entropy in nats, summed over the real targets of each context: float64 [batch].
+
+    One context at a time, because its log-probabilities are large.
+    """
     return torch.stack(
         [
             cross_entropy(row[:-1][real].float(), target[real], reduction="none").double().sum()
@@ -276,7 +279,7 @@ def _ce(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     )
 
 
-def _kl(clean: Tensor, spliced: Tensor, mask: Tensor) -> Tensor:
+def context_kl(clean: Tensor, spliced: Tensor, mask: Tensor) -> Tensor:
     """KL(clean || spliced), summed over the real positions of each context, [batch]."""
     sums = []
     for p, q, real in zip(clean, spliced, mask, strict=True):

@@ -4,13 +4,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
 from saelab.files import whole_file
 from saelab.training import checkpoint
+
+if TYPE_CHECKING:
+    from saelab.dashboards.dashboard import Dashboard
 
 COLUMNS = ["step", "tokens", "loss", "l0", "explained_variance", "dead", "lr", "tokens_per_second"]
 
@@ -58,6 +61,19 @@ class Run:
         figure.update_xaxes(title_text="tokens", row=2)
         figure.update_layout(title=repr(self.sae), showlegend=False, height=560)
         return figure
+
+    def dashboard(
+        self, path: str | os.PathLike | None = None, lm: Any = None, corpus: Any = None, **options: Any
+    ) -> "Dashboard":
+        """A dashboard of the run's SAE, 512 latents of it unless `latents=`: `dashboard.html` in the run's folder, or `path`.
+
+        Model and corpus are those of the training unless given; `options` are those of `saelab.dashboards.build`.
+
+        >>> saelab.load_run("runs/demo").dashboard(latents=64, effects=None)  # doctest: +SKIP
+        """
+        from saelab.dashboards.showing import of_run
+
+        return of_run(self, path, lm, corpus, **options)
 
     def __repr__(self) -> str:
         if not self.rows:
@@ -111,7 +127,7 @@ def load_run(path: str | os.PathLike) -> Run:
     _, tensors, histories = latest
     weights = checkpoint.part(tensors, "0.sae.")
     cfg = Architecture.from_dict(found["fingerprint"]["sae"])
-    sae = SAE(cfg, weights["encoder_weight"].shape[1], found["metadata"])
+    sae = SAE(cfg, weights["encoder_weight"].shape[1], found["metadata"], d_out=weights["W_dec"].shape[1])
     sae.load_state_dict(weights)
     return Run(sae, histories[0], folder, True, found["report"])
 

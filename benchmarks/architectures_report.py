@@ -1,0 +1,191 @@
+"""The tables of architectures.py: results/architectures.md and .csv, from the cells that are finished.
+
+Intervals are 95% percentile bootstraps, 10,000 resamples of the held-out contexts and, where there are three or more, of the
+seeds; differences are paired by seed (initialisation, data order) and context.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import workers
+from architectures_data import FOLDER
+
+RESAMPLES = 10_000
+Row = dict[str, Any]
+
+
+def cells() -> list[Row]:
+    """Every finished cell."""
+    return [json.loads(path.read_text()) for path in sorted((FOLDER / "cells").glob("*.json"))]
+
+
+def interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, float]:
+    """sum(top) / sum(bottom) with its bootstrap interval; [seeds, contexts] each."""
+    generator = np.random.default_rng(0)
+    seeds, contexts = top.shape
+    of_contexts = generator.multinomial(contexts, [1 / contexts] * contexts, RESAMPLES)
+    of_seeds = (
+        generator.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) if seeds >= 3 else np.ones((RESAMPLES, seeds))
+    )
+    ratios = np.einsum("rs,sd,rd->r", of_seeds, top, of_contexts) / np.einsum(
+        "rs,sd,rd->r", of_seeds, bottom, of_contexts
+    )
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(top.sum() / bottom.sum()), float(low), float(high)
+
+
+def verdict(low: float, high: float, good: str = "lower") -> str:
+    """Better, equal (not told apart) or worse."""
+    if low <= 0 <= high:
+        return "not told apart"
+    return "better" if (high < 0) == (good == "lower") else "worse"
+
+
+def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Rows by key, in the order of the keys."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return dict(sorted(found.items()))
+
+
+def choice(rows: list[Row]) -> str:
+    """FVU of Mutual and Feature Choice against TopK at equal measured L0."""
+    table = []
+    for (site, which, k), group in groups(rows, lambda r: (r["site"], r["rows"], r["k"])).items():
+        by = {(r["label"], r["seed"]): r for r in group}
+        seeds = sorted({r["seed"] for r in group})
+        for stage in range(len(group[0]["stages"])):
+            tokens = group[0]["stages"][stage]["tokens"]
+            for label in ("MutualChoice", "FeatureChoice"):
+                paired = [s for s in seeds if ("TopK", s) in by and (label, s) in by]
+                if not paired or (label == "FeatureChoice" and stage < len(group[0]["stages"]) - 1):
+                    continue
+                base = np.array([by["TopK", s]["stages"][stage]["error"] for s in paired])
+                mine = np.array([by[label, s]["stages"][stage]["equal_error"] for s in paired])
+                variation = np.array([by["TopK", s]["variation"] for s in paired])
+                value, low, high = interval(mine - base, variation)
+                fvu = float(base.sum() / variation.sum())
+                share = float(mine.sum() / variation.sum())
+                table.append(
+                    [
+                        site, which, k, f"{tokens:,}", label, len(paired), f"{fvu:.4f}", f"{share:.4f}",
+                        f"{value / fvu:+.1%} [{low / fvu:+.1%}, {high / fvu:+.1%}]", verdict(low, high),
+                    ]
+                )  # fmt: skip
+    return workers.table(
+        ["site", "rows", "k", "tokens", "SAE", "seeds", "FVU TopK", "FVU", "difference in shares of TopK's", "verdict"],
+        table,
+    )
+
+
+def thresholds(rows: list[Row]) -> str:
+    """Held-out L0 as deployed, and silent latents."""
+    table = []
+    last = [r | r["stages"][-1] for r in rows if r["label"] != "TopK"]
+    for (site, which, k, label), group in groups(last, lambda r: (r["site"], r["rows"], r["k"], r["label"])).items():
+        l0 = [r["l0"] for r in group]
+        table.append(
+            [
+                site, which, k, label, len(group), ", ".join(f"{v:.2f}" for v in l0),
+                f"{max(abs(v / k - 1) for v in l0):.1%}", ", ".join(str(r["silent"]) for r in group),
+                f"{group[0]['heldout_rows']:,}",
+            ]
+        )  # fmt: skip
+    return workers.table(
+        ["site", "rows", "k", "SAE", "seeds", "held-out L0", "farthest from k", "silent latents", "held-out rows"],
+        table,
+    )
+
+
+def plain_table(rows: list[Row], *names: str) -> str:
+    """One row a cell: the last stage's figures."""
+    table = [
+        [
+            r["site"],
+            r["rows"],
+            r["label"],
+            r["k"],
+            r["seed"],
+            f"{s['l0']:.2f}",
+            f"{s['fvu']:.4f}",
+            s["silent"],
+            s["rare"],
+        ]
+        for r in rows
+        for s in [r["stages"][-1]]
+    ]
+    return workers.table(
+        ["site", "rows", names[0], names[1], "seed", "held-out L0", "held-out FVU", "silent", "density < 1e-4"], table
+    )
+
+
+def downstream() -> str:
+    """Paired differences to TopK of delta CE and KL."""
+    rows = [json.loads(path.read_text()) for path in sorted((FOLDER / "downstream").glob("*.json"))]
+    rows = [r for r in rows if r["study"] == "gradient"]
+    table = []
+    for (site, k), group in groups(rows, lambda r: (r["site"], r["k"])).items():
+        base = {r["seed"]: r for r in group if r["label"] == "TopK"}
+        for (label, mode), mine in groups(
+            [r for r in group if r["seed"] in base], lambda r: (r["label"], r["mode"])
+        ).items():
+            pairs = [(r, base[r["seed"]]) for r in mine]
+            cells = [site, k, label, mode, len(pairs)]
+            for name, count in (("delta_ce", "targets"), ("kl", "positions")):
+                value, low, high = interval(
+                    np.array([np.array(a[name]) - np.array(b[name]) for a, b in pairs]),
+                    np.array([np.array(b[count]) for _, b in pairs]),
+                )
+                level = float(
+                    sum(np.array(b[name]).sum() for _, b in pairs) / sum(np.array(b[count]).sum() for _, b in pairs)
+                )
+                cells += [f"{level + value:.4f}"]
+                cells += (
+                    ["", ""]
+                    if label == "TopK"
+                    else [f"{value / level:+.1%} [{low / level:+.1%}, {high / level:+.1%}]", verdict(low, high)]
+                )
+            table.append(cells)
+    return workers.table(
+        ["site", "k", "SAE", "selection", "seeds", "delta CE", "against TopK", "", "KL", "against TopK", ""], table
+    )
+
+
+SECTIONS = (
+    ("choice", "Mutual Choice and Feature Choice against TopK (a finding)", choice),
+    ("choice", "Thresholds at inference", thresholds),
+    ("revival", "aux_zipf against aux_k (a finding)", lambda rows: plain_table(rows, "auxiliary loss", "k")),
+    ("jumprelu", "JumpReLU reaches its target", lambda rows: plain_table(rows, "thresholds at the start", "target")),
+    ("gradient", "g-SAE: reconstruction", lambda rows: plain_table(rows, "SAE", "k")),
+    ("baselines", "Baselines", lambda rows: plain_table(rows, "SAE", "k")),
+)
+
+
+def write() -> None:
+    """Write both files."""
+    rows = cells()
+    lines = [
+        "# Architectures",
+        "",
+        workers.machine(1),
+        "",
+        (workers.HERE / "architectures_notes.md").read_text().strip(),
+    ]
+    for study, title, make in SECTIONS:
+        mine = [r for r in rows if r["study"] == study]
+        if mine:
+            lines += ["", f"## {title}", "", make(mine)]
+    lines += ["", "## g-SAE downstream (a finding)", "", downstream()]
+    (workers.RESULTS / "architectures.md").write_text("\n".join(lines) + "\n")
+    plain = ["study", "site", "rows", "label", "k", "seed", "d_sae", "tokens", "distinct", "heldout_rows"]
+    figures = ["stage", "l0", "fvu", "silent", "rare", "equal_l0", "equal_fvu"]
+    with (workers.RESULTS / "architectures.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*plain, *figures])
+        for row in rows:
+            for stage in row["stages"]:
+                writer.writerow([*(row[n] for n in plain), *(stage.get(n, "") for n in figures)])

@@ -1,0 +1,160 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Compare architectures
+#
+# Which latents may fire is a budget to be allocated. **TopK** gives every token the same share, **Mutual Choice** (also known
+# as BatchTopK) lets the tokens of a batch compete for it, **Feature Choice** gives every latent a share, **JumpReLU** sets a
+# price, **g-SAE** weighs the scores by what the model's loss feels of them. Here we train several of them on one stream of
+# activations and compare what they reconstruct and what the model loses.
+#
+# On two cores the notebook takes about a quarter of an hour. The runs are short: for figures with seeds and intervals see
+# `benchmarks/results/architectures.md`.
+
+# %%
+import os
+
+import saelab
+
+# The tests run this notebook on a small random model: these sizes are the only difference.
+MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
+CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
+SMALL = MODEL != "smollm2-135m"
+TOKENS, D_SAE, K = (3_000, 64, 4) if SMALL else (200_000, 2048, 16)
+SIZES = {"batch_size": 256, "buffer_tokens": 2_048, "context_length": 64} if SMALL else {}
+FIGURES = {"tokens": 256, "sparsity_tokens": 512} if SMALL else {"tokens": 4_096, "sparsity_tokens": 30_000}
+
+lm = saelab.load_model(MODEL)
+corpus = saelab.load_corpus(CORPUS)
+SITE = "blocks.3.hook_resid_post"
+
+# %% [markdown]
+# ## One stream, many autoencoders
+#
+# `sweep` runs the model once. Every SAE sees the same batches, and each result is the one that its own `train` would give.
+
+# %%
+saes = [
+    saelab.TopK(k=K, d_sae=D_SAE),
+    saelab.MutualChoice(k=K, d_sae=D_SAE),
+    saelab.FeatureChoice(k=K, d_sae=D_SAE),
+    saelab.Matryoshka(k=K, d_sae=D_SAE),
+    saelab.JumpReLU(target_l0=K, d_sae=D_SAE),
+    saelab.ReLU(l1=5.0, d_sae=D_SAE),
+]
+runs = saelab.sweep(lm, corpus, saes, site=SITE, tokens=TOKENS, seed=0, **SIZES)
+runs.to_pandas()[["sae", "l0", "explained_variance", "dead"]]
+
+# %% [markdown]
+# Those are figures of the last training batch. What counts is held-out text, with the rule of inference: Mutual and Feature
+# Choice then fire above thresholds learnt in training, and their L0 is whatever the text makes of it. Compare at equal L0, or
+# read the two columns together.
+
+# %%
+import pandas
+
+table = pandas.concat(
+    [saelab.evaluate(run.sae, lm, corpus, **FIGURES).to_pandas().assign(sae=type(run.sae.cfg).__name__) for run in runs]
+).set_index("sae")
+table[["l0", "explained_variance", "delta_ce", "delta_ce_se", "kl", "ce_score", "dead_fraction"]].round(3)
+
+# %%
+import plotly.express
+
+plotly.express.scatter(
+    table.reset_index(),
+    x="l0",
+    y="delta_ce",
+    error_y="delta_ce_se",
+    color="sae",
+    title="What the model loses (nats a token)",
+)
+
+# %% [markdown]
+# ## How the budget is spent
+#
+# TopK spends `k` on every token; Mutual Choice spends more where there is more to say. The histogram counts the latents that
+# fire on each token of some held-out text.
+
+# %%
+import torch
+
+x = saelab.harvest(
+    lm,
+    corpus,
+    site=SITE,
+    tokens=500 if SMALL else 5_000,
+    split="heldout",
+    context_length=SIZES.get("context_length", 256),
+)[:]
+with torch.no_grad():
+    spent = {type(run.sae.cfg).__name__: run.sae.encode_sparse(x).offsets.diff().tolist() for run in runs[:3]}
+plotly.express.histogram(
+    pandas.DataFrame(spent).melt(var_name="sae", value_name="latents on a token"),
+    x="latents on a token", color="sae", barmode="overlay", nbins=60,
+)  # fmt: skip
+
+# %% [markdown]
+# ## The heads of an attention layer
+#
+# `hook_z` is what the heads of a layer give before they are mixed: the site of attention-output SAEs. The heads are
+# concatenated; the layout stays in the metadata.
+
+# %%
+heads = saelab.train(
+    lm, corpus, site="blocks.2.attn.hook_z", sae=saelab.TopK(k=K, d_sae=D_SAE), tokens=TOKENS, seed=0, **SIZES
+).sae
+heads, heads.metadata["heads"]
+
+# %% [markdown]
+# ## A transcoder
+#
+# A **transcoder** reads one site and predicts another: here an MLP's output from
+# the residual stream that it reads. Evaluation puts it in the place of
+# the MLP, and `explained_variance` is that of the target.
+
+# %%
+transcoder = saelab.train(
+    lm, corpus, site="blocks.3.hook_resid_mid", target_site="blocks.3.hook_mlp_out",
+    sae=saelab.Transcoder(of=saelab.TopK(k=K, d_sae=D_SAE), skip=True), tokens=TOKENS, seed=0, **SIZES,
+).sae  # fmt: skip
+saelab.evaluate(transcoder, lm, corpus, **FIGURES)
+
+# %% [markdown]
+# ## Gradients
+#
+# A **g-SAE** needs the gradient of the loss beside every activation: `harvest(..., gradients=True)` stores both (the whole
+# model runs forwards and backwards, which takes its time: a few hundred tokens a second on two cores). It is evaluated as it
+# would be used, without gradients; `selection="grad_true"` is a diagnostic that knows the answer.
+
+# %%
+rows = saelab.harvest(
+    lm,
+    corpus,
+    site=SITE,
+    tokens=1_000 if SMALL else 20_000,
+    gradients=True,
+    context_length=SIZES.get("context_length", 256),
+)
+gradient = saelab.sweep(
+    rows, [saelab.TopK(k=K, d_sae=D_SAE), saelab.GradientTopK(k=K, d_sae=D_SAE, beta=1.0)], tokens=TOKENS,
+    batch_size=SIZES.get("batch_size", 4096),
+)  # fmt: skip
+pandas.concat(
+    [
+        saelab.evaluate(run.sae, lm, corpus, selection=mode, **FIGURES)
+        .to_pandas()
+        .assign(sae=type(run.sae.cfg).__name__)
+        for run, mode in ((gradient[0], "plain"), (gradient[1], "plain"), (gradient[1], "grad_true"))
+    ]
+)[["sae", "selection", "l0", "explained_variance", "delta_ce", "kl"]].round(4)
