@@ -76,7 +76,7 @@ def load(path: str | os.PathLike) -> SAE:
     sae = SAE(cfg, weights["W_enc"].shape[0], ours["metadata"], d_out=weights["W_dec"].shape[1])
     sae.to(weights["W_dec"].dtype)
     try:
-        scale = rest["state.target_scale"]
+        scale = rest.setdefault("state.target_scale", rest["state.scale"])  # older files have one scale for both
         sae.load_state_dict(
             {
                 "encoder_weight": weights["W_enc"].T * (scale / rest["state.scale"]),

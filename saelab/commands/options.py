@@ -194,7 +194,7 @@ def _architecture(call: Any, text: str) -> Any:
     try:
         arguments = {
             str(keyword.arg): _architecture(keyword.value, text)
-            if isinstance(keyword.value, ast.Call)
+            if isinstance(keyword.value, ast.Call) and not keyword.value.args
             else ast.literal_eval(keyword.value)
             for keyword in call.keywords
         }
