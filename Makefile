@@ -38,6 +38,10 @@ $(RUN): $(FRAME) pyproject.toml
 $(TEST): $(RUN)
 	@echo "installing the tools of the tests"
 	$(PIP) -e ".[bundled,lens,dev]"
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium for the browser tests" \
+			&& apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-noto-core >/dev/null; } \
+		|| echo "no Chromium: the browser tests will be skipped (apt-get install chromium)"
 	touch $@
 
 demo: $(RUN)

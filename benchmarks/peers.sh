@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes one virtual environment per peer library, so that each runs with the versions it asks for.
 #
-#   benchmarks/peers.sh                    all three
-#   benchmarks/peers.sh sparsify           only the named ones (sae-lens, dictionary-learning, sparsify)
+#   benchmarks/peers.sh                    all four
+#   benchmarks/peers.sh sparsify           only the named ones (sae-lens, dictionary-learning, sparsify, sae-dashboard)
 #
 # PEERS        where they go                                     (default benchmarks/.peers, 1.5 to 2 GB each)
 # PYTHON       the interpreter they are made from                (default python3)
@@ -10,7 +10,7 @@
 # TORCH_INDEX  an index with torch's CPU build, where a plain torch would be the CUDA build, for example
 #              https://download.pytorch.org/whl/cpu              (default none)
 #
-# Each is checked by training a small TopK SAE on synthetic rows. Needs package indexes now, no network later.
+# Each is checked by training a small TopK SAE on synthetic rows (sae-dashboard by a small page). Needs package indexes now, no network later.
 # torch goes in first and is pinned for what follows: otherwise a peer may pull another one.
 set -euo pipefail
 
@@ -48,7 +48,12 @@ sparsify() {
     make_environment sparsify eai-sparsify==1.3.3
 }
 
-[ $# -gt 0 ] || set -- sae-lens dictionary-learning sparsify
+sae_dashboard() {
+    # saelab runs in the same environment, on the same HookedTransformer: jaxtyping and tqdm come with transformer-lens.
+    make_environment sae-dashboard 'sae-dashboard==0.8.*' 'transformer-lens<4'
+}
+
+[ $# -gt 0 ] || set -- sae-lens dictionary-learning sparsify sae-dashboard
 for name in "$@"; do
     "${name//-/_}"
     HF_HUB_OFFLINE=1 WANDB_MODE=disabled "$PEERS/$name/bin/python" "$here/drivers/${name//-/_}_driver.py" --check

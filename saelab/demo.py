@@ -1,4 +1,4 @@
-"""The demo: a TopK SAE on a real language model, its evaluation, and a first look at its latents."""
+"""The demo: a TopK SAE on a real language model, its evaluation, a first look at its latents, and a page of them."""
 
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,31 +25,38 @@ def demo(
     corpus: Any = "sotu",
     site: str = SITE,
     look_at: int = 30_000,
+    pages: int = 64,
+    page_tokens: int = 16_384,
 ) -> "Run":
     """Train, evaluate and look into an SAE with `d_sae` latents of which `k` fire on a token; prints as it goes.
 
     `model` and `corpus` are names or what `load_model` and `load_corpus` gave; `look_at` held-out tokens are read
-    to find the most active latents. Interrupted training ends it early.
+    to find the most active latents; the page shows `pages` latents on `page_tokens` tokens, with their effects on the loss.
+    Interrupted training ends it early.
 
     >>> saelab.demo.demo(tokens=20_000, d_sae=512, out="runs/tiny")  # doctest: +SKIP
     """
     start = time.perf_counter()
-    print("[1/4] load the model and the corpus", flush=True)
+    print("[1/5] load the model and the corpus", flush=True)
     lm = saelab.load_model(model) if isinstance(model, str) else model
     corpus = saelab.load_corpus(corpus) if isinstance(corpus, str) else corpus
 
-    print(f"[2/4] train {d_sae:,} latents on {tokens:,} tokens at {site} (Ctrl-C stops; again to go on)", flush=True)
+    print(f"[2/5] train {d_sae:,} latents on {tokens:,} tokens at {site} (Ctrl-C stops; again to go on)", flush=True)
     run = saelab.train(lm, corpus, site=site, sae=saelab.TopK(k=k, d_sae=d_sae), tokens=tokens, seed=0, out=out)
     if run.interrupted:
         return run
 
-    print("[3/4] evaluate on text held out of training", flush=True)
+    print("[3/5] evaluate on text held out of training", flush=True)
     report = saelab.evaluate(run.sae, lm, corpus, tokens=8_192, sparsity_tokens=look_at)
     print(report.to_pandas().T.to_string(header=False))
 
-    print(f"[4/4] the ten most active latents on {look_at:,} held-out tokens", flush=True)
+    print(f"[4/5] the ten most active latents on {look_at:,} held-out tokens", flush=True)
     for latent in most_active(run.sae, lm, corpus, site=site, tokens=look_at):
         print(latent)
+
+    print(f"[5/5] a page of {pages} latents: examples, logits, neighbours and effects on the loss", flush=True)
+    page = run.dashboard(lm=lm, corpus=corpus, latents=pages, tokens=page_tokens, evaluation=report)
+    print(f"open it in a browser: {page.path.absolute().as_uri()}")
     print(f"\ndone in {(time.perf_counter() - start) / 60:.1f} min; the run is in {run.path}: saelab.load_run({out!r})")
     return run
 

@@ -22,9 +22,12 @@ def corpus(tmp_path_factory):
 
 def test_the_demo_runs_from_end_to_end(tiny_llama, corpus, tmp_path, capsys):
     out = str(tmp_path / "run")
-    run = demo(tokens=10_000, d_sae=64, k=4, out=out, model=tiny_llama, corpus=corpus, site=SITE, look_at=1_000)
+    run = demo(
+        tokens=10_000, d_sae=64, k=4, out=out, model=tiny_llama, corpus=corpus, site=SITE, look_at=1_000, pages=5,
+        page_tokens=1_000,
+    )  # fmt: skip
     shown = capsys.readouterr().out
-    for line in ("[1/4]", "[2/4]", "[3/4]", "[4/4]", "explained_variance", "fires on", "done in"):
+    for line in ("[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]", "dashboard.html", "explained_variance", "fires on", "done in"):
         assert line in shown
     again = saelab.load_run(out).sae
     assert torch.equal(again.W_dec, run.sae.W_dec)
@@ -55,4 +58,4 @@ def test_an_interrupted_demo_stops_after_training(monkeypatch, capsys):
     monkeypatch.setitem(saelab.__dict__, "load_corpus", lambda name: None)
     monkeypatch.setitem(saelab.__dict__, "train", lambda *a, **k: SimpleNamespace(interrupted=True))
     assert demo().interrupted
-    assert "[3/4]" not in capsys.readouterr().out
+    assert "[3/5]" not in capsys.readouterr().out

@@ -1,0 +1,235 @@
+"""`build`: from an SAE, its model and a corpus to a page. Reads top to bottom: plan, read, explain, assemble, write."""
+
+import importlib.util
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saelab.dashboards import bundle as bundles
+from saelab.dashboards.codec import encode, texts
+from saelab.dashboards.collect import MEMORY, Collection, collect, default_folder
+from saelab.dashboards.dashboard import Dashboard
+from saelab.dashboards.examples import Layout, selected
+from saelab.dashboards.inputs import labels_of, sweep_rows
+from saelab.dashboards.manifest import manifest_of
+from saelab.dashboards.pages import Chunk, Inverted, Part
+from saelab.dashboards.prompts import prompt_columns
+from saelab.dashboards.reading import Reader
+from saelab.dashboards.tables import Data, write_parquet
+from saelab.dashboards.vocab import Ids, Vocab
+from saelab.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from saelab.activations.corpus import Corpus
+    from saelab.models.language import LanguageModel
+
+FEW_PAGES = (
+    4096  # up to here the vocabulary holds the tokens that are shown; beyond, chunks are not kept until they are known
+)
+EFFECTS = ("direct", "full", None)
+
+
+def build(
+    sae: Any,
+    lm: "LanguageModel",
+    corpus: "Corpus",
+    path: str | os.PathLike,
+    latents: int | Sequence[int] | None = None,
+    tokens: int = 200_000,
+    windows: int = 45,
+    window: int = 48,
+    effects: str | None = "direct",
+    prompts: Sequence[Any] = (),
+    labels: Mapping[int, str] | str | os.PathLike | None = None,
+    compare: Any = None,
+    bundle: bool | None = None,
+    *,
+    split: str = "train",
+    context_length: int | None = None,
+    evaluation: Any = True,
+    seeds: Sequence[Any] = (),
+    null: Any = None,
+    sweeps: Any = None,
+    parquet: bool | None = None,
+    title: str | None = None,
+    seed: int = 0,
+    shards: int | None = None,
+    batch_tiles: int = 4,
+    memory: int = MEMORY,
+    work: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Dashboard:
+    """Make a dashboard of an SAE's latents: one self-contained HTML file, or a bundle for more than a file should hold.
+
+    The corpus is read once, for any number of latents. All latents are in the index; those asked for have a page.
+
+    Args:
+        path: `.html` makes a single file (at most 100 MiB), anything else a folder; `bundle` overrides that.
+        latents: how many live latents have a page (evenly over the ranks of their density, chosen by `seed`), a list
+            of them, or None for all.
+        tokens: tokens of the corpus to read, rounded up to whole contexts; a corpus that has fewer is read whole, with
+            a warning.
+        windows, window: examples a latent, tokens an example (at most 255).
+        effects: what ablating the latent does to the loss. For "direct" and "full" every shown token gets the
+            first-order effect -f (d . gradient), and three contexts of up to 32 latents (of fewer where few
+            contexts are read) are ablated in full, their
+            rank correlation being printed; "direct" adds the direct path to the logits for the strongest examples of
+            late and attention sites, "full" ablates three contexts of every latent. None leaves effects out: they take
+            a backward pass of every context that is shown.
+        prompts: texts that get a page of their own.
+        labels: text by latent, or a JSON file of such.
+        compare: a second SAE of the same model, read on the same pass, with an index and pages of its own.
+        evaluation: True prints `saelab.evaluate` on 2,048 held-out tokens (20,000 for silent latents), a
+            `saelab.Report` that one, None nothing.
+        seeds: SAEs of other seeds; latents that they have too (decoder cosine at least 0.9) get a badge.
+        null: a re-initialised model (`LanguageModel`) whose figures stand behind the real ones; it is read once too.
+        sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", ...}, shown on the latents' pages.
+        parquet: also write tables (None: where pyarrow is installed).
+        shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collect`): a killed build goes on in
+            `work` (a folder in the cache by default), and the result is the same for any of them.
+
+    Raises `ConfigError` for arguments that cannot work, with the numbers where memory, disk or a single file would not
+    do; `SiteError` where an SAE does not fit the model; `DataError` for text or activations that cannot be used.
+
+    >>> import saelab
+    >>> page = saelab.dashboards.build(sae, lm, corpus, "features.html", latents=512)  # doctest: +SKIP
+    """
+    if effects not in EFFECTS:
+        raise ConfigError(f'effects={effects!r}: choose "direct", "full" or None')
+    layout = Layout.of(windows, window)
+    saes = [sae] if compare is None else [sae, compare]
+    length = context_length or sae.metadata.get("context_length") or 256
+    contexts = corpus.contexts(
+        lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)), progress=progress
+    )
+    reader = Reader.of(lm, saes, contexts, tokens, seed)
+    _warn_of_short_corpus(reader, tokens, split)
+    options = {"shards": shards, "batch_tiles": batch_tiles, "memory": memory, "progress": progress}
+    collections = collect(reader, work, **options)  # type: ignore[arg-type]
+    nulls = _null(reader, null, work, options)
+
+    parts = []
+    for i, (one, collection) in enumerate(zip(saes, collections, strict=True)):
+        part = Part(
+            lm, one, reader.sites[i], reader.targets[i], collection, contexts, selected(latents, collection.counts, seed),
+            layout, seed, "b-" if i else "", seeds if not i else (), nulls[i] if nulls else None,
+            saes[1 - i] if compare is not None and saes[0].d_out == saes[1].d_out else None,
+        )  # fmt: skip
+        if effects:
+            part.explain(effects, progress)
+        parts.append(part)
+
+    if evaluation is True:
+        evaluation = _evaluated(sae, lm, corpus, length, progress)
+    chunks = _all_chunks(parts, prompts, bool(effects), labels_of(labels), sweep_rows(sweeps))
+    manifest = manifest_of(parts, reader, corpus, split, tokens, prompts, evaluation, effects, null, title)
+    containers: dict[str, bytes] = {}
+    keep = parquet if parquet is not None else importlib.util.find_spec("pyarrow") is not None
+
+    def encoded() -> Iterator[tuple[str, bytes]]:
+        for name, container in _encoded(chunks, parts[0]):
+            if keep:
+                containers[name] = container
+            yield name, container
+
+    def beside(folder: Path) -> None:
+        write_parquet(Data(manifest, containers), folder)
+
+    page = bundles.write(path, encoded(), manifest, bundle, beside if keep else None)
+    if work is None:  # what a killed build would have gone on from
+        shutil.rmtree(default_folder(reader), ignore_errors=True)
+    return Dashboard(page)
+
+
+def _warn_of_short_corpus(reader: Reader, tokens: int, split: str) -> None:
+    available = reader.n_contexts * reader.length
+    if available < tokens:
+        warnings.warn(
+            f"the corpus has {available:,} tokens in split {split!r}, {tokens:,} were asked for: the dashboard is made "
+            "from those",
+            stacklevel=3,
+        )
+
+
+def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", length: int, progress: bool) -> Any:
+    """Held-out figures; None, with a warning, where there is nothing held out to read."""
+    from saelab.evaluation.fidelity import evaluate
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* split ends after")
+            return evaluate(
+                sae, lm, corpus, tokens=2_048, sparsity_tokens=20_000, context_length=length, progress=progress
+            )
+    except (ConfigError, DataError) as error:
+        warnings.warn(f"the page has no evaluation: {error}", stacklevel=3)
+        return None
+
+
+def _null(reader: Reader, null: Any, work: Any, options: dict[str, Any]) -> list[Collection]:
+    if null is None:
+        return []
+    other = Reader(null, reader.saes, reader.sites, reader.targets, reader.contexts, reader.n_contexts, reader.seed)
+    return collect(other, Path(work or default_folder(reader)) / "null", **options)
+
+
+def _all_chunks(
+    parts: list[Part],
+    prompts: Sequence[Any],
+    effects: bool,
+    labels: dict[int, str],
+    sweeps: dict[int, list[dict[str, Any]]],
+) -> Iterator[Chunk]:
+    for part in parts:
+        yield from part.chunks()
+    if labels:
+        latents = np.array(sorted(labels), "<u4")
+        columns = {"latent": latents, **texts([labels[int(i)] for i in latents]), "source": np.zeros(len(latents), "u1"),
+                   "score": np.full(len(latents), np.nan, "<f2")}  # fmt: skip
+        yield "lab", "labels", columns, {"sources": ["given when the dashboard was made"]}
+    if sweeps:
+        rows = [json.dumps(row, sort_keys=True) for mine in sweeps.values() for row in mine]
+        columns = {
+            "latent": np.array(list(sweeps), "<u4"),
+            "rows": np.array([len(mine) for mine in sweeps.values()], "<u4"),
+        }
+        yield "steer", "steer", {**columns, **texts(rows)}, {}
+    first = parts[0]
+    for i, prompt in enumerate(prompts):
+        made = prompt_columns(first.lm, first.sae, first.site, first.target, first.collection, prompt, effects)
+        yield f"p-{i:03d}", "prompt", made, {}
+
+
+def _encoded(chunks: Iterator[Chunk], part: Part) -> Iterator[tuple[str, bytes]]:
+    """Containers, token ids made rows of the vocabulary, which comes last."""
+    d_vocab = part.lm.d_vocab
+    waiting: list[Chunk] | Iterator[Chunk] = chunks
+    if len(part.pages) <= FEW_PAGES:
+        waiting = list(chunks)
+        shown = [_ids_of(column) for _, _, columns, _ in waiting for column in columns.values()]
+        vocab = Vocab(np.concatenate([ids for ids in shown if ids is not None]))
+    else:
+        vocab = Vocab(np.arange(d_vocab))
+    for name, kind, columns, extra in waiting:
+        resolved: dict[str, Any] = {}
+        for column, value in columns.items():
+            resolved |= value.columns(column, vocab) if isinstance(value, Inverted) else {column: value}
+        yield name, encode(kind, vocab.resolved(resolved), **extra)
+    read = part.ids[part.collection.counted]
+    yield "vocab", encode("vocab", vocab.columns(part.lm, np.bincount(read, minlength=d_vocab)))
+
+
+def _ids_of(column: Any) -> np.ndarray | None:
+    return (
+        column.ids.ravel()
+        if isinstance(column, Ids)
+        else column.tokens.ravel()
+        if isinstance(column, Inverted)
+        else None
+    )

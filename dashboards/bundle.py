@@ -1,0 +1,128 @@
+"""Chunks become a bundle (a folder) or a single file; both whole or not at all. `docs/dashboard-format.md`."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saelab.dashboards import codec
+from saelab.errors import ConfigError
+from saelab.files import whole_file, whole_folder
+
+SINGLE_FILE_LIMIT = 100 * 2**20
+PARQUET = "parquet"
+
+
+def is_bundle(path: str | os.PathLike, bundle: bool | None = None) -> bool:
+    """Whether a folder is meant: what `bundle` says, else any path without .html."""
+    return bundle if bundle is not None else Path(path).suffix.lower() not in (".html", ".htm")
+
+
+def write(
+    path: str | os.PathLike,
+    chunks: Iterable[tuple[str, bytes]],
+    manifest: Mapping[str, Any],
+    bundle: bool | None = None,
+    beside: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write containers as a single file, or with `bundle=True` as a folder; None goes by the suffix of `path`.
+
+    `beside(folder)` writes the tables: into the bundle, or into `<name>.parquet` beside a single file. Returns the
+    path of the page. Raises `ConfigError` where a single file would exceed 100 MiB.
+    """
+    if is_bundle(path, bundle):
+        return _write_bundle(Path(path), chunks, manifest, beside)
+    return _write_single(Path(path), chunks, manifest, beside)
+
+
+def _described(member: bytes, container: bytes) -> list[Any]:
+    return [hashlib.sha256(member).hexdigest(), len(member), len(container)]
+
+
+def _write_bundle(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Mapping[str, Any], beside: Any) -> Path:
+    from saelab.dashboards.shell import shell
+
+    if path.exists() and not (path / "data" / "manifest.js").exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is there already and is no dashboard: give another path, or remove it")
+    described: dict[str, list[Any]] = {}
+    with whole_folder(path) as folder:
+        (folder / "data").mkdir()
+        for name, container in chunks:
+            member = codec.compress(container)
+            described[name] = _described(member, container)
+            _script(folder, name, member)
+        _script(folder, "manifest", codec.manifest_bytes({**manifest, "chunks": described}))
+        if beside is not None:
+            beside(folder / PARQUET)
+        with open(folder / "index.html", "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(shell())
+    return path / "index.html"
+
+
+def _script(folder: Path, name: str, member: bytes) -> None:
+    statement = codec.script(name, codec.to_text(member))
+    (folder / "data" / f"{name}.js").write_text(statement, encoding="ascii", newline="\n")
+
+
+def _write_single(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Mapping[str, Any], beside: Any) -> Path:
+    from saelab.dashboards.shell import shell
+
+    described: dict[str, list[Any]] = {}
+    members: dict[str, bytes] = {}
+    size = 0
+    for name, container in chunks:
+        members[name] = codec.compress(container)
+        described[name] = _described(members[name], container)
+        size += (len(members[name]) + 2) // 3 * 4
+        if size > SINGLE_FILE_LIMIT:
+            raise ConfigError(
+                f"a single file would have more than {SINGLE_FILE_LIMIT:,} bytes: write a bundle (bundle=True, or a path "
+                "without .html), or ask for fewer latents or windows"
+            )
+
+    def inline() -> Iterator[tuple[str, str]]:
+        yield "manifest", codec.to_text(codec.manifest_bytes({**manifest, "chunks": described}))
+        for name, member in members.items():
+            yield name, codec.to_text(member)
+
+    if beside is not None:
+        with whole_folder(path.with_suffix(f".{PARQUET}")) as folder:
+            beside(folder)
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(shell(inline()))
+    return path
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(manifest, containers by name) of a written dashboard, single file or bundle.
+
+    Raises `FormatError` where a chunk is damaged or does not have the checksum of the manifest.
+    """
+    import json
+    import re
+
+    from saelab.errors import FormatError
+
+    path = Path(path)
+    page = path / "index.html" if path.is_dir() else path
+    texts: dict[str, str] = {}
+    if (page.parent / "data" / "manifest.js").exists() and page.name == "index.html":
+        for file in sorted((page.parent / "data").glob("*.js")):
+            found = re.fullmatch(r'__sl\("([a-z0-9-]+)","([A-Za-z0-9+/=]*)"\)\n', file.read_text(encoding="ascii"))
+            if found is None:
+                raise FormatError(f"{file} is not a chunk of a dashboard")
+            texts[found[1]] = found[2]
+    else:
+        pattern = r'<script type="text/plain" id="([a-z0-9-]+)">([A-Za-z0-9+/=]*)</script>'
+        texts = dict(re.findall(pattern, page.read_text(encoding="utf-8")))
+    if "manifest" not in texts:
+        raise FormatError(f"{page} holds no dashboard: it has no manifest")
+    manifest = json.loads(codec.from_text(texts.pop("manifest")))
+    containers = {}
+    for name, (digest, *_) in manifest["chunks"].items():
+        member = codec.member(texts.get(name, ""))
+        if hashlib.sha256(member).hexdigest() != digest:
+            raise FormatError(f"chunk {name} does not have the checksum of the manifest: it is missing or was changed")
+        containers[name] = codec.from_text(texts[name])
+    return manifest, containers

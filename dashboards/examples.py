@@ -1,0 +1,274 @@
+"""Which places of the corpus a page shows: the strongest, some of each interval and quantile, random ones, and near
+misses.
+
+Every choice is a function of the firings and of a hash of (latent, place), so of nothing else: not of the order, the
+size or the number of the parts in which the corpus was read. Rows are context x length + position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saelab.dashboards.collect import NEAR, Collection, Firings
+from saelab.dashboards.figures import quantile_edges, reduced
+from saelab.dashboards.priority import priorities
+from saelab.errors import ConfigError
+
+PARTS = 5  # intervals of the maximum, and quantiles
+LONGEST_WINDOW = 255
+_ENOUGH = 4  # times the wanted number pass the first sieve of priorities, on average
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many windows of each group a page has, and how many tokens a window."""
+
+    window: int
+    groups: list[dict[str, Any]]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, windows: int, window: int) -> "Layout":
+        """`windows` in all: a ninth each random and near misses, a 22nd in each interval and quantile, the rest the
+        strongest.
+
+        >>> Layout.of(45, 48).sizes
+        [15, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 5, 5]
+        """
+        if windows < 1 or not 1 <= window <= LONGEST_WINDOW:
+            raise ConfigError(f"{windows=} must be at least 1, and {window=} between 1 and {LONGEST_WINDOW} tokens")
+        few, each = min(windows // 9, NEAR), windows // 22
+        fifths = [(j / PARTS, (j + 1) / PARTS) for j in reversed(range(PARTS))]
+        groups: list[tuple[str, str, float | None, float | None, int]] = [
+            ("Top", "top", None, None, windows - 2 * few - 2 * PARTS * each)
+        ]
+        groups += [(f"{lo:.0%} to {hi:.0%} of the maximum", "interval", lo, hi, each) for lo, hi in fifths]
+        groups += [(f"Quantile {lo:.0%} to {hi:.0%}", "quantile", lo, hi, each) for lo, hi in fifths]
+        groups += [("Random", "random", None, None, few), ("Near misses", "near", None, None, few)]
+        kept = [group for group in groups if group[4]]
+        described = [{"name": name, "kind": kind, "lo": lo, "hi": hi} for name, kind, lo, hi, _ in kept]
+        return cls(window, described, [size for *_, size in kept])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of some latents, those of one latent together, in the order of display.
+
+    `latent` counts from the first of the latents; `row` is the peak's, `start` the first token's; `act` the activation
+    at the peak (of a near miss the pre-activation). `acts` [sum of lengths] are the activations along all windows.
+    """
+
+    latent: np.ndarray
+    group: np.ndarray
+    row: np.ndarray
+    act: np.ndarray
+    start: np.ndarray
+    length: int
+    acts: np.ndarray
+
+
+def choose(collection: Collection, latents: np.ndarray, f: Firings, layout: Layout, seed: int) -> Windows:
+    """The windows of `latents`, whose firings are `f`."""
+    found: list[tuple[np.ndarray, ...]] = []
+    kinds = [group["kind"] for group in layout.groups]
+    priority = priorities(seed, latents[f.latents], f.rows)
+    for kind in dict.fromkeys(kinds):
+        places = [i for i, other in enumerate(kinds) if other == kind]
+        n = layout.sizes[places[0]]
+        if kind == "top":
+            chosen = strongest(f, collection.length, n)
+            group = np.full(len(chosen), places[0])
+        elif kind in ("interval", "quantile"):
+            part = interval_of(f) if kind == "interval" else quantile_of(f)
+            chosen = drawn(f, part, priority, collection.length, n)
+            group = places[0] + PARTS - 1 - part[chosen]
+        elif kind == "random":
+            local, rows = random_rows(collection, latents, n, seed)
+            found.append((local, np.full(len(rows), places[0]), rows, activations(f, local, rows)))
+            continue
+        else:
+            scores, at = (table[latents, :n] for table in collection.near)
+            local, rank = np.nonzero(np.isfinite(scores))
+            found.append((local, np.full(len(local), places[0]), at[local, rank], scores[local, rank]))
+            continue
+        found.append((f.latents[chosen].astype(np.int64), group, f.rows[chosen], f.values[chosen]))
+    latent, group, row, act = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    order = np.lexsort((row, -act, group, latent))
+    latent, group, row, act = latent[order], group[order], row[order].astype(np.int64), act[order].astype(np.float32)
+    length = min(layout.window, collection.length)
+    position = row % collection.length
+    start = row - position + np.clip(position - length // 2, 0, collection.length - length)
+    return Windows(latent, group, row, act, start, length, along(f, latent, start, length, collection.length))
+
+
+def strongest(f: Firings, length: int, n: int) -> np.ndarray:
+    """Firings: of each latent the peaks of the `n` contexts with the largest peaks; the earlier place among equals."""
+    if not len(f.rows):
+        return np.zeros(0, np.int64)
+    contexts = f.rows // np.int32(length)
+    new = np.concatenate([[True], contexts[1:] != contexts[:-1]])
+    new[f.offsets[:-1][f.counts > 0]] = True
+    starts = np.flatnonzero(new)
+    peaks = np.maximum.reduceat(f.values, starts)
+    owner = f.latents[starts]
+    keys = np.sort((owner.astype(np.uint64) << np.uint64(32)) | peaks.view(np.uint32))
+    ends = np.searchsorted(owner, np.arange(len(f)), side="right")
+    begins = np.searchsorted(owner, np.arange(len(f)))
+    cut = keys[np.maximum(ends - n, begins).clip(max=len(keys) - 1)].astype(np.uint32).view(np.float32)
+    high = peaks >= cut[owner]
+    segment = np.cumsum(new) - 1
+    at_peak = np.flatnonzero(high[segment] & (f.values == peaks[segment]))
+    first = np.concatenate([[True], segment[at_peak][1:] != segment[at_peak][:-1]])
+    at_peak = at_peak[first]
+    at_peak = at_peak[np.lexsort((f.rows[at_peak], -f.values[at_peak], f.latents[at_peak]))]
+    return at_peak[_rank(f.latents[at_peak]) < n]
+
+
+def interval_of(f: Firings) -> np.ndarray:
+    """The fifth of the latent's maximum in which each firing lies: 0 to 4, the upper edge belonging to the next one."""
+    scale = PARTS / np.maximum(reduced(np.maximum, f.values, f).astype(np.float64), np.finfo(np.float32).tiny)
+    return np.minimum((f.values * scale[f.latents]).astype(np.int64), PARTS - 1)
+
+
+def quantile_of(f: Firings) -> np.ndarray:
+    """The fifth of the latent's firings, by activation, to which each belongs; equal activations belong together."""
+    edges = quantile_edges(f, PARTS)
+    part = np.zeros(len(f.rows), np.int64)
+    for j in range(PARTS - 1):
+        part += f.values >= edges[f.latents, j]
+    return part
+
+
+def drawn(f: Firings, part: np.ndarray, priority: np.ndarray, length: int, n: int) -> np.ndarray:
+    """Firings: of each latent and part the `n` of lowest priority, at most one a context."""
+    keys = (f.latents * np.uint32(PARTS)).astype(np.int64) + part
+    total = np.bincount(keys, minlength=len(f) * PARTS)
+    limit = np.where(total > _ENOUGH * n, _ENOUGH * n / np.maximum(total, 1), 1.0)
+    sieved = np.flatnonzero(
+        (priority >> np.uint64(32)).astype(np.uint32) <= (limit * (2**32 - 1)).astype(np.uint32)[keys]
+    )
+    chosen = sieved[_lowest(keys[sieved], priority[sieved], f.rows[sieved] // length, n)]
+    short = (np.bincount(keys[chosen], minlength=len(total)) < n) & (
+        np.bincount(keys[sieved], minlength=len(total)) < total
+    )
+    if short.any():  # the sieve let too few contexts through: those again, without it
+        again = np.flatnonzero(short[keys])
+        more = again[_lowest(keys[again], priority[again], f.rows[again] // length, n)]
+        chosen = np.concatenate([chosen[~short[keys[chosen]]], more])
+    return chosen
+
+
+def _lowest(keys: np.ndarray, priority: np.ndarray, contexts: np.ndarray, n: int) -> np.ndarray:
+    """Of each key the `n` entries of lowest priority, the first of each context only."""
+    order = np.argsort(priority)
+    order = order[
+        np.argsort(keys[order].astype(np.uint16) if keys.max(initial=0) < 2**16 else keys[order], kind="stable")
+    ]
+    pairs = (keys[order].astype(np.uint64) << np.uint64(32)) | contexts[order].astype(np.uint64)
+    _, first = np.unique(pairs, return_index=True)
+    order = order[np.sort(first)]
+    return order[_rank(keys[order]) < n]
+
+
+def _rank(grouped: np.ndarray) -> np.ndarray:
+    """The place of each entry within its run of equal values.
+
+    >>> _rank(np.array([3, 3, 5, 5, 5]))
+    array([0, 1, 0, 1, 2])
+    """
+    new = np.ones(len(grouped), bool)
+    new[1:] = grouped[1:] != grouped[:-1]
+    starts = np.flatnonzero(new)
+    return np.arange(len(grouped)) - starts[np.cumsum(new) - 1]
+
+
+def random_rows(collection: Collection, latents: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(latent's place, row): for each latent `n` counted places drawn by hash, at most one a context."""
+    counted = np.flatnonzero(collection.counted)
+    tries = 4 * n
+    local = np.repeat(np.arange(len(latents)), tries)
+    number = np.tile(np.arange(tries), len(latents))
+    rows = counted[(priorities(~seed, latents[local], number) % np.uint64(len(counted))).astype(np.int64)]
+    kept = _lowest(local, number, rows // collection.length, n)
+    return local[kept], rows[kept]
+
+
+def _keys(f: Firings) -> np.ndarray:
+    return (f.latents.astype(np.int64) << 32) | f.rows
+
+
+def activations(f: Firings, latent: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The activation of each (latent, row); 0 where it does not fire."""
+    if not len(f.rows):
+        return np.zeros(len(rows), np.float32)
+    keys, wanted = _keys(f), (latent.astype(np.int64) << 32) | rows
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, f.values[at], np.float32(0))
+
+
+def along(f: Firings, latent: np.ndarray, start: np.ndarray, window: int, length: int) -> np.ndarray:
+    """Activations [windows x window] of each window's latent at each of its tokens."""
+    out = np.zeros(len(start) * window, np.float32)
+    keys, base = _keys(f), (latent.astype(np.int64) << 32) | start
+    low, high = np.searchsorted(keys, base), np.searchsorted(keys, base + window)
+    n = high - low
+    of = np.repeat(np.arange(len(start)), n)
+    entry = np.repeat(low - (np.cumsum(n) - n), n) + np.arange(n.sum())
+    out[of * window + f.rows[entry] - start[of]] = f.values[entry]
+    return out
+
+
+def pooled(starts: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the pool, offset of each window in it): the union of the windows, in the order of the corpus.
+
+    >>> pooled(np.array([10, 4, 11]), 3)
+    (array([ 4,  5,  6, 10, 11, 12, 13]), array([3, 0, 4]))
+    """
+    rows = np.unique((np.unique(starts)[:, None] + np.arange(window)).ravel())
+    return rows, np.searchsorted(rows, starts)
+
+
+def repeats(tokens: np.ndarray, latent: np.ndarray) -> np.ndarray:
+    """u8: 1 where an earlier window of the same latent has the same tokens [windows, window]."""
+    seen: set[tuple[int, bytes]] = set()
+    found = np.zeros(len(latent), np.uint8)
+    for i, (owner, row) in enumerate(zip(latent.tolist(), np.ascontiguousarray(tokens), strict=True)):
+        key = (owner, row.tobytes())
+        found[i] = key in seen
+        seen.add(key)
+    return found
+
+
+def spread(counts: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """`n` latents that fire, evenly over the ranks of their density: of each stretch of ranks the one of lowest
+    priority.
+
+    >>> spread(np.array([0, 5, 9, 1, 7]), 2, seed=0).shape
+    (2,)
+    """
+    alive = np.flatnonzero(counts > 0)
+    ranked = alive[np.lexsort((alive, -counts[alive]))]
+    n = min(n, len(ranked))
+    edges = [len(ranked) * i // n for i in range(n + 1)] if n else [0]
+    priority = priorities(seed, ranked, np.zeros(len(ranked)))
+    chosen = [lo + int(priority[lo:hi].argmin()) for lo, hi in zip(edges, edges[1:], strict=False)]
+    return np.sort(ranked[chosen])
+
+
+def selected(latents: int | Sequence[int] | None, counts: np.ndarray, seed: int) -> np.ndarray:
+    """The latents with a page: a count of live ones, a list, or None for all. `ConfigError` for a bad list."""
+    if latents is None:
+        return np.arange(len(counts))
+    if isinstance(latents, int):
+        if latents < 1:
+            raise ConfigError(f"latents={latents}: give a count of at least 1, a list of latents, or None for all")
+        found = spread(counts, latents, seed)
+        if not len(found):
+            raise ConfigError("no latent fired on the tokens read: raise tokens, or name latents in a list")
+        return found
+    chosen = np.asarray(list(latents))
+    if not len(chosen) or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= len(counts):
+        raise ConfigError(f"latents={latents!r}: give whole numbers from 0 to {len(counts) - 1:,}, at least one")
+    return np.unique(chosen)

@@ -1,0 +1,134 @@
+// The SAEs of a dashboard beside each other.
+
+/** The SAEs of the dashboard, figure by figure, and how their latents match. */
+async function compareSaes(main, dataset, current) {
+  const saes = await Promise.all(dataset.saes.map((sae) => dataset.sae(sae.letter)));
+  const mores = await Promise.all(saes.map((sae) => sae.openMore().catch(() => undefined)));
+  if (!current()) return;
+  actions.repaint = again;
+  const fields = [...new Set(saes.flatMap((sae) => Object.keys(sae.info.evaluation ?? {})))];
+  const row = (name, values) =>
+    el(
+      "tr",
+      null,
+      el("th", { scope: "row" }, name),
+      values.map((value) => el("td.num", null, value)),
+    );
+  const one = el("input", { type: "text", "aria-label": "First latent", placeholder: "123" }),
+    two = el("input", { type: "text", "aria-label": "Second latent", placeholder: saes.length > 1 ? "45@B" : "45" });
+  const matches = saes.map(
+    (sae, i) =>
+      mores[i]?.match_cos &&
+      panel(
+        `How well SAE ${sae.letter}'s latents are found in the other`,
+        null,
+        matchHistogram(sae, mores[i].match_cos),
+      ),
+  );
+  replace(
+    main,
+    el("div.page-head", null, el("h1", null, saes.length > 1 ? "Two SAEs" : "Compare")),
+    panel(
+      "Two latents",
+      null,
+      el(
+        "div.facets",
+        null,
+        one,
+        two,
+        button("Compare", () => {
+          const both = [one, two].map((input) => parseLatent(input.value.trim().replace(/^#/, "")));
+          if (both.every(Boolean)) go(here({ f: both.map(sameLatent).join(","), view: "" }));
+          else say("Give two numbers, such as 12 and 77@B");
+        }),
+      ),
+    ),
+    panel(
+      "Figures",
+      null,
+      el(
+        "div.scroll",
+        { tabindex: 0, role: "region", "aria-label": "Figures of the SAEs" },
+        el(
+          "table.pairs.figures",
+          null,
+          el(
+            "thead",
+            null,
+            el(
+              "tr",
+              null,
+              el("td", null),
+              saes.map((sae) =>
+                el(
+                  "th.num",
+                  { scope: "col" },
+                  `${sae.letter}: `,
+                  el("span.text", null, textNodes(sae.info.name.slice(0, 60))),
+                ),
+              ),
+            ),
+          ),
+          el(
+            "tbody",
+            null,
+            row(
+              "architecture",
+              saes.map((s) => s.info.architecture),
+            ),
+            row(
+              "site",
+              saes.map((s) => s.info.site),
+            ),
+            row(
+              "latents",
+              saes.map((s) => count(s.size)),
+            ),
+            row(
+              "dead",
+              saes.map((s) => count(s.info.dead)),
+            ),
+            row(
+              "dense",
+              saes.map((s) => count(s.info.dense)),
+            ),
+            row(
+              "duplicates",
+              saes.map((s) => count(s.info.duplicates)),
+            ),
+            row(
+              "L0 here",
+              saes.map((s) => number(s.info.l0)),
+            ),
+            fields.map((field) =>
+              row(
+                field.replaceAll("_", " "),
+                saes.map((s) => number(s.info.evaluation?.[field])),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+    el("div.compare", null, matches),
+  );
+  return { title: saes.length > 1 ? "Two SAEs" : "Compare" };
+}
+
+function matchHistogram(sae, cosines) {
+  const bins = new Uint32Array(40);
+  for (const c of cosines) if (!Number.isNaN(c)) bins[clamp(Math.floor(((c + 1) / 2) * 40), 0, 39)]++;
+  const edge = (i) => -1 + i / 20;
+  return histogram({
+    label: `Largest decoder cosine of SAE ${sae.letter}'s latents with the other SAE`,
+    counts: bins,
+    log: preferences.logY,
+    axis: [
+      [0, "−1"],
+      [0.5, "0"],
+      [1, "1"],
+    ],
+    describe: (i) => `${number(edge(i))} to ${number(edge(i + 1))}: ${plural(bins[i], "latent")}`,
+    pick: () => go(here({ view: "", f: "", sae: sae.letter === "A" ? "" : sae.letter, s: "match_cos" })),
+  });
+}

@@ -1,0 +1,139 @@
+// The examples of a latent: tabs of groups, what colours the tokens, the lists.
+
+/** {node, aim, turn, toggleMisses, paint, start}; the tab, the example and the token are in the URL. */
+function examplesView(feature, params, current) {
+  const { groups: described } = feature.sae.dataset.manifest;
+  const body = el("div.examples", { id: "examples", role: "tabpanel", tabindex: -1 });
+  const present = GROUP_TABS.filter(([kind]) => feature.windows.some((w) => kindOf(w) === kind));
+  const kinds = present.map(([kind]) => kind);
+  let tab = kinds.includes(params.get("tab")) ? params.get("tab") : kinds[0];
+  let misses = null; // what the SAE misses, while it colours the tokens
+  let aimed = null; // [low, high) of a bar that was picked
+  let perRow = false;
+  const legend = el("div.legend");
+  const pressable = (words, title, action) => button(words, action, { "aria-pressed": "false", title });
+  const missButton = pressable("What the SAE misses", "colour tokens by |x − x̂|² / |x|² (r)", () =>
+    view.toggleMisses(),
+  );
+  const scaleTitle = "end of the colour scale: this latent's maximum, or each example's";
+  const scaleButton = pressable("Scale by row", scaleTitle, () => {
+    perRow = !perRow;
+    scaleButton.setAttribute("aria-pressed", perRow);
+    paint();
+  });
+  const bar = kinds.length ? tabs("Examples", present, tab, "examples", (key) => show(key)) : null;
+
+  function show(key) {
+    tab = key;
+    aimed = null;
+    mark({ tab: key === kinds[0] ? "" : key, ex: "", t: "" });
+    paint();
+  }
+  function modeOf(window) {
+    const largest = perRow
+      ? Math.max(window.act, ...Array.from(window.tokens, (_, i) => window.activation(i)))
+      : feature.value("max");
+    return { misses, effects: window.storedEffects && !misses ? window.effectScale * 127 : 0, top: largest || 1 };
+  }
+  const list = (windows) => exampleList(windows, modeOf);
+
+  function aimedList() {
+    const inside = (w) => w.act >= aimed[0] && w.act < aimed[1] && !["random", "near"].includes(kindOf(w));
+    const windows = feature.windows.filter(inside);
+    return el(
+      "div.group.aim",
+      null,
+      el("h3", null, `Examples with a peak of ${number(aimed[0])} to ${number(aimed[1])}`),
+      list(windows),
+      !windows.length && el("p.empty", null, "None of the examples kept has its peak here."),
+      el(
+        "p",
+        null,
+        button("Back to all groups", () => view.aim(null)),
+      ),
+    );
+  }
+  function tabLists() {
+    const windows = feature.windows.filter((w) => kindOf(w) === tab);
+    if (!windows.length) return el("p.empty", null, "There are no examples: the latent never fired on these tokens.");
+    const groups = [...new Set(windows.map((w) => w.group))];
+    const heading = (g) => groups.length > 1 && el("h3", null, described[g].name);
+    const near =
+      "The latent stayed silent here: these are the pre-activations, in brackets, that came closest to firing.";
+    return [
+      groups.map((g) => el("div.group", null, heading(g), list(windows.filter((w) => w.group === g)))),
+      tab === "near" && el("p.muted", null, near),
+    ];
+  }
+  function paint() {
+    hoverCard.hide(true);
+    replace(body, aimed ? aimedList() : tabLists());
+    replace(legend, rampWords(), !misses && feature.columns.effects && effectWords(feature.sae.info.effects));
+    rove(body, body.querySelector(".t.peak"));
+  }
+  const rampWords = () =>
+    misses
+      ? rampLegend("share of the activation missed", "0", "1")
+      : rampLegend("activation", "0", perRow ? "the row's largest" : number(feature.value("max")));
+
+  const view = {
+    node: el("div", null, bar, el("div.toolbar", null, legend, el("div.facets", null, missButton, scaleButton)), body),
+    paint,
+    aim(range) {
+      aimed = range;
+      paint();
+    },
+    turn(by) {
+      if (!kinds.length) return;
+      show(kinds[(kinds.indexOf(tab) + by + kinds.length) % kinds.length]);
+      bar.choose(tab);
+    },
+    async toggleMisses() {
+      try {
+        misses = misses ? null : await feature.misses();
+      } catch (error) {
+        if (current()) body.prepend(errorCard("What the SAE misses could not be read", error));
+        return;
+      }
+      if (!current()) return;
+      missButton.setAttribute("aria-pressed", Boolean(misses));
+      paint();
+    },
+    start() {
+      paint();
+      missButton.hidden = !feature.sae.has(`m-${feature.chunkNumber}`);
+      bar?.choose(tab);
+      tokenCards(body, (token, focused) => {
+        const row = token.closest(".example");
+        const window = feature.windows[Number(row.dataset.w)];
+        if (focused) mark({ ex: window.number, t: token.dataset.i });
+        if (window.sources.length) markSources(row, window);
+        return tokenCard(window, Number(token.dataset.i), Number(token.dataset.n), misses);
+      });
+      const [ex, t] = [params.get("ex"), params.get("t")];
+      const numbers = /^\d+$/.test(ex ?? "") && /^\d+$/.test(t ?? "");
+      const token = numbers ? body.querySelector(`.example[data-w="${ex}"] .t[data-i="${t}"]`) : null;
+      if (token) {
+        rove(body, token);
+        token.focus();
+      }
+    },
+  };
+  return view;
+}
+
+function effectWords(effects) {
+  const rho = effects?.rank_correlation;
+  const title =
+    rho == null ? "" : `rank correlation with full ablation ${number(rho)} over ${plural(effects.n, "pair")}`;
+  const how = rho == null ? " (first order)" : ` (first order; ρ ${number(rho, 2)} with full ablation)`;
+  return el(
+    "span",
+    { title },
+    el("span.t.up", null, "loss rises"),
+    " · ",
+    el("span.t.down", null, "falls"),
+    " without it",
+    how,
+  );
+}

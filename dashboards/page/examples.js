@@ -1,0 +1,238 @@
+// Examples: windows of text around a peak, drawn with as few nodes as possible.
+
+/** Nodes for the tokens [from, to) of a window. `mode`: {misses, effects, top}: what colours, what underlines, the end of the scale. */
+function windowNodes(window, groups, mode) {
+  const nodes = [];
+  let plain = "";
+  const flush = () => {
+    if (plain) nodes.push(...textNodes(plain));
+    plain = "";
+  };
+  for (const { from, to, text: string } of groups) {
+    let act = 0,
+      effect = 0,
+      miss = null;
+    for (let i = from; i < to; i++) {
+      act = Math.max(act, window.activation(i));
+      if (mode.effects && Math.abs(window.effect(i)) > Math.abs(effect)) effect = window.effect(i);
+      if (mode.misses)
+        miss = Math.max(
+          miss ?? 0,
+          mode.misses[window.poolStart + i] === 255 ? 0 : mode.misses[window.poolStart + i] / 15,
+        );
+    }
+    const peak = window.peak >= from && window.peak < to;
+    const share = mode.misses ? miss : act / mode.top;
+    if (!peak && !(share > 0) && !effect) {
+      plain += string;
+      continue;
+    }
+    flush();
+    const token = el(
+      "span.t",
+      { tabindex: -1, data: { i: from, n: to - from } },
+      string === "" ? "∅" : textNodes(string),
+    );
+    if (step(share)) token.dataset.a = step(share);
+    if (peak) token.classList.add("peak");
+    // A difference below a fiftieth of the latent's largest effect is not worth a line.
+    if (Math.abs(effect) > mode.effects / 50) token.classList.add(effect > 0 ? "up" : "down");
+    nodes.push(token);
+  }
+  flush();
+  return nodes;
+}
+
+/** One example: its activation, its text with the peak in line with those above, where it is from. */
+function exampleRow(window, mode, times = 1) {
+  const { groups } = window;
+  const centre = groups.findIndex((g) => window.peak < g.to);
+  const near = kindOf(window) === "near";
+  const line = el(
+    "div.line",
+    { dir: "auto" },
+    el("span.before", null, el("span", null, windowNodes(window, groups.slice(0, centre), mode))),
+    el("span.centre", null, windowNodes(window, groups.slice(centre, centre + 1), mode)),
+    el("span.after", null, windowNodes(window, groups.slice(centre + 1), mode)),
+  );
+  const row = el(
+    "li.example.row-of-tokens",
+    { data: { w: window.number, context: window.context } },
+    el(
+      "div.act.num",
+      { title: near ? "pre-activation at the peak: the latent did not fire" : "activation at the peak" },
+      near ? `(${number(window.act)})` : number(window.act),
+    ),
+    line,
+    el(
+      "div.where",
+      null,
+      times > 1 && el("span.badge", { title: "windows with the same text" }, `×${times}`),
+      " ",
+      el(
+        "span",
+        {
+          title: `document ${window.document ?? "–"}, context ${window.context}, position ${window.start + window.peak}`,
+        },
+        `${window.document ?? "–"}:${window.start + window.peak}`,
+      ),
+      el(
+        "button",
+        {
+          type: "button",
+          "aria-expanded": "false",
+          "aria-label": `Whole text of example ${window.number + 1}`,
+          click: (event) => event.currentTarget.setAttribute("aria-expanded", row.classList.toggle("whole")),
+        },
+        "⤢",
+      ),
+    ),
+  );
+  if (window.repeat) row.classList.add("repeat");
+  return row;
+}
+
+const kindOf = (window) => window.feature.sae.dataset.manifest.groups[window.group]?.kind;
+
+/** A list of examples; a window that repeats an earlier one of the list is shown as a number beside that. */
+function exampleList(windows, modeOf) {
+  const kept = [];
+  const times = new Map(); // text -> its entry
+  for (const window of windows) {
+    const before = window.repeat ? times.get(window.text) : undefined;
+    if (before) before.times++;
+    else {
+      const entry = { window, times: 1 };
+      kept.push(entry);
+      times.set(window.text, entry);
+    }
+  }
+  return el(
+    "ol",
+    null,
+    kept.map(({ window, times: n }) => exampleRow(window, modeOf(window), n)),
+  );
+}
+
+/** Under a log histogram: the share of firings below an activation, to the bin. */
+function shareBelow(feature, act) {
+  const { first, counts } = feature.histogram();
+  const bin = Math.floor(4 * Math.log2(act)) - first;
+  let below = 0,
+    all = 0;
+  counts.forEach((c, i) => {
+    all += c;
+    if (i < bin) below += c;
+  });
+  return all ? below / all : null;
+}
+
+const METHODS = { 1: "direct path, norms frozen", 2: "full forward pass" };
+
+/** What the hover card says of token i (and the n - 1 that share its characters). */
+function tokenCard(window, i, n, misses) {
+  const { feature } = window;
+  const { vocab } = feature;
+  const last = i + n - 1;
+  const at_ =
+    window.peak >= i && window.peak <= last
+      ? window.peak
+      : [...Array(n).keys()].map((k) => i + k).reduce((a, b) => (window.activation(b) > window.activation(a) ? b : a));
+  const act = window.activation(at_);
+  const entries = [];
+  const near = kindOf(window) === "near" && at_ === window.peak;
+  entries.push(near ? ["pre-activation", number(window.act)] : ["activation", act ? number(act) : "0"]);
+  if (act && !near) {
+    entries.push(["of its maximum", percent(act / feature.value("max"))]);
+    const below = shareBelow(feature, act);
+    if (below !== null) entries.push(["larger than", `${percent(below)} of firings`]);
+  }
+  if (window.storedEffects) entries.push(["loss without it", `${signed(window.effect(at_))} nats, first order`]);
+  if (misses)
+    entries.push([
+      "SAE misses",
+      misses[window.poolStart + at_] === 255 ? "not applied here" : percent(misses[window.poolStart + at_] / 15, 2),
+    ]);
+  entries.push(["position", `${window.start + at_} of context ${window.context}`]);
+  const ids = Array.from(window.tokens.subarray(i, last + 1));
+  entries.push([n > 1 ? "token ids" : "token id", ids.map((t) => vocab.ids[t]).join(" ")]);
+  const string = decoder.decode(joinBytes(ids.map((t) => vocab.bytes(t))));
+  const body = [el("h3", null, string === "" ? "∅" : textNodes(string.slice(0, 500))), pairs("stats", entries)];
+  if (at_ === window.peak) body.push(explainedBody(window), sourcesBody(window));
+  return body;
+}
+
+function explainedBody(window) {
+  const x = window.explained;
+  if (!x) return null;
+  const { vocab } = window.feature;
+  const row = ([token, delta]) =>
+    el(
+      "tr",
+      null,
+      el("td", null, vocab.chip(token)),
+      el("td.num", { class: delta > 0 ? "num plus" : "num minus" }, `${signed(100 * delta)} pp`),
+    );
+  return [
+    el("h4", null, `Next token with the latent ablated (${METHODS[x.method] ?? "method unknown"})`),
+    pairs("stats", [
+      ["loss", `${signed(x.loss)} nats`],
+      ["KL", `${number(x.kl)} nats`],
+    ]),
+    x.next !== null && el("p", null, vocab.chip(x.next), ` ${percent(x.p)} → ${percent(x.ablated)}`),
+    el("table.pairs", null, el("tbody", null, x.up.map(row), x.down.map(row))),
+  ];
+}
+
+function sourcesBody(window) {
+  const list = window.sources.slice(0, 6);
+  if (!list.length) return null;
+  const { vocab } = window.feature;
+  return [
+    el("h4", null, "Where the pre-activation comes from (source, head, contribution)"),
+    el(
+      "table.pairs",
+      null,
+      el(
+        "tbody",
+        null,
+        list.map(({ back, head, value }) => {
+          const token = window.tokens[window.peak - back];
+          return el(
+            "tr",
+            null,
+            el("td", null, token === undefined ? `${back} before` : vocab.chip(token)),
+            el("td.num", null, `head ${head}`),
+            el("td", { class: value > 0 ? "num plus" : "num minus" }, signed(value)),
+          );
+        }),
+      ),
+    ),
+  ];
+}
+
+/** Marks the sources of a window's peak in its row while the peak is looked at. */
+function markSources(row, window) {
+  for (const old of row.ownerDocument.querySelectorAll(".t.source")) old.classList.remove("source");
+  const top = new Set(window.sources.slice(0, 3).map(({ back }) => window.peak - back));
+  for (const token of row.querySelectorAll(".t")) if (top.has(Number(token.dataset.i))) token.classList.add("source");
+}
+
+/** The legend of the ramp. */
+function rampLegend(words, from, to) {
+  return el(
+    "span",
+    null,
+    words,
+    " ",
+    from,
+    " ",
+    el(
+      "span.ramp",
+      { "aria-hidden": "true" },
+      Array.from({ length: STEPS }, (_, i) => el("i.t", { data: { a: i + 1 } })),
+    ),
+    " ",
+    to,
+  );
+}

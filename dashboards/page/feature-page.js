@@ -1,0 +1,106 @@
+// One latent: its figures at the left, its examples at the right, steering at the foot.
+
+const GROUP_TABS = [
+  ["top", "Top"],
+  ["interval", "Intervals"],
+  ["quantile", "Quantiles"],
+  ["random", "Random"],
+  ["near", "Near misses"],
+];
+
+/** "12" or "12@B" to {latent, letter}; null for anything else. */
+function parseLatent(string) {
+  const match = /^(\d{1,9})(?:@([AB]))?$/.exec(string ?? "");
+  return match && { latent: Number(match[1]), letter: match[2] ?? "A" };
+}
+
+async function featurePage(main, dataset, params, current) {
+  const place = parseLatent(params.get("f"));
+  const sae = await dataset.sae(place?.letter);
+  if (!place || place.latent >= sae.size) {
+    if (current()) replace(main, noSuchLatent(sae));
+    return { title: "No such latent" };
+  }
+  const { latent } = place;
+  const [{ rows }, feature, more] = await Promise.all([
+    currentOrder(sae, params),
+    sae.feature(latent),
+    sae.openMore().catch(() => undefined), // the index says what is wrong with it
+  ]);
+  if (!current()) return;
+  const where = rows.indexOf(latent);
+  const stepTo = (by) => {
+    const next = rows[where < 0 ? 0 : where + by];
+    const edge = by > 0 ? "last" : "first";
+    if (next === undefined) say(`This is the ${edge} latent in this order`);
+    else go(here({ f: sameLatent({ latent: next, letter: sae.letter }), ex: "", t: "" }));
+  };
+  const position = rows.length ? `${where < 0 ? "–" : count(where + 1)} of ${count(rows.length)}` : "";
+  replace(main, featureHead(sae, latent, feature, more, stepTo, position));
+  Object.assign(actions, { next: () => stepTo(1), previous: () => stepTo(-1) });
+  if (feature) featureBody(main, feature, params, current);
+  else main.append(...withoutPage(sae, latent, more));
+  return { title: `#${latent} ${sae.label(latent)}` };
+}
+
+function noSuchLatent(sae) {
+  const back = el("a", { href: "#" }, "Back to the index");
+  return el(
+    "div.alert",
+    { role: "alert" },
+    el("h1", null, "There is no such latent"),
+    el("p", null, `Latents run from 0 to ${count(sae.size - 1)}. `, back),
+  );
+}
+
+/** What the index knows of a latent that has no page. */
+function withoutPage(sae, latent, more) {
+  const figures = [
+    ["density", density(sae.density(latent))],
+    ["largest activation", number(sae.index.max[latent])],
+    ["mean", number(sae.index.mean[latent])],
+    ["fires on", tokenChips(sae, latent)],
+    ["nearest", more && latentLink(sae, more.near[latent])],
+  ];
+  const hint = [
+    "No page was made for this latent; these are its figures in the index. Name it in ",
+    el("code", null, "latents="),
+    " to see examples.",
+  ];
+  return [el("p.empty", null, hint), pairs("stats", figures), notesPanel(sae, latent)];
+}
+
+function featureBody(main, feature, params, current) {
+  const { sae, latent } = feature;
+  const examples = examplesView(feature, params, current);
+  const steer = el("div");
+  const panels = () => [
+    activationPanel(feature, (range) => examples.aim(range)),
+    tokensPanel(feature),
+    logitsPanel(feature),
+    logitHistogramPanel(feature),
+  ];
+  const left = el("div.left", null, panels());
+  const under = [
+    neighboursPanel(feature),
+    el("div", null, headsPanel(feature), weightsPanel(feature), notesPanel(sae, latent)),
+  ];
+  main.append(el("div.feature", null, left, el("div.right", null, examples.node, steer, el("div.under", null, under))));
+  Object.assign(actions, {
+    nextGroup: () => examples.turn(1),
+    previousGroup: () => examples.turn(-1),
+    errors: () => examples.toggleMisses(),
+    export: () => exportFeature(feature),
+    repaint: () => {
+      const charts = () => [...left.querySelectorAll("[role=slider]")];
+      const at = charts().indexOf(document.activeElement);
+      replace(left, panels());
+      charts()[at]?.focus();
+      examples.paint();
+    },
+  });
+  examples.start();
+  steering(sae, latent)
+    .then((drawer) => current() && drawer && steer.append(drawer))
+    .catch((error) => current() && steer.append(errorCard("The steering sweep could not be read", error)));
+}

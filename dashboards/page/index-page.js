@@ -1,0 +1,186 @@
+// The index: figures of the SAE, the map, and a table of all its latents.
+
+async function indexPage(main, dataset, params, current) {
+  const sae = await dataset.sae(params.get("sae") ?? "A");
+  const selected = await currentOrder(sae, params);
+  if (!current()) return;
+  const view = { rows: selected.rows, more: sae.more };
+  const counts = showCounts(sae);
+  const shown = params.get("show") || (params.get("q") ? "all" : defaultShow(sae));
+  const total = el("span.count", { role: "status" });
+  const grid = virtualGrid({
+    label: "Latents",
+    columns: indexColumns(sae, view).map((column) => ({ ...column, cell: (row) => column.cell(view.rows[row]) })),
+    count: () => view.rows.length,
+    sorted: () => sortOf(route.params),
+    onSort: (key) => {
+      const [now, down] = sortOf(route.params);
+      refresh({ s: (key === now ? !down : key !== "id" && key !== "label" && key !== "pin") ? `-${key}` : key });
+    },
+    onOpen: (row) =>
+      go(here({ f: sae.letter === "A" ? view.rows[row] : `${view.rows[row]}@${sae.letter}`, tab: "", ex: "", t: "" })),
+  });
+  const map = densityMap(sae, (d, m) => refresh({ d: d ? rangeText(...d) : "", m: m ? rangeText(...m) : "" }));
+  const chooser = el("div.facets", { role: "group", "aria-label": "Which latents" });
+  const labels = [...SHOWS.map(([key, words]) => [key, words]), ["pinned", "Pinned"], ["noted", "With notes"]];
+  for (const [key, words] of labels) {
+    if (!counts[key] && key !== shown && key !== "pinned") continue;
+    chooser.append(
+      button(`${words} ${count(counts[key])}`, () => refresh({ show: key }), {
+        "aria-pressed": key === shown,
+        data: { show: key },
+      }),
+    );
+  }
+  const field = (name, side, words) =>
+    el("input", {
+      type: "text",
+      inputmode: "decimal",
+      "aria-label": words,
+      placeholder: side ? "to" : "from",
+      data: { name, side },
+      change: () => {
+        const read = (n, i) => fields.find((f) => f.dataset.name === n && Number(f.dataset.side) === i).value.trim();
+        refresh({
+          d: rangeText(...parseRange(`${read("d", 0)}..${read("d", 1)}`)),
+          m: rangeText(...parseRange(`${read("m", 0)}..${read("m", 1)}`)),
+        });
+      },
+    });
+  const fields = [
+    field("d", 0, "Density from"),
+    field("d", 1, "Density to"),
+    field("m", 0, "Largest activation from"),
+    field("m", 1, "Largest activation to"),
+  ];
+
+  /** New rows for new parameters, without leaving the page. */
+  async function refresh(changes) {
+    mark(changes);
+    const next = await currentOrder(sae, route.params);
+    if (!current()) return;
+    view.rows = next.rows;
+    const now = route.params.get("show") || (route.params.get("q") ? "all" : defaultShow(sae));
+    for (const choice of chooser.children) choice.setAttribute("aria-pressed", choice.dataset.show === now);
+    paint();
+  }
+  function paint() {
+    const [d, m] = [parseRange(route.params.get("d")), parseRange(route.params.get("m"))];
+    fields.forEach((f) => {
+      const v = (f.dataset.name === "d" ? d : m)[Number(f.dataset.side)];
+      f.value = v > 0 && v < Infinity ? v : "";
+    });
+    total.textContent = `${plural(view.rows.length, "latent")}${order.message ? ` · ${order.message}` : ""}`;
+    map.paint(view.rows);
+    map.bounds(d, m);
+    grid.renew();
+  }
+  const exportRows = () =>
+    openExport(
+      "index",
+      [
+        "latent",
+        "label",
+        "note",
+        "density",
+        "count",
+        "max",
+        "mean",
+        "dead",
+        "dense",
+        "duplicate",
+        "nearest",
+        "nearest_cosine",
+        "token_1",
+        "token_2",
+        "token_3",
+      ],
+      () =>
+        Array.from(view.rows, (l) => [
+          l,
+          sae.label(l),
+          notes.notes.get(sae.key(l)) ?? "",
+          sae.density(l),
+          sae.index.count[l],
+          sae.index.max[l],
+          sae.index.mean[l],
+          ...[FLAG.dead, FLAG.dense, FLAG.duplicate].map((f) => (sae.index.flags[l] & f ? 1 : 0)),
+          view.more?.near[l],
+          view.more?.near_cos[l],
+          ...[sae.index.tok0, sae.index.tok1, sae.index.tok2].map((c) => {
+            const t = at(c, l);
+            return t === null ? "" : dataset.vocab.string(t);
+          }),
+        ]),
+    );
+  Object.assign(actions, {
+    export: exportRows,
+    next: () => {
+      grid.view.focus();
+      grid.select(grid.selected() + 1);
+    },
+    previous: () => {
+      grid.view.focus();
+      grid.select(grid.selected() - 1);
+    },
+  });
+  replace(
+    main,
+    el(
+      "div.page-head",
+      null,
+      el("h1", null, el("span.text", null, textNodes(sae.info.name || "SAE"))),
+      el("span.muted.text", null, `${sae.info.architecture} · ${sae.info.site}`),
+      el(
+        "div.actions",
+        null,
+        dataset.saes.length > 1 &&
+          dataset.saes.map((other) =>
+            el(
+              "a.button",
+              {
+                href: here({ sae: other.letter === "A" ? "" : other.letter, show: "", d: "", m: "" }),
+                "aria-current": other === sae ? "page" : undefined,
+              },
+              `SAE ${other.letter}`,
+            ),
+          ),
+        button("Export", exportRows),
+      ),
+    ),
+    saeCards(sae),
+    el(
+      "div.overview",
+      null,
+      el("section", { "aria-label": "Latents" }, chooser, grid.node, el("p.facets", null, total)),
+      panel(
+        "How often against how strongly",
+        null,
+        map.node,
+        el(
+          "div.facets",
+          null,
+          el("span.range", null, "density", fields[0], fields[1]),
+          el("span.range", null, "largest", fields[2], fields[3]),
+          button("Clear", () => refresh({ d: "", m: "" })),
+        ),
+        el(
+          "p.note",
+          null,
+          "Drag on the map to keep a region. Colour: how many latents, logarithmic; grey: filtered out.",
+        ),
+      ),
+    ),
+  );
+  paint();
+  actions.repaint = paint;
+  if (!view.more)
+    sae
+      .openMore()
+      .then((more) => {
+        view.more = more;
+        if (current()) grid.paint();
+      })
+      .catch((error) => current() && main.prepend(errorCard("Some columns could not be read", error)));
+  return { title: "Index", refresh };
+}

@@ -1,0 +1,163 @@
+// The left column of a feature: histograms, tokens, logits, neighbours, heads, weights, statistics.
+
+const binEdge = (b) => 2 ** (b / 4);
+
+function activationPanel(feature, onPick) {
+  const { first, counts } = feature.histogram();
+  const none = feature.histogram("null");
+  const facts = [
+    ["fires on", density(feature.density)],
+    ["tokens", count(feature.value("count"))],
+    ["contexts", count(feature.value("contexts"))],
+    ["maximum", number(feature.value("max"))],
+    ["mean", number(feature.value("mean"))],
+    ["std", number(feature.value("std"))],
+    ["minimum", number(feature.value("min"))],
+    ["skewness", number(feature.value("skew"))],
+    ["kurtosis", number(feature.value("kurtosis"))],
+    ["mean a²", number(feature.value("square"))],
+  ];
+  let body = el("p.empty", null, "It never fired on these tokens.");
+  if (counts.length) {
+    const low = none ? Math.min(first, none.first) : first;
+    const high = Math.max(first + counts.length, none ? none.first + none.counts.length : -Infinity);
+    const spread = (h) => Array.from({ length: high - low }, (_, i) => h.counts[low + i - h.first] ?? 0);
+    const heights = spread({ first, counts });
+    body = [
+      histogram({
+        label: `Activations of latent ${feature.latent}, ${preferences.logY ? "logarithmic" : "linear"} counts`,
+        counts: heights,
+        none: none && spread(none),
+        log: preferences.logY,
+        axis: [0, 0.5, 1].map((share) => [share, number(binEdge(low + share * (high - low)), 2)]),
+        describe: (i) =>
+          `${number(binEdge(low + i))} to ${number(binEdge(low + i + 1))}: ${plural(heights[i], "firing")}`,
+        pick: (i) => onPick([binEdge(low + i), binEdge(low + i + 1)]),
+      }),
+      none && el("p.note", null, `Dashed: the same with ${feature.sae.info.null?.name ?? "the model re-initialised"}.`),
+    ];
+  }
+  return panel("Activations", null, body, pairs("stats", facts));
+}
+
+function tokensPanel(feature) {
+  const tokens = Array.from(feature.list("tok"))
+    .map((t, i) => [at(feature.list("tok"), i), feature.list("tok_count")[i], feature.list("tok_mean")[i]])
+    .filter(([t]) => t !== null);
+  if (!tokens.length) return null;
+  const n = feature.value("tok_n");
+  return panel(
+    "Fires on",
+    null,
+    el(
+      "table.pairs",
+      null,
+      el(
+        "thead",
+        null,
+        el(
+          "tr",
+          null,
+          el("th", { scope: "col" }, "token"),
+          el("th", { scope: "col", colspan: 2 }, "share of firings"),
+          el("th.num", { scope: "col" }, "mean"),
+        ),
+      ),
+      el(
+        "tbody",
+        null,
+        tokens.map(([token, times, mean]) =>
+          el(
+            "tr",
+            null,
+            el("td", null, feature.vocab.chip(token)),
+            el("td", { "aria-hidden": "true" }, meter(times / n)),
+            el("td.num", null, percent(times / n, 2)),
+            el("td.num", null, number(mean)),
+          ),
+        ),
+      ),
+    ),
+    el("p.note", null, `Counted on ${plural(n, "firing")} in all.`),
+  );
+}
+
+function logitsPanel(feature) {
+  if (!feature.columns.top) return null;
+  const body = el("div", { id: freshId("logits"), role: "tabpanel", tabindex: -1 });
+  const paint = (kind) => {
+    const largest =
+      Math.max(
+        Math.abs(feature.list(`${kind}top_value`)[0] ?? 0),
+        Math.abs(feature.list(`${kind}bottom_value`)[0] ?? 0),
+      ) || 1;
+    const side = (name, sign, words) =>
+      el(
+        "table.pairs",
+        null,
+        el("colgroup", null, el("col"), el("col.bar-column"), el("col.value-column")),
+        el(
+          "thead",
+          { class: "offscreen" },
+          el(
+            "tr",
+            null,
+            el("th", { scope: "col" }, words),
+            el("th", { scope: "col" }, "size"),
+            el("th", { scope: "col" }, "logit"),
+          ),
+        ),
+        el(
+          "tbody",
+          null,
+          Array.from(feature.list(kind + name), (_, i) => {
+            const token = at(feature.list(kind + name), i),
+              value = feature.list(`${kind}${name}_value`)[i];
+            return token === null
+              ? null
+              : el(
+                  "tr",
+                  null,
+                  el("td", null, feature.vocab.chip(token)),
+                  el("td", { "aria-hidden": "true" }, meter(Math.abs(value) / largest, sign)),
+                  el("td", { class: `num ${sign}` }, signed(value)),
+                );
+          }),
+        ),
+      );
+    replace(
+      body,
+      el("div.columns", null, side("top", "plus", "raised tokens"), side("bottom", "minus", "lowered tokens")),
+    );
+  };
+  const raw = feature.columns.raw_top;
+  const choices = [
+    ["", "with the final norm"],
+    ["raw_", "without"],
+  ];
+  paint("");
+  return panel("Logits", null, raw && tabs("Logits", choices, "", body.id, paint, true), body);
+}
+
+function logitHistogramPanel(feature) {
+  const counts = feature.list("logit_hist", 40);
+  if (!counts.length) return null;
+  const low = feature.value("logit_lo"),
+    high = feature.value("logit_hi");
+  const edge = (i) => low + ((high - low) * i) / 40;
+  const zero = low < 0 && high > 0 ? -low / (high - low) : undefined;
+  return panel(
+    "Logits of all tokens",
+    null,
+    histogram({
+      label: `Logits of latent ${feature.latent} over the vocabulary`,
+      counts,
+      log: preferences.logY,
+      rule: zero,
+      axis: [[0, number(low)], ...(zero > 0.15 && zero < 0.85 ? [[zero, "0"]] : []), [1, number(high)]],
+      kind: (i) => (edge(i + 0.5) > 0 ? "plus" : "minus"),
+      describe: (i) => `${number(edge(i))} to ${number(edge(i + 1))}: ${plural(counts[i], "token")}`,
+      height: 60,
+    }),
+  );
+}

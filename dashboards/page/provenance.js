@@ -1,0 +1,54 @@
+// What the page was made from: at the foot of every page.
+
+const short = (digest) => el("span", { title: digest }, `${String(digest).slice(0, 12)}…`);
+const plain = (value) => el("span.text", null, textNodes(String(value ?? "–").slice(0, 300)));
+
+function provenance(dataset) {
+  const { manifest } = dataset;
+  const { model, corpus } = manifest;
+  const evaluated = (info) =>
+    info.evaluation
+      ? Object.entries(info.evaluation)
+          .filter(([, v]) => Number.isFinite(v))
+          .map(([k, v]) => `${k.replaceAll("_", " ")} ${number(v)}`)
+          .join(", ")
+      : "not evaluated";
+  return el(
+    "div",
+    null,
+    pairs("facts", [
+      ["model", [plain(model.name), " ", short(model.digest)]],
+      ["corpus", [plain(corpus.name), " ", short(corpus.digest)]],
+      [
+        "split and tokens",
+        `${corpus.split}, seed ${corpus.seed}; ${count(corpus.tokens)} read in ${plural(corpus.contexts, "context")} of ${corpus.context_length}, ${count(corpus.counted)} counted`,
+      ],
+      [
+        "left out",
+        `first ${plural(corpus.skip_positions, "position")}, special tokens${corpus.norm_limit == null ? "" : `, norms above ${number(corpus.norm_limit)}`}`,
+      ],
+      ...manifest.saes.flatMap((info, i) =>
+        [
+          [manifest.saes.length > 1 ? `SAE ${"AB"[i]}` : "SAE", [plain(info.name), " ", short(info.digest)]],
+          [
+            "architecture, site",
+            [plain(info.architecture), ", ", plain(info.site), `, ${count(info.d_in)} to ${count(info.d_sae)}`],
+          ],
+          ["evaluation", evaluated(info)],
+          info.effects && [
+            "effects",
+            `${info.effects.mode}${info.effects.rank_correlation == null ? "" : `; rank correlation with full ablation ${number(info.effects.rank_correlation)} over ${plural(info.effects.n, "pair")}`}`,
+          ],
+        ].filter(Boolean),
+      ),
+      [
+        "versions",
+        plain(
+          Object.entries(manifest.versions)
+            .map(([k, v]) => `${k} ${v}`)
+            .join(", "),
+        ),
+      ],
+    ]),
+  );
+}

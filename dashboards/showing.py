@@ -1,0 +1,84 @@
+"""Dashboards of what is at hand: of a run, or of one latent in a notebook. Model and corpus are those of the training
+unless given."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saelab.dashboards.assembly import build
+from saelab.dashboards.dashboard import Dashboard
+from saelab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from saelab.activations.corpus import Corpus
+    from saelab.models.language import LanguageModel
+
+SHOWN_TOKENS = 50_000
+
+
+def show(
+    sae: Any,
+    latents: int | Sequence[int],
+    lm: Any = None,
+    corpus: Any = None,
+    tokens: int = SHOWN_TOKENS,
+    **options: Any,
+) -> Dashboard:
+    """A page of one latent or of a few, in a temporary folder that goes with the process; see `SAE.show`."""
+    wanted = [latents] if isinstance(latents, int) else list(latents)
+    options = {"effects": None, "evaluation": None, "parquet": False, **options}
+    lm, corpus = sources(sae, lm, corpus)
+    return build(sae, lm, corpus, _temporary(), latents=wanted, tokens=tokens, **options)
+
+
+def of_run(
+    run: Any, path: str | os.PathLike | None = None, lm: Any = None, corpus: Any = None, **options: Any
+) -> Dashboard:
+    """The dashboard of a run's SAE, `dashboard.html` in its folder unless `path`; see `Run.dashboard`."""
+    lm, corpus = sources(run.sae, lm, corpus)
+    where = path or (run.path / "dashboard.html" if run.path is not None else _temporary())
+    return build(run.sae, lm, corpus, where, **{"latents": 512, **options})
+
+
+def sources(sae: Any, lm: Any = None, corpus: Any = None) -> "tuple[LanguageModel, Corpus]":
+    """Model and corpus: as given (objects or names), else those named in the SAE's metadata.
+
+    Raises `ConfigError` where the metadata name none, or what has that name is no longer what the SAE was trained on.
+    """
+    import saelab
+
+    loaded_lm = saelab.load_model(_named(sae, "model") if lm is None else lm)
+    if lm is None and sae.metadata.get("model_digest") not in (None, loaded_lm.digest):
+        raise ConfigError(f"the model {loaded_lm.name!r} is not the one that this SAE was trained on: give lm=")
+    if corpus is not None and not isinstance(corpus, str | Path):
+        return loaded_lm, corpus
+    seed = int(sae.metadata.get("seed") or 0)
+    try:
+        loaded = saelab.load_corpus(_named(sae, "corpus") if corpus is None else corpus, seed=seed)
+    except saelab.DataError as error:
+        raise ConfigError(
+            f"the corpus {sae.metadata.get('corpus')!r} cannot be read by that name: give corpus= ({error})"
+        ) from error
+    if corpus is None and sae.metadata.get("corpus_digest") not in (None, loaded.digest):
+        raise ConfigError(f"the corpus {loaded.name!r} is not the one that this SAE was trained on: give corpus=")
+    return loaded_lm, loaded
+
+
+def _named(sae: Any, what: str) -> str:
+    name = sae.metadata.get(what)
+    if name is None:
+        raise ConfigError(
+            f"this SAE does not say which {what} it was trained on: give {'lm' if what == 'model' else what}="
+        )
+    return str(name)
+
+
+def _temporary() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="saelab-dashboard-")
+    _KEPT.append(folder)
+    return Path(folder.name) / "dashboard.html"
+
+
+_KEPT: list[tempfile.TemporaryDirectory] = []  # removed when the process ends

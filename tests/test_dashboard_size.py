@@ -1,0 +1,26 @@
+"""The size of a page made from real text by the bundled model."""
+
+import numpy as np
+
+import saelab
+from saelab.dashboards import bundle, effects
+from saelab.dashboards.assembly import build
+
+
+def test_bytes_a_latent(smollm2, tmp_path, monkeypatch):
+    """45 windows of 48 tokens with effects, real text: at most 6 kB a latent, everything but the shell counted."""
+    corpus = saelab.load_corpus("sotu")
+    sae = saelab.SAE(
+        saelab.TopK(k=32, d_sae=1024), 576, {"site": "blocks.0.hook_resid_post", "context_length": 256}, seed=0
+    )
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(effects, "first_order", lambda *a: rng.normal(size=len(a[4])))
+    monkeypatch.setattr(effects, "full", lambda *a: effects.Changes.empty(len(a[4])))
+    page = build(
+        sae, smollm2, corpus, tmp_path / "a.html", tokens=40_000, latents=128, evaluation=None, parquet=False,
+        work=tmp_path / "work", progress=False,
+    )  # fmt: skip
+    manifest, containers = bundle.read(page.path)
+    inline = sum(-(-manifest["chunks"][name][1] // 3) * 4 for name in containers)
+    assert (manifest["settings"]["windows"], manifest["settings"]["window"]) == (45, 48)
+    assert inline / 128 <= 6_000
