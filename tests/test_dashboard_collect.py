@@ -32,13 +32,24 @@ def reader(tiny_llama, sae, contexts):
     return Reader.of(tiny_llama, [sae], contexts, TOKENS)
 
 
-def forwards(lm) -> list[int]:
-    """Rows of every forward pass from now on."""
-    seen: list[int] = []
-    lm.runner.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    return seen
+@pytest.fixture
+def forwards(tiny_llama):
+    """A call gives the rows of every forward pass from then on, to the end of the test."""
+    handles = []
+
+    def watched() -> list[int]:
+        seen: list[int] = []
+        handles.append(
+            tiny_llama.runner.register_forward_pre_hook(
+                lambda module, args, kwargs: seen.append(len((args or [kwargs.get("input_ids", ())])[0])),
+                with_kwargs=True,
+            )
+        )
+        return seen
+
+    yield watched
+    for handle in handles:
+        handle.remove()
 
 
 def same(one: Collection, other: Collection) -> bool:
@@ -87,10 +98,10 @@ def test_parts_are_slices_of_the_whole(reader, tmp_path, monkeypatch):
             np.testing.assert_array_equal(f.rows[f.offsets[i] : f.offsets[i + 1]], whole.rows[mine])
 
 
-def test_one_forward_pass_for_any_number_of_saes(tiny_llama, sae, contexts, tmp_path):
+def test_one_forward_pass_for_any_number_of_saes(forwards, tiny_llama, sae, contexts, tmp_path):
     rival = make_sae(tiny_llama, "blocks.2.hook_resid_post", d_sae=32, seed=1)
     reader = Reader.of(tiny_llama, [sae, rival], contexts, TOKENS)
-    seen = forwards(tiny_llama)
+    seen = forwards()
     found = collect(reader, tmp_path, shards=2, progress=False)
     assert len(seen) == reader.n_tiles and sum(seen) == reader.n_tiles * reader.tile_contexts
     alone = collect(Reader.of(tiny_llama, [sae], contexts, TOKENS), tmp_path / "alone", progress=False)[0]
@@ -123,17 +134,17 @@ def test_a_killed_pass_goes_on_shard_by_shard(tiny_llama, reader, tmp_path, monk
     assert len(read) == 1
 
 
-def test_shards_of_other_weights_are_not_taken(tiny_llama, contexts, reader, tmp_path):
+def test_shards_of_other_weights_are_not_taken(forwards, tiny_llama, contexts, reader, tmp_path):
     collect(reader, tmp_path, shards=2, progress=False)
     other = Reader.of(tiny_llama, [make_sae(tiny_llama, seed=3)], contexts, TOKENS)
     assert fingerprint(other) != fingerprint(reader)
-    seen = forwards(tiny_llama)
+    seen = forwards()
     collect(other, tmp_path, shards=2, progress=False)
     assert sum(seen) == other.n_tiles * other.tile_contexts
 
 
-def test_too_little_memory_or_disk_is_said_before_the_pass(tiny_llama, reader, tmp_path, monkeypatch):
-    seen = forwards(tiny_llama)
+def test_too_little_memory_or_disk_is_said_before_the_pass(forwards, tiny_llama, reader, tmp_path, monkeypatch):
+    seen = forwards()
     with pytest.raises(ConfigError, match=r"would take [\d,]+ bytes of memory, more than 1,000"):
         collect(reader, tmp_path, memory=1_000, progress=False)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())

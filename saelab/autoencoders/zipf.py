@@ -80,9 +80,14 @@ def systematic(rates_F: Tensor, n: int, total: int, u: float) -> Tensor:
     >>> systematic(torch.tensor([0.5, 0.25, 0.25]), n=10, total=10, u=0.6)
     tensor([5, 3, 2])
     """
-    reached_F = (rates_F.double() * n).cumsum(0)
-    reached_F = torch.where(reached_F >= reached_F[-1], float(total), reached_F)  # exact where rounding would not be
-    return (reached_F + u).floor().long().diff(prepend=reached_F.new_zeros(1, dtype=torch.int64))
+    exact_F = rates_F.double() * n
+    whole_F = (
+        exact_F.floor()
+    )  # apart from the cumulated sum, whose rounding could give a latent two more than its floor
+    reached_F = (exact_F - whole_F).cumsum(0)
+    left = total - float(whole_F.sum())
+    reached_F = torch.where(reached_F >= reached_F[-1], left, reached_F)  # exact where rounding would not be
+    return whole_F.long() + (reached_F + u).floor().long().diff(prepend=reached_F.new_zeros(1, dtype=torch.int64))
 
 
 def largest_remainder(rates_F: Tensor, n: int, total: int) -> Tensor:
