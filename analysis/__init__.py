@@ -1,1 +1,1 @@
-"""Analyses of trained autoencoders, imported as `saelab.analysis`. Nothing is here yet."""
+"""Analyses of trained autoencoders, imported as `saelab.analysis`: start at `dark_matter` and `pursuit`."""

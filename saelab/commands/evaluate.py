@@ -23,8 +23,8 @@ def run(values: dict[str, Any]) -> int:
     """Load, evaluate on the held-out split, print the table."""
     sae = load(values["sae"])
     seed = int(sae.metadata.get("seed") or 0)
-    lm = saelab.load_model(_known(values, sae, "model"), device=values["device"])
-    corpus = saelab.load_corpus(_known(values, sae, "corpus"), seed=seed)
+    lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
+    corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
     report = saelab.evaluate(
         sae, lm, corpus, site=values["site"], tokens=values["tokens"], sparsity_tokens=values["sparsity_tokens"]
     )
@@ -41,7 +41,8 @@ def load(path: str) -> "saelab.SAE":
     return saelab.SAE.load(path) if (Path(path) / "cfg.json").exists() else saelab.load_run(path).sae
 
 
-def _known(values: dict[str, Any], sae: Any, name: str) -> str:
+def known(values: dict[str, Any], sae: Any, name: str) -> str:
+    """The option, or what the autoencoder says it was trained on."""
     value = values[name] or sae.metadata.get(name)
     if value is None:
         raise ConfigError(f"this SAE does not say which {name} it was trained on: give --{name}")

@@ -1,0 +1,36 @@
+"""The dark matter of SAEs: what they miss, decomposed (Engels, Riggs, Tegmark, arXiv 2410.14670).
+
+`decompose` splits an SAE's error into what is linear in its input and the rest. Around it: the `family` of several widths and
+its power law, `downstream_cost` with each part restored, `train_on_parts`, the `planted_experiment` that validates the method,
+and `predict_from_earlier` SAEs. Searching codes in place of encoding them is in `saelab.analysis.pursuit`.
+
+>>> import torch, saelab
+>>> sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=4)
+>>> decompose(sae, torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))).tokens_per_dimension > 40
+True
+"""
+
+from saelab.analysis.decomposition import Decomposition, decompose
+from saelab.analysis.downstream import downstream_cost
+from saelab.analysis.earlier import predict_from_earlier
+from saelab.analysis.error_saes import train_on_parts
+from saelab.analysis.planted import Planted, planted_experiment
+from saelab.analysis.power_law import PowerLaw, fit_power_law
+from saelab.analysis.scaling import Family, Scaling, family, per_token_scaling, settled
+
+__all__ = [
+    "Decomposition",
+    "Family",
+    "Planted",
+    "PowerLaw",
+    "Scaling",
+    "decompose",
+    "downstream_cost",
+    "family",
+    "fit_power_law",
+    "per_token_scaling",
+    "planted_experiment",
+    "predict_from_earlier",
+    "settled",
+    "train_on_parts",
+]

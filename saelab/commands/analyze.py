@@ -1,0 +1,79 @@
+"""`saelab analyze`: analyses of a trained autoencoder, by name; one function here for each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import saelab
+from saelab.commands.evaluate import known, load
+from saelab.commands.options import REQUIRED, Command, Option, near, positive
+from saelab.errors import ConfigError
+
+OPTIONS = (
+    Option("analysis", str, REQUIRED, "which analysis: dark-matter", positional=True),
+    Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
+    Option("model", str, None, "the model (default: the one it was trained on)"),
+    Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
+    Option("site", str, None, "the site (default: the one it was trained on)"),
+    Option("tokens", positive, 50_000, "activations to decompose, half of them held out"),
+    Option("split", str, "heldout", "the part of the corpus that is read: heldout, train or all"),
+    Option("downstream-tokens", positive, 4_096, "tokens for the cross-entropy with each part restored"),
+    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    Option("csv", str, None, "also write the table to this file"),
+)
+
+
+def run(values: dict[str, Any]) -> int:
+    """Run the analysis that is named."""
+    if values["analysis"] not in ANALYSES:
+        raise ConfigError(f"unknown analysis {values['analysis']!r}; {near(values['analysis'], ANALYSES)}")
+    return ANALYSES[values["analysis"]](values)
+
+
+def _dark_matter(values: dict[str, Any]) -> int:
+    """What the SAE misses: linear and nonlinear, without and with high-norm tokens, and what each part costs the model."""
+    import pandas
+
+    from saelab.analysis import dark_matter, pursuit
+    from saelab.evaluation.reconstruction import Reconstruction
+
+    sae = load(values["sae"])
+    seed = int(sae.metadata.get("seed") or 0)
+    lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
+    corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
+    site = known(values, sae, "site")
+    length = sae.metadata.get("context_length") or 256
+    x = saelab.harvest(lm, corpus, site=site, tokens=values["tokens"], split=values["split"], context_length=length)
+    tables = {
+        name: dark_matter.decompose(sae, x, high_norm=high) for name, high in (("ordinary", False), ("all", True))
+    }
+    table = pandas.concat([parts.to_pandas().assign(rows=name) for name, parts in tables.items()]).set_index("rows")
+    print(repr(sae))
+    print(table.T.to_string())
+    some = next(iter(tables["ordinary"].chunks(x))).x[:2048]
+    print(f"\nFVU of {len(some):,} tokens at the SAE's own number of latents")
+    for name, codes in pursuit.compared(sae, some).items():
+        seen = Reconstruction(sae.d_in)
+        seen.add(some, sae.decode(codes).detach())
+        print(f"  {name:22} {seen.fvu:.4f}  (L0 {codes.l0:.2f})")
+    print("\nCross-entropy with each part restored, on held-out text")
+    cost = dark_matter.downstream_cost(
+        tables["ordinary"], lm, corpus, site=site, tokens=values["downstream_tokens"], split="heldout"
+    )
+    print(cost.round(4).to_string())
+    if values["csv"]:
+        table.to_csv(values["csv"])
+    return 0
+
+
+ANALYSES: dict[str, Callable[[dict[str, Any]], int]] = {"dark-matter": _dark_matter}
+
+COMMAND = Command(
+    name="analyze",
+    summary="Analyse a trained autoencoder: dark-matter decomposes what it misses.",
+    examples=(
+        "saelab analyze dark-matter runs/demo",
+        "saelab analyze dark-matter my-sae --tokens 100_000 --split train --csv parts.csv",
+    ),
+    options=OPTIONS,
+    run=run,
+)
