@@ -27,7 +27,17 @@ def test_the_demo_runs_from_end_to_end(tiny_llama, corpus, tmp_path, capsys):
         page_tokens=1_000,
     )  # fmt: skip
     shown = capsys.readouterr().out
-    for line in ("[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]", "dashboard.html", "explained_variance", "fires on", "done in"):
+    for line in (
+        "[1/5]",
+        "[2/5]",
+        "[3/5]",
+        "[4/5]",
+        "[5/5]",
+        "dashboard.html",
+        "explained_variance",
+        "fires on",
+        "done in",
+    ):
         assert line in shown
     again = saelab.load_run(out).sae
     assert torch.equal(again.W_dec, run.sae.W_dec)
