@@ -207,7 +207,7 @@ def share(above: np.ndarray) -> str:
     """A share with its 95% Wilson interval."""
     n, p, z = len(above), above.mean(), 1.96
     centre, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    low, high = max(0.0, centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
     return f"{p:.0%} ({low:.0%} to {high:.0%})"
 
 
