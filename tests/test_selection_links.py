@@ -90,7 +90,7 @@ def test_growth_fills_the_last_empty_places_and_finds_all_alike():
 
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_a_step_follows_the_gradient_that_autograd_finds(tanh, dropout):
+def test_a_step_follows_the_gradient_that_autograd_finds_with_dropout_straight_through(tanh, dropout):
     d, h, b = 12, 8, 6
     model = Autoencoder([layer(d, h, 2.0, seed) for seed in (0, 1)], d, h)
     for each in model.layers:
@@ -101,7 +101,9 @@ def test_a_step_follows_the_gradient_that_autograd_finds(tanh, dropout):
     w_in, w_out = (DenseLinks.like(each).weights_DH.requires_grad_() for each in model.layers)
     bias_H1, bias_D1 = torch.zeros(h, 1, requires_grad=True), torch.zeros(d, 1, requires_grad=True)
     kept_HB = torch.from_numpy(np.random.default_rng(3).random((h, b), dtype=np.float32)) >= dropout
-    y_DB = w_out @ (torch.sigmoid(w_in.T @ noisy_DB + bias_H1) * kept_HB) + bias_D1
+    h_HB = torch.sigmoid(w_in.T @ noisy_DB + bias_H1)
+    left_HB = h_HB + (h_HB * kept_HB - h_HB).detach()  # units left out of the product still learn
+    y_DB = w_out @ left_HB + bias_D1
     loss = ((y_DB.tanh() if tanh else y_DB) - clean_DB).square().sum() / (2 * b)
     loss.backward()
     value = loss.item()

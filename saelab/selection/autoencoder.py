@@ -1,8 +1,10 @@
 """The denoising autoencoder: features -> hidden units -> features, one sparse layer each way.
 
 Shapes: D features, H hidden units, B samples of a batch. Source: Atashgahi et al., Machine Learning 111 (2022), and the
-authors' code. Two of its slips are not followed: the derivative of a tanh output is taken where it belongs, and a unit that
-dropout left out gets no gradient.
+authors' code. One of its slips is not followed: the derivative of a tanh output is taken where it belongs. Another is, since
+the ranking lives on it: a hidden unit that dropout left out gets the gradient of its input all the same. With the exact
+gradient, features that vary in few samples take the top: on 2,000 MNIST images, in 100 epochs of batches of 20, 50 of the 50
+best pixels are on in under 1 % of the images, against 4.
 """
 
 from collections.abc import Iterable
@@ -62,6 +64,7 @@ class Autoencoder:
     def step(self, clean_DB: Tensor, noisy_DB: Tensor, recipe: Recipe, dropouts: np.random.Generator) -> float:
         """One batch; the loss 1/2 ||x - x_hat||^2, summed over features and averaged over samples."""
         h_HB = torch.sigmoid_(self.layers[0].to_hidden(noisy_DB).add_(self.bias_H1))
+        slope_HB = h_HB * (1 - h_HB)  # of units that dropout leaves out too
         if recipe.dropout:
             kept_HB = torch.from_numpy(dropouts.random(h_HB.shape, dtype=np.float32)) >= recipe.dropout
             h_HB.mul_(kept_HB)  # not scaled up by 1 / (1 - dropout), as in the code
@@ -72,8 +75,7 @@ class Autoencoder:
         loss = float(error_DB.flatten().dot(error_DB.flatten())) / (2 * error_DB.shape[1])
         if recipe.tanh:
             error_DB.mul_(1 - y_DB * y_DB)
-        # h (1 - h) is zero for units that dropout left out
-        back_HB = self.layers[1].to_hidden(error_DB).mul_(h_HB * (1 - h_HB))
+        back_HB = self.layers[1].to_hidden(error_DB).mul_(slope_HB)
 
         rates = (recipe.lr, recipe.momentum, recipe.weight_decay)
         self.layers[1].update(error_DB, h_HB, *rates)

@@ -47,7 +47,8 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         zeta: share of the positive and of the negative links of a layer that each epoch replaces.
         noise_factor: the input is x + noise_factor * (normal noise).
         resample_noise: draw the noise anew for each epoch, as denoising autoencoders usually do; the code draws it once.
-        dropout: share of hidden units left out at each step (in the code, not in the paper).
+        dropout: share of hidden units left out at each step (in the code, not in the paper). Those left out still learn, as in
+            the code, and the ranking needs it: with 0, features that vary in few samples can take nearly all of the top.
         output: "linear", or "tanh" as the paper has it for Madelon.
         scale: "standard" (zero mean, unit variance), "minmax" ([0, 1], the paper's for gene expression and text) or None.
         lr, momentum, weight_decay: of the optimiser; the decay is decoupled and not multiplied by `lr`.
