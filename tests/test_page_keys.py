@@ -102,9 +102,9 @@ def test_walk_without_a_pointer(browser, page):  # noqa: F811
         keys.press("Enter")
         assert f"#{wanted}" in watched.settled(at).text("h1")
         keys.press("?")
-        assert watched.page.locator("dialog").is_visible()
+        assert watched.until(lambda: watched.page.locator("dialog").is_visible())
         keys.press("Escape")
-        assert watched.page.locator("dialog").count() == 0
+        assert watched.until(lambda: watched.page.locator("dialog").count() == 0)
         # Looks: theme, palette, fixed width; counts.
         colour = "getComputedStyle(document.documentElement).backgroundColor"
         theme = watched.page.evaluate(colour)

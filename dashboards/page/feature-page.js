@@ -73,7 +73,7 @@ function withoutPage(sae, latent, more) {
 function featureBody(main, feature, params, current) {
   const { sae, latent } = feature;
   const examples = examplesView(feature, params, current);
-  const steer = el("div");
+  const steer = el("div", { "aria-busy": "true" });
   const panels = () => [
     activationPanel(feature, (range) => examples.aim(range)),
     tokensPanel(feature),
@@ -102,5 +102,6 @@ function featureBody(main, feature, params, current) {
   examples.start();
   steering(sae, latent)
     .then((drawer) => current() && drawer && steer.append(drawer))
-    .catch((error) => current() && steer.append(errorCard("The steering sweep could not be read", error)));
+    .catch((error) => current() && steer.append(errorCard("The steering sweep could not be read", error)))
+    .finally(() => steer.removeAttribute("aria-busy"));
 }

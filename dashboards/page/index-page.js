@@ -174,13 +174,16 @@ async function indexPage(main, dataset, params, current) {
   );
   paint();
   actions.repaint = paint;
-  if (!view.more)
+  if (!view.more) {
+    main.setAttribute("aria-busy", "true");
     sae
       .openMore()
       .then((more) => {
         view.more = more;
         if (current()) grid.paint();
       })
-      .catch((error) => current() && main.prepend(errorCard("Some columns could not be read", error)));
+      .catch((error) => current() && main.prepend(errorCard("Some columns could not be read", error)))
+      .finally(() => current() && main.removeAttribute("aria-busy"));
+  }
   return { title: "Index", refresh };
 }

@@ -25,6 +25,7 @@ function show(dataset, params) {
   const mine = ++turn;
   const current = () => mine === turn;
   const main = byId("main");
+  main.removeAttribute("aria-busy");
   for (const key of Object.keys(actions)) delete actions[key];
   hoverCard.hide(true);
   for (const dialog of document.querySelectorAll("dialog")) dialog.close();
