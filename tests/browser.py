@@ -65,7 +65,7 @@ class Watched:
     def open(self, path: Path, hash_: str = "") -> "Watched":
         self.page.goto("file://" + quote(str(path)) + hash_)
         self.page.wait_for_selector("html[data-shown]")
-        return self.settled(0)
+        return self._loaded()
 
     def go(self, hash_: str) -> "Watched":
         """Another place of the same page (another than now), as a typed URL does it."""
@@ -76,6 +76,9 @@ class Watched:
     def settled(self, before: int) -> "Watched":
         """Waits until a later page than number `before` is shown, with what it loads apart."""
         assert self.until(lambda: self.shown > before), f"the page stayed at {before}: {self.complaints}"
+        return self._loaded()
+
+    def _loaded(self) -> "Watched":
         assert self.until(lambda: not self.page.locator("main[aria-busy=true], main [aria-busy=true]").count()), (
             "a part of the page is still busy"
         )
