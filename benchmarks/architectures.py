@@ -21,7 +21,7 @@ from architectures_data import MAX_NORM, SITES, Cell, Heldout, stores, train_gro
 import saelab
 from saelab.training.norms import NormFilter
 
-TOKENS, DISTINCT_GRADIENTS = 1_000_000, 200_000
+TOKENS, DISTINCT, DISTINCT_GRADIENTS = 1_000_000, 500_000, 200_000
 STAGES = (0.25, 0.5, 1.0)
 BETAS = (0.3, 1.0, 3.0)
 
@@ -70,7 +70,7 @@ def run(study: str, site: str, rows: str, k: int, seed: int, options: argparse.N
         return
     started = time.time()
     gradients = study == "gradient"
-    distinct = min(DISTINCT_GRADIENTS, options.tokens) if gradients else options.tokens
+    distinct = min(DISTINCT_GRADIENTS if gradients else DISTINCT, options.tokens)
     store = stores("gradients" if gradients else "train", distinct)[site]
     columns = [{"x": store} for _ in missing]
     if gradients:

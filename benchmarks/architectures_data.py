@@ -3,6 +3,7 @@
 Shapes: N rows, D inputs, F latents.
 """
 
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from saelab.training.step import Trainer
 
 SITES = ("blocks.3.hook_resid_post", "blocks.2.attn.hook_z")
 MAX_NORM = 4.0
-FOLDER = workers.CACHE / "architectures"
+FOLDER = workers.CACHE / "architectures"  # rows and weights
+FINISHED = workers.RESULTS / "architectures"  # a file for each finished cell: kept, so that a run goes on anywhere
 CHUNK = 8192
 
 
@@ -53,12 +55,11 @@ class Heldout:
         """L0, silent latents and squared error by context; with `l0` also at a common factor on all thresholds that
         makes the mean L0 just that."""
         with torch.no_grad():
-            codes = [sae.encode_sparse(rows) for rows in self.x_ND.split(CHUNK)]
-            found = self._scored(sae, codes)
-            if l0 is not None and sae.cfg.thresholds(sae.state) is not None:
-                equal = self._scored(sae, at_l0(sae, self.x_ND, l0))
-                found |= {"equal_" + name: value for name, value in equal.items()}
-        return found
+            if l0 is None or sae.cfg.thresholds(sae.state) is None:
+                return self._scored(sae, [sae.encode_sparse(rows) for rows in self.x_ND.split(CHUNK)])
+            deployed, equal = at_l0(sae, self.x_ND, l0)
+            scores = self._scored(sae, equal)
+            return self._scored(sae, deployed) | {"equal_" + name: value for name, value in scores.items()}
 
     def _scored(self, sae: Any, parts: list[SparseCodes]) -> dict[str, Any]:
         error_N = torch.cat(
@@ -79,8 +80,8 @@ class Heldout:
         }
 
 
-def at_l0(sae: Any, x_ND: Tensor, l0: float) -> list[SparseCodes]:
-    """The codes when all thresholds are multiplied by the one factor that gives a mean L0 of `l0`."""
+def at_l0(sae: Any, x_ND: Tensor, l0: float) -> tuple[list[SparseCodes], list[SparseCodes]]:
+    """The codes as deployed, and those when all thresholds are multiplied by the one factor that gives a mean L0 of `l0`."""
     params, cut = sae.params(), sae.cfg.thresholds(sae.state)
     parts, ratios = [], []
     for rows in x_ND.split(CHUNK):
@@ -91,7 +92,8 @@ def at_l0(sae: Any, x_ND: Tensor, l0: float) -> list[SparseCodes]:
     ratio = torch.cat(ratios)
     wanted = min(len(ratio), round(l0 * len(x_ND)))
     edge = ratio.kthvalue(len(ratio) - wanted + 1).values
-    return [codes.where(part >= edge) for codes, part in zip(parts, ratios, strict=True)]
+    deployed = [codes.where(part > 1) for codes, part in zip(parts, ratios, strict=True)]
+    return deployed, [codes.where(part >= edge) for codes, part in zip(parts, ratios, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        return FOLDER / "cells" / f"{self.name}.json"
+        return FINISHED / f"{self.name}.json.gz"
 
     @property
     def sae_path(self) -> Path:
@@ -123,11 +125,24 @@ class Cell:
 
     def write(self, stages: list[dict[str, Any]], **more: Any) -> None:
         """The row of a finished cell; what scores hold by context goes with it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        plain = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in stage.items()} for stage in stages]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self.__dict__, **more, "stages": plain}))
-        temporary.replace(self.path)
+        write_row(self.path, {**self.__dict__, **more, "stages": stages})
+
+
+def write_row(path: Path, row: dict[str, Any]) -> None:
+    """A finished row as compressed JSON, arrays with seven digits, whole or not at all."""
+
+    def plain(array: np.ndarray) -> list[float]:
+        return [float(f"{value:.7g}") for value in array.ravel().tolist()]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(gzip.compress(json.dumps(row, default=plain).encode(), mtime=0))
+    temporary.replace(path)
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """What `write_row` wrote."""
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def train_group(
@@ -144,7 +159,11 @@ def train_group(
     lr_times: float = 1.0,
     b_dec_zero: bool = False,
 ) -> tuple[list[Any], list[list[dict[str, Any]]]]:
-    """Train SAEs on the same batches, one column set each (they differ in their gradients only), scored at `stages`."""
+    """Train SAEs on the same batches, one column set each (they differ in their gradients only), scored at `stages`.
+
+    A Mutual Choice SAE beside a Feature Choice one of the same numbers waits for it: until the latter's phases part they are
+    the same run, bit for bit (a test holds them to it), which is done once.
+    """
     schedule = Schedule(tokens, batch_size)
     union = {f"{i}.{name}": column for i, each in enumerate(columns) for name, column in each.items() if name != "x"}
     source = RowSource({"x": columns[0]["x"]} | union, seed, max_norm, say=lambda message: None)
@@ -158,9 +177,17 @@ def train_group(
             trainer.sae.decoder_bias.data.zero_()
     found: list[list[dict[str, Any]]] = [[] for _ in saes]
     at = {max(1, round(stage * schedule.steps)): stage for stage in stages}
+    leaders = {i: j for i, cfg in enumerate(cfgs) for j, other in enumerate(cfgs) if same_start(cfg, other)}
     for step in range(schedule.steps):
         rows = source.next(schedule.rows(step))
+        for i, j in list(leaders.items()):
+            if schedule.progress(step) >= cfgs[j].mutual_share:
+                follow(trainers[i], trainers[j])
+                found[i] += found[j]
+                del leaders[i]
         for i, trainer in enumerate(trainers):
+            if i in leaders:
+                continue
             mine = {"x": rows["x"]} | {
                 name.partition(".")[2]: column for name, column in rows.items() if name.startswith(f"{i}.")
             }
@@ -168,8 +195,27 @@ def train_group(
             trainer.sae.state.norm_limit.fill_(source.norms.limit)
         if step + 1 in at:
             for i, trainer in enumerate(trainers):
-                stage = {"stage": at[step + 1], "tokens": schedule.tokens_before(step + 1)}
-                found[i].append(stage | score(i, trainer.sae))
+                if i not in leaders:
+                    stage = {"stage": at[step + 1], "tokens": schedule.tokens_before(step + 1)}
+                    found[i].append(stage | score(i, trainer.sae))
     for trainer in trainers:
         trainer.finish()
     return saes, found
+
+
+def same_start(cfg: Architecture, other: Architecture) -> bool:
+    """Whether `cfg` is the Mutual Choice that `other`, a Feature Choice, begins as."""
+    return (
+        type(cfg) is saelab.MutualChoice
+        and isinstance(other, saelab.FeatureChoice)
+        and all(getattr(cfg, name) == getattr(other, name) for name in cfg.__dataclass_fields__)
+    )
+
+
+def follow(trainer: Trainer, leader: Trainer) -> None:
+    """Put a trainer where the leader stands: what they both keep is copied."""
+    theirs = leader.state_dict()
+    trainer.parameters, trainer.done = list(trainer.sae.parameters()), leader.done
+    mine = {name: theirs[name].clone() for name in trainer.state_dict() if name in theirs and name != "done"}
+    mine |= {name: tensor.clone() for name, tensor in theirs.items() if name.startswith("optimizer.")}
+    trainer.load_state_dict(mine | {"done": theirs["done"]})

@@ -3,13 +3,12 @@
 Clean pass and gradients are shared by all SAEs of a site; every SAE sees the same contexts, the first ones of each document.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from architectures_data import FOLDER, Cell
+from architectures_data import FINISHED, Cell, read_row, write_row
 from torch import Tensor
 
 import saelab
@@ -19,7 +18,7 @@ from saelab.models.sites import run_recording
 from saelab.models.tokens import Tokens
 
 BATCH = 4
-RESULTS = FOLDER / "downstream"
+RESULTS = FINISHED / "downstream"
 
 
 def measure(studies: Sequence[str], modes: Sequence[str], per_document: int, seeds: Sequence[int]) -> None:
@@ -29,8 +28,8 @@ def measure(studies: Sequence[str], modes: Sequence[str], per_document: int, see
     documents = contexts.documents[:, 0]
     chosen = torch.cat([(documents == d).nonzero().flatten()[:per_document] for d in documents.unique() if d >= 0])
     groups: dict[tuple[str, int], list[tuple[Cell, str]]] = {}
-    for path in sorted((FOLDER / "cells").glob("*.json")):
-        fields = json.loads(path.read_text())
+    for path in sorted(FINISHED.glob("*.json.gz")):
+        fields = read_row(path)
         cell = Cell(**{name: fields[name] for name in Cell.__dataclass_fields__})
         if cell.study not in studies or cell.seed not in seeds or cell.rows != "ordinary":
             continue
@@ -46,7 +45,7 @@ def measure(studies: Sequence[str], modes: Sequence[str], per_document: int, see
 
 def target(cell: Cell, mode: str, n: int) -> Any:
     """The file of an SAE's result on n contexts."""
-    return RESULTS / f"{cell.name}-{mode}-{n}.json"
+    return RESULTS / f"{cell.name}-{mode}-{n}.json.gz"
 
 
 def _group(
@@ -84,7 +83,6 @@ def _group(
                 found["ce"].append(context_ce(spliced, inputs.ids, real) - clean_ce[-1])
                 found["kl"].append(context_kl(clean, spliced, real))
                 found["fired"].append(torch.tensor([len(codes.values) / max(len(x), 1)]))
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for (cell, mode), found in sums.items():
         row = {
             **cell.__dict__,
@@ -92,14 +90,12 @@ def _group(
             "documents": documents.tolist(),
             "targets": mask[:, 1:].sum(1).tolist(),
             "positions": mask.sum(1).tolist(),
-            "clean_ce": torch.cat(clean_ce).tolist(),
-            "delta_ce": torch.cat(found["ce"]).tolist(),
-            "kl": torch.cat(found["kl"]).tolist(),
+            "clean_ce": torch.cat(clean_ce).double().numpy(),
+            "delta_ce": torch.cat(found["ce"]).double().numpy(),
+            "kl": torch.cat(found["kl"]).double().numpy(),
             "l0": float(torch.cat(found["fired"]).mean()),
         }
-        path = target(cell, mode, len(ids))
-        path.with_suffix(".tmp").write_text(json.dumps(row))
-        path.with_suffix(".tmp").replace(path)
+        write_row(target(cell, mode, len(ids)), row)
 
 
 def _chosen(sae: Any, x: Tensor, slope: Tensor) -> Any:

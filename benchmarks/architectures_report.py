@@ -5,13 +5,12 @@ seeds; differences are paired by seed (initialisation, data order) and context.
 """
 
 import csv
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import workers
-from architectures_data import FOLDER
+from architectures_data import FINISHED, read_row
 
 RESAMPLES = 10_000
 Row = dict[str, Any]
@@ -19,7 +18,7 @@ Row = dict[str, Any]
 
 def cells() -> list[Row]:
     """Every finished cell."""
-    return [json.loads(path.read_text()) for path in sorted((FOLDER / "cells").glob("*.json"))]
+    return [read_row(path) for path in sorted(FINISHED.glob("*.json.gz"))]
 
 
 def interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, float]:
@@ -125,7 +124,7 @@ def plain_table(rows: list[Row], *names: str) -> str:
 
 def downstream() -> str:
     """Paired differences to TopK of delta CE and KL."""
-    rows = [json.loads(path.read_text()) for path in sorted((FOLDER / "downstream").glob("*.json"))]
+    rows = [read_row(path) for path in sorted((FINISHED / "downstream").glob("*.json.gz"))]
     rows = [r for r in rows if r["study"] == "gradient"]
     table = []
     for (site, k), group in groups(rows, lambda r: (r["site"], r["k"])).items():

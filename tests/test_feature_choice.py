@@ -391,3 +391,24 @@ def test_the_upper_half_has_no_target():
     target = run.sae.state.target
     assert int((target > 0).sum()) == 32
     assert float(run.sae.state.density_sum.sum() / run.sae.state.density_weight) == pytest.approx(3, rel=1e-3)
+
+
+def test_its_first_phase_is_mutual_choice_bit_for_bit():
+    """What benchmarks/architectures_data.py rests on when it trains that phase once for both."""
+    x = planted()
+    schedule = Schedule(tokens=8000, batch_size=400)
+    trainers = [
+        Trainer(saelab.SAE(cfg, 16, seed=3), schedule)
+        for cfg in (FeatureChoice(k=3, d_sae=67), MutualChoice(k=3, d_sae=67))
+    ]
+    for trainer in trainers:
+        trainer.initialise({"x": x})
+    step = 0
+    while schedule.progress(step) < trainers[0].sae.cfg.mutual_share:
+        for trainer in trainers:
+            trainer.step({"x": x[400 * (step % 10) : 400 * (step % 10 + 1)]}, log=False)
+        step += 1
+    ours, theirs = (trainer.state_dict() for trainer in trainers)
+    assert set(theirs) <= set(ours) and step == 14
+    for name, tensor in theirs.items():  # what is not known yet is NaN in both
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0, equal_nan=True)

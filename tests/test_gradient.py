@@ -68,6 +68,29 @@ def test_beta_0_or_no_gradient_is_topk_bit_for_bit(gradients):
     assert torch.equal(found.indices, wanted.indices) and torch.equal(found.offsets, wanted.offsets)
 
 
+@pytest.mark.parametrize("strength", [0.02, 0.3])
+@pytest.mark.parametrize("kind", ["any", "no gradient", "few positive", "tied", "heavy gradient", "rounding decides"])
+def test_a_bf16_shortlist_gives_the_fp32_masks(kind, strength):
+    n, d, f, k = 300, 96, 2310, 8
+    x, W, b = problem(n, d, f, 3, torch.float32)
+    W_dec, g = directions(f, d, n, 3, torch.float32)
+    if kind == "no gradient":
+        g[::3] = 0
+    if kind == "few positive":
+        b = b - 35
+    if kind == "tied":
+        W[1::2], W_dec[1::2], b[1::2] = W[::2], W_dec[::2], b[::2]
+    if kind == "heavy gradient":
+        g[::7] *= 1e4
+    if kind == "rounding decides":
+        W = W[:1] + 1e-7 * W
+        b = torch.zeros_like(b)
+        W_dec = W_dec[:1].expand(f, d).contiguous()
+    found, wanted = (weighted.top_k_weighted(x, W, b, g, W_dec, strength, k, shortlist) for shortlist in (True, False))
+    assert torch.equal(found.indices, wanted.indices) and torch.equal(found.offsets, wanted.offsets)
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-4, atol=1e-4)
+
+
 def test_an_infinite_beta_chooses_by_attribution_alone():
     x, W, b = problem(50, 6, 31, 3)
     W_dec, g = directions(31, 6, 50, 3)

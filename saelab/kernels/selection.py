@@ -63,6 +63,11 @@ def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, shortlist: bool | Non
     return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
 
 
+def candidate_count(k: int, n_latents: int) -> int:
+    """How many latents a shortlist for the k largest holds."""
+    return min(max(_CANDIDATES * k, k + 16), n_latents)
+
+
 def tile_rows(n_latents: int) -> int:
     """Rows of a part of the dense product."""
     return max(2 * PAD, min(_TILE_ROWS, _TILE_SCORES // n_latents))
@@ -104,7 +109,7 @@ def largest(scores_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    n_candidates = min(max(_CANDIDATES * k, k + 16), len(W_FD))
+    n_candidates = candidate_count(k, len(W_FD))
     x_low, W_low, b_low = x_ND.bfloat16(), W_FD.bfloat16(), b_F.bfloat16()
     low_NM = x_low.new_empty(len(x_ND), n_candidates)
     candidates_NM = torch.empty(len(x_ND), n_candidates, dtype=torch.int64)
