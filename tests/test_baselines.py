@@ -10,6 +10,7 @@ import saelab
 from saelab import SAE, BatchTopK, ConfigError, Gated, JumpReLU, Matryoshka, MultiTopK, ReLU, TopK
 from saelab.autoencoders import jumprelu, objectives, penalty
 from saelab.autoencoders.architecture import Batch
+from saelab.autoencoders.codes import SparseCodes
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 from tests.test_train import interrupting, planted, run_on
@@ -123,18 +124,34 @@ def test_loss_and_gradients_equal_the_dense_twin(cfg):
 
 
 def test_jump_and_its_count_have_the_papers_gradients():
-    p = torch.tensor([[0.5, 1.2, 1.9, 4.0]], requires_grad=True)
+    p = torch.tensor([0.5, 1.2, 1.9, 4.0], requires_grad=True)
     theta = torch.tensor([1.0, 1.0, 2.0, 1.0], requires_grad=True)
-    f = jumprelu.jump(p, theta, 0.5)  # windows reach .25 to either side
-    assert f.tolist() == [[0.0, p[0, 1].item(), 0.0, 4.0]]
-    f.backward(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
-    assert p.grad.tolist() == [[0.0, 10.0, 0.0, 1000.0]]
+    near = SparseCodes(p, torch.arange(4), torch.tensor([0, 4]), 4)
+    f = jumprelu.jump(near, theta, 0.5).values  # windows reach .25 to either side
+    assert f.tolist() == [0.0, p[1].item(), 0.0, 4.0]
+    f.backward(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
+    assert p.grad.tolist() == [0.0, 10.0, 0.0, 1000.0]
     assert theta.grad.tolist() == [0.0, -1 / 0.5 * 10, -2 / 0.5 * 100, 0.0]
     theta.grad = None
-    fired = jumprelu.count(p, theta, 0.5)
+    fired = jumprelu.count(near, theta, 0.5)
     assert float(fired.detach()) == 2
     (3 * fired).backward()
     assert theta.grad.tolist() == [0.0, -3 / 0.5, -3 / 0.5, 0.0]
+
+
+def test_what_does_not_fire_but_lets_its_threshold_learn_is_not_counted():
+    x = planted(400, d=D, f=10)
+    trainer = Trainer(SAE(JumpReLU(target_l0=3, d_sae=F, bandwidth=4.0), D), Schedule(4000, 400))
+    trainer.initialise({"x": x})
+    sae = trainer.sae
+    scores = sae.cfg.scores(sae.params(), Batch(x * sae.state.scale, x * sae.state.scale))
+    codes = sae.cfg.allocate(scores, sae.state, 0.5)
+    fires = scores.dense() > scores.theta_F
+    assert len(codes.values) > int(fires.sum()) and torch.equal(codes.to_dense(), scores.dense() * fires)
+    assert bool((scores.near(4.0 * float(sae.state.input_norm)).values < 0).any())  # windows reach below zero
+    assert trainer.step({"x": x})["l0"] == float(fires.sum()) / 400
+    since = sae.state.tokens_since_fired
+    assert torch.equal(since == 0, fires.any(0))
 
 
 def test_losses_by_hand():

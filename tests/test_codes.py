@@ -38,3 +38,8 @@ def test_empty_batch():
     codes = SparseCodes.from_rows(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.int64), 5)
     assert len(codes) == 0
     assert codes.to_dense().shape == (0, 5)
+
+
+def test_rows_without_room_for_an_entry_are_empty_tokens():
+    codes = SparseCodes.from_rows(torch.empty(3, 0), torch.empty(3, 0, dtype=torch.int64), 5)
+    assert len(codes) == 3 and codes.offsets.tolist() == [0, 0, 0, 0] and codes.to_dense().shape == (3, 5)

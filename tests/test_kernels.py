@@ -156,3 +156,10 @@ def test_above_a_threshold(shortlist, per_latent, f):
     found = threshold.above(x, W, b, cut, shortlist=shortlist)
     assert torch.equal(found.to_dense() > 0, scores > cut)
     torch.testing.assert_close(found.to_dense(), scores * (scores > cut), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shortlist", [True, False])
+def test_no_tokens_give_no_codes_above_a_threshold(shortlist):
+    x, W, b = problem(0, 96, 2304, 1, torch.float32)
+    codes = threshold.above(x, W, b, torch.tensor(1.0), shortlist)
+    assert len(codes) == 0 and len(codes.values) == 0 and codes.n_latents == 2304

@@ -45,10 +45,14 @@ class PreActivations:
         chosen = columns.per_latent(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budgets)
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
-    def above(self, cut: Tensor) -> SparseCodes:
-        """The positive ones above a threshold, one for all latents or one each [d_sae], differentiable."""
-        chosen = threshold.above(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), cut)
+    def above(self, cut: Tensor, floor: float = 0.0) -> SparseCodes:
+        """Those above a threshold, one for all latents or one each [d_sae], and above `floor`, differentiable."""
+        chosen = threshold.above(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), cut, floor=floor)
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
+
+    def of(self, latents: Tensor) -> Tensor:
+        """All of these latents [m]: [n, m], differentiable."""
+        return torch.nn.functional.linear(self.x_ND, self.W_FD[latents], self.b_F[latents])
 
     def dense(self) -> Tensor:
         """All of them, [n, d_sae], differentiable, computed once; `ConfigError` where that would not fit."""

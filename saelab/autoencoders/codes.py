@@ -41,8 +41,8 @@ class SparseCodes:
         """At most K entries a token, `indices_NK` ascending within a row; values at or below zero are dropped."""
         n, k = values_NK.shape
         keep_NK = values_NK > 0
-        if bool(keep_NK.all()):
-            offsets = torch.arange(0, n * k + 1, max(k, 1), device=values_NK.device)[: n + 1]
+        if k and bool(keep_NK.all()):
+            offsets = torch.arange(0, n * k + 1, k, device=values_NK.device)
             return cls(values_NK.reshape(-1), indices_NK.reshape(-1), offsets, n_latents)
         return cls(values_NK[keep_NK], indices_NK[keep_NK], _offsets(keep_NK.sum(1)), n_latents)
 
@@ -89,6 +89,11 @@ class SparseCodes:
         """The entries for which `keep` [nnz] is true."""
         counts = torch.bincount(self.rows()[keep], minlength=len(self))
         return SparseCodes(self.values[keep], self.indices[keep], _offsets(counts), self.n_latents)
+
+    def positive(self) -> "SparseCodes":
+        """The entries above zero: all of them, but in the training of rules that also learn from those just below."""
+        keep = self.values > 0
+        return self if bool(keep.all()) else self.where(keep)
 
     def to_dense(self) -> Tensor:
         """The dense [n, n_latents] matrix.

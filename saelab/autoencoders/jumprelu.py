@@ -1,10 +1,11 @@
 """JumpReLU SAEs: a latent fires above its own threshold, which is learnt (Rajamanoharan et al. 2024b).
 
-Shapes: N tokens, D inputs, F latents, C cells of the histogram.
+Only what fires, or lies within the window of a threshold, has a gradient: training computes with these entries alone.
+Shapes: N tokens, D inputs, F latents, E entries, C cells of the histogram.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +30,13 @@ class JumpPreActivations(PreActivations):
     """Pre-activations with the threshold [d_sae] of each latent."""
 
     theta_F: Tensor
+    _near: dict[float, SparseCodes] = field(default_factory=dict, init=False, repr=False)
+
+    def near(self, width: float) -> SparseCodes:
+        """Those above the lower edge of their threshold's window, differentiable; computed once."""
+        if width not in self._near:
+            self._near[width] = self.above(self.theta_F.detach() - width / 2, floor=-math.inf)
+        return self._near[width]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -119,9 +127,11 @@ class JumpReLU(Architecture):
         p = super().scores(params, batch)
         return JumpPreActivations(p.x_ND, p.W_FD, p.b_F, params.extra["log_threshold"].exp())
 
-    def allocate(self, scores: PreActivations, state: State, progress: float) -> Tensor:
+    def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
+        """The codes, with zeros where a latent does not fire but its threshold learns."""
         assert isinstance(scores, JumpPreActivations)
-        return jump(scores.dense(), scores.theta_F, self.bandwidth * float(state.input_norm))
+        width = self.bandwidth * float(state.input_norm)
+        return jump(scores.near(width), scores.theta_F, width)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.above(state.threshold)
@@ -131,12 +141,12 @@ class JumpReLU(Architecture):
         assert isinstance(scores, JumpPreActivations)
         unit = state.input_norm
         price = (state.log_price + PROPORTIONAL * state.excess).exp() * unit.square()
-        p_NF, theta_F = scores.dense(), scores.theta_F
-        fired = count(p_NF, theta_F, self.bandwidth * float(unit))
-        terms = {"squared_error": penalty.squared_error(batch, x_hat), "l0_price": price * fired / len(p_NF)}
+        width = self.bandwidth * float(unit)
+        fired = count(scores.near(width), scores.theta_F, width)
+        terms = {"squared_error": penalty.squared_error(batch, x_hat), "l0_price": price * fired / len(batch.x)}
         if self.dead_coefficient:
             dead = state.dead.nonzero().squeeze(1)
-            missing = (theta_F[dead] - p_NF[:, dead]).relu().sum(1).mean()
+            missing = (scores.theta_F[dead] - scores.of(dead)).relu().sum(1).mean()
             terms["dead_price"] = self.dead_coefficient * unit * missing
         return terms
 
@@ -146,7 +156,7 @@ class JumpReLU(Architecture):
         if share < 0:  # a new run of an SAE that was trained before
             state.histogram_rows.zero_()
             share = 0.0
-        fired = distributed.sum_((codes > 0).sum().float()) / (len(codes) * distributed.world_size())
+        fired = distributed.sum_((codes.values > 0).sum().float()) / (len(codes) * distributed.world_size())
         state.excess.copy_((fired.clamp_min(1e-6) / self.target_l0).log().clamp(-2, 2))
         state.log_price.add_(INTEGRAL * share * state.excess)
         t_F = params.extra["log_threshold"]
@@ -188,54 +198,59 @@ def quantiles(scores: PreActivations, firing: float) -> Tensor:
     return torch.cat(found)
 
 
-def jump(p_NF: Tensor, theta_F: Tensor, width: float) -> Tensor:
+def jump(near: SparseCodes, theta_F: Tensor, width: float) -> SparseCodes:
     """p where p > theta, else 0; the gradient of theta is the straight-through one of a rectangle of that width.
 
     >>> import torch
-    >>> jump(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 2.0]), 0.5)
-    tensor([[0., 3.]])
+    >>> near = SparseCodes(torch.tensor([1.9, 3.0]), torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
+    >>> jump(near, torch.tensor([2.0, 2.0]), 0.5).values
+    tensor([0., 3.])
     """
-    return _Jump.apply(p_NF, theta_F, width)
+    return near.with_values(_Jump.apply(near.values, theta_F, near.indices, width))
 
 
-def count(p_NF: Tensor, theta_F: Tensor, width: float) -> Tensor:
+def count(near: SparseCodes, theta_F: Tensor, width: float) -> Tensor:
     """How many p > theta there are, with the straight-through gradient of theta and none of p.
 
     >>> import torch
-    >>> count(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 2.0]), 0.5)
+    >>> near = SparseCodes(torch.tensor([1.9, 3.0]), torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
+    >>> count(near, torch.tensor([2.0, 2.0]), 0.5)
     tensor(1.)
     """
-    return _Count.apply(p_NF, theta_F, width)
+    return _Count.apply(near.values, theta_F, near.indices, width)
 
 
-def _window(p_NF: Tensor, theta_F: Tensor, width: float) -> Tensor:
-    return (p_NF - theta_F).abs_() < width / 2
+def _window_sum(values_E: Tensor, p_E: Tensor, theta_F: Tensor, indices_E: Tensor, width: float) -> Tensor:
+    """The sum [F] of the values of the entries within the window of their latent's threshold."""
+    inside_E = (p_E - theta_F[indices_E]).abs() < width / 2
+    return torch.zeros_like(theta_F).index_add_(0, indices_E, (values_E * inside_E).to(theta_F.dtype))
 
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p_NF, theta_F, width):
-        ctx.save_for_backward(p_NF, theta_F)
+    def forward(ctx, p_E, theta_F, indices_E, width):
+        ctx.save_for_backward(p_E, theta_F, indices_E)
         ctx.width = width
-        return p_NF * (p_NF > theta_F)
+        return p_E * (p_E > theta_F[indices_E])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_NF):
-        p_NF, theta_F = ctx.saved_tensors
-        grad_theta = -(theta_F / ctx.width) * (grad_NF * _window(p_NF, theta_F, ctx.width)).sum(0)
-        return grad_NF * (p_NF > theta_F), grad_theta, None
+    def backward(ctx, grad_E):
+        p_E, theta_F, indices_E = ctx.saved_tensors
+        grad_theta = -(theta_F / ctx.width) * _window_sum(grad_E, p_E, theta_F, indices_E, ctx.width)
+        return grad_E * (p_E > theta_F[indices_E]), grad_theta, None, None
 
 
 class _Count(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p_NF, theta_F, width):
-        ctx.save_for_backward(p_NF, theta_F)
+    def forward(ctx, p_E, theta_F, indices_E, width):
+        ctx.save_for_backward(p_E, theta_F, indices_E)
         ctx.width = width
-        return (p_NF > theta_F).sum().to(p_NF.dtype)
+        return (p_E > theta_F[indices_E]).sum().to(p_E.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        p_NF, theta_F = ctx.saved_tensors
-        return None, -grad / ctx.width * _window(p_NF, theta_F, ctx.width).sum(0).to(p_NF.dtype), None
+        p_E, theta_F, indices_E = ctx.saved_tensors
+        ones_E = torch.ones_like(p_E)
+        return None, -grad / ctx.width * _window_sum(ones_E, p_E, theta_F, indices_E, ctx.width), None, None

@@ -17,15 +17,18 @@ _SAMPLE = 128
 _MARGIN = 1.3  # how many times its share of the budget a sample is asked for
 
 
-def above(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, threshold: Tensor, shortlist: bool | None = None) -> SparseCodes:
-    """The codes of all positive pre-activations greater than `threshold`, a scalar or [n_latents]. Not differentiable.
+def above(
+    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, threshold: Tensor, shortlist: bool | None = None, floor: float = 0.0
+) -> SparseCodes:
+    """The codes of all pre-activations greater than `threshold`, a scalar or [n_latents], and than `floor`. Not
+    differentiable.
 
     >>> import torch
     >>> above(torch.tensor([[3.0, 1.0, 2.0]]), torch.eye(3), torch.zeros(3), torch.tensor(1.5)).indices
     tensor([0, 2])
     """
     with torch.no_grad():
-        cut_F = threshold.to(x_ND).expand(len(W_FD)).clamp_min(0)
+        cut_F = threshold.to(x_ND).expand(len(W_FD)).clamp_min(floor)
         rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
         keep = values > cut_F[indices]
         return as_codes(rows[keep], indices[keep], values[keep], len(x_ND), len(W_FD))
@@ -74,6 +77,9 @@ def collect(
     x_ND: Tensor, W_FD: Tensor, b_F: Tensor, cut_F: Tensor, shortlist: bool | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row-major (rows, indices, values) of at least all scores above the cuts; those near a cut have the dense value."""
+    if not len(x_ND):
+        none = torch.empty(0, dtype=torch.int64, device=x_ND.device)
+        return none, none, x_ND.new_empty(0)
     if shortlist is None:
         shortlist = shortlist_pays(x_ND, W_FD, 1)
     if not shortlist:

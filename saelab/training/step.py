@@ -131,7 +131,7 @@ class Trainer:
             renewed = cfg.after_step(params, batch, codes, state, progress)
             if renewed is not None:
                 self._renew(renewed, params)
-            fired = codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
+            fired = codes.positive() if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
             self._count(fired, target_ND)
         self.done += 1
 
