@@ -21,7 +21,7 @@ from architectures_data import MAX_NORM, SITES, Cell, Heldout, stores, train_gro
 import saelab
 from saelab.training.norms import NormFilter
 
-TOKENS, DISTINCT, DISTINCT_GRADIENTS = 1_000_000, 500_000, 200_000
+TOKENS, DISTINCT, DISTINCT_GRADIENTS = 1_000_000, 500_000, 100_000
 STAGES = (0.25, 0.5, 1.0)
 BETAS = (0.3, 1.0, 3.0)
 
