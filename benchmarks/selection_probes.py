@@ -42,25 +42,37 @@ def rank(method: str, data: selection_data.Data, seed: int, epochs: int) -> tupl
     return np.arange(d), None  # all
 
 
-def cell(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Accuracies of one ranking, its time, and by how much memory grew while it was made."""
-    import warnings
-
+def scored(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
+    """Accuracies of one ranking, by how much memory grew while it was made, and its time."""
     from saelab.selection.protocol import extra_trees_accuracy, kmeans_accuracy
 
-    warnings.filterwarnings("ignore", message=".*features are constant")
     loaded = selection_data.load(data, seed)
-    rank(method, selection_data.toy(0), 0, 1)  # imports are nobody's cost
-    before = _reset_peak()
-    start = time.perf_counter()
-    features, parameters = rank(method, loaded, seed, epochs)
-    seconds, peak = time.perf_counter() - start, _peak()
+    features, made = _measured(method, loaded, seed, epochs)
     return {
         "trees": extra_trees_accuracy(
             loaded.x_train, loaded.y_train, loaded.x_test, loaded.y_test, features, random_state=seed
         ),
         "clusters": kmeans_accuracy(loaded.x_train, loaded.y_train, features, random_state=seed),
         "recovered": "" if loaded.true is None or method == "all" else int(np.isin(features, loaded.true).sum()),
+        **made,
+    }
+
+
+def timed(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
+    """The same ranking without its scores."""
+    return _measured(method, selection_data.load(data, seed), seed, epochs)[1]
+
+
+def _measured(method: str, data: selection_data.Data, seed: int, epochs: int) -> tuple[np.ndarray, dict[str, Any]]:
+    import warnings
+
+    warnings.filterwarnings("ignore", message=".*features are constant")
+    rank(method, selection_data.toy(0), 0, 1)  # imports are nobody's cost
+    before = _reset_peak()
+    start = time.perf_counter()
+    features, parameters = rank(method, data, seed, epochs)
+    seconds, peak = time.perf_counter() - start, _peak()
+    return features, {
         "parameters": "" if parameters is None else parameters,
         "peak_mib": round((peak - before) / 1024, 1),
         "seconds": round(seconds, 3),
