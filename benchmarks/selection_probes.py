@@ -42,28 +42,36 @@ def rank(method: str, data: selection_data.Data, seed: int, epochs: int) -> tupl
     return np.arange(d), None  # all
 
 
-def scored(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Accuracies of one ranking, by how much memory grew while it was made, and its time."""
+def scored(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each cell (data, method, seed, epochs): the accuracies of its ranking, its memory and time."""
+    return [_scored(**cell) for cell in cells]
+
+
+def timed(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same without accuracies."""
+    return [
+        _measured(selection_data.load(cell["data"], cell["seed"]), cell["method"], cell["seed"], cell["epochs"])[1]
+        for cell in cells
+    ]
+
+
+def _scored(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
     from saelab.selection.protocol import extra_trees_accuracy, kmeans_accuracy
 
-    loaded = selection_data.load(data, seed)
-    features, made = _measured(method, loaded, seed, epochs)
+    here = selection_data.load(data, seed)
+    features, made = _measured(here, method, seed, epochs)
     return {
         "trees": extra_trees_accuracy(
-            loaded.x_train, loaded.y_train, loaded.x_test, loaded.y_test, features, random_state=seed
+            here.x_train, here.y_train, here.x_test, here.y_test, features, random_state=seed
         ),
-        "clusters": kmeans_accuracy(loaded.x_train, loaded.y_train, features, random_state=seed),
-        "recovered": "" if loaded.true is None or method == "all" else int(np.isin(features, loaded.true).sum()),
+        "clusters": kmeans_accuracy(here.x_train, here.y_train, features, random_state=seed),
+        "recovered": "" if here.true is None or method == "all" else int(np.isin(features, here.true).sum()),
         **made,
     }
 
 
-def timed(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
-    """The same ranking without its scores."""
-    return _measured(method, selection_data.load(data, seed), seed, epochs)[1]
-
-
-def _measured(method: str, data: selection_data.Data, seed: int, epochs: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _measured(data: selection_data.Data, method: str, seed: int, epochs: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """(features, their cost)."""
     import warnings
 
     warnings.filterwarnings("ignore", message=".*features are constant")
