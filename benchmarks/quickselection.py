@@ -2,7 +2,7 @@
 
     python benchmarks/quickselection.py                      everything; resumable, cell by cell
     python benchmarks/quickselection.py accuracy --threads 1 accuracies, peak memory, parameters (the machine may be busy)
-    python benchmarks/quickselection.py timing costs         seconds (the machine must be idle)
+    python benchmarks/quickselection.py timing costs kernels   seconds (the machine must be idle)
     python benchmarks/quickselection.py report               the tables anew, from what was measured
     python benchmarks/quickselection.py --toy                a trial of all parts in a minute
 
@@ -42,6 +42,7 @@ ABLATIONS = (
 )
 ABLATED = ("planted", "Madelon", "digits", "Isolet", "toy")
 COSTS = ("madelon_size", "wide", "huge")
+PARTS = ("accuracy", "timing", "costs", "kernels")
 KEY = ("data", "method", "seed", "epochs")
 PAPER = "The paper has 90.3 for Madelon, trees, 100 epochs; its Isolet is a larger set, not comparable with these 1,560 rows."
 
@@ -144,6 +145,39 @@ def section(name: str, methods: tuple[str, ...], rows: list[dict[str, str]], tim
     return f"## {name}\n\n{workers.table(header, lines)}" if lines else ""
 
 
+def against_random(names: list[str], rows: list[dict[str, str]]) -> str:
+    """Is QuickSelection ahead of random subsets? Differences of means, with the standard error over runs and subsets."""
+    lines = []
+    for name in names:
+        ours, drawn = (
+            [row for row in rows if (row["data"], row["method"]) == (name, method)]
+            for method in ("QuickSelection", "random")
+        )
+        if min(len(ours), len(drawn)) > 1:
+            gaps = [gap(ours, drawn, column) for column in ("trees", "clusters")]
+            lines.append(
+                [name, spread(ours, "trees", 100, 1), len(ours), spread(drawn, "trees", 100, 1), len(drawn), *gaps]
+            )
+    header = ["data", "QuickSelection, %", "runs", "random, %", "subsets", "trees ahead by", "k-means ahead by"]
+    return f"## Against random selection\n\n{workers.table(header, lines)}" if lines else ""
+
+
+def gap(ours: list[dict[str, str]], drawn: list[dict[str, str]], column: str) -> str:
+    samples = [[100 * float(row[column]) for row in rows] for rows in (ours, drawn)]
+    error = sum(statistics.variance(values) / len(values) for values in samples) ** 0.5
+    return f"{statistics.mean(samples[0]) - statistics.mean(samples[1]):+.1f} ± {error:.1f}"
+
+
+def kernels_section(rows: list[dict[str, str]]) -> str:
+    widths = sorted({row["features"] for row in rows}, key=int)
+    of = {(row["product"], row["way"], row["features"]): f"{float(row['ns']):.1f}" for row in rows}
+    lines = [
+        [product, way, *(of[product, way, d] for d in widths)] for product, way in dict.fromkeys(k[:2] for k in of)
+    ]
+    header = ["product", "way", *(f"{int(d):,} features" for d in widths)]
+    return f"## Kernels: ns a link for 100 samples, one thread\n\n{workers.table(header, lines)}" if rows else ""
+
+
 def costs_section(rows: list[dict[str, str]]) -> str:
     of = {row["probe"]: row for row in rows}
     lines = []
@@ -171,7 +205,9 @@ def costs_section(rows: list[dict[str, str]]) -> str:
 
 
 def report(out: str, names: list[str], machine: str) -> str:
-    rows, timed, costs = (read(workers.RESULTS / f"{out}{part}.csv") for part in ("", "_timing", "_costs"))
+    rows, timed, costs, kernels = (
+        read(workers.RESULTS / f"{out}{part}.csv") for part in ("", "_timing", "_costs", "_kernels")
+    )
     parts = [section(name, METHODS + ABLATIONS, rows, timed) for name in names]
     notes = (
         "Trees: accuracy on the test part of 50 extremely randomised trees that see only the K selected features. k-means: "
@@ -179,14 +215,16 @@ def report(out: str, names: list[str], machine: str) -> str:
         "digits, 50 for the others. Mean and standard deviation over the runs; Laplacian score, MCFS and all features "
         "vary only with the seed of the trees and of k-means. Below them the ablations. MiB is the growth of memory above the "
         "loaded data. "
-        f"Seconds: one run on an idle machine. {PAPER}"
+        f"Seconds: one run on an idle machine. {PAPER} Ahead: the difference of the means and its standard error over runs and "
+        "subsets, on the one split."
     )
-    return "\n\n".join(["# QuickSelection", notes, *filter(None, parts), costs_section(costs), machine + "."])
+    parts = [notes, against_random(names, rows), *parts, costs_section(costs), kernels_section(kernels)]
+    return "\n\n".join(["# QuickSelection", *filter(None, parts), machine + "."])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["accuracy", "timing", "costs"], help="of: accuracy timing costs")
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of: {' '.join(PARTS)}, or report")
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=(*DATA, "toy"))
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -215,6 +253,11 @@ def main() -> None:
             append(
                 path, {"probe": probe, **empty, **child(probe, args.threads, small=args.toy), "threads": args.threads}
             )
+    if "kernels" in args.parts:
+        path = workers.RESULTS / f"{out}_kernels.csv"
+        path.unlink(missing_ok=True)
+        for row in child("kernels", 1, small=args.toy):
+            append(path, row)
     workers.write_result(f"{out}.md", report(out, names, machine))
 
 

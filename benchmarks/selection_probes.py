@@ -1,7 +1,9 @@
-"""What quickselection.py runs in processes of their own: one ranking with its scores, and three probes of cost."""
+"""What quickselection.py runs in processes of their own: a ranking with its scores, and probes of cost."""
 
 import resource
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,6 @@ def _scored(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
 
 def _measured(data: selection_data.Data, method: str, seed: int, epochs: int) -> tuple[np.ndarray, dict[str, Any]]:
     """(features, their cost)."""
-    import warnings
-
     warnings.filterwarnings("ignore", message=".*features are constant")
     rank(method, selection_data.toy(0), 0, 1)  # imports are nobody's cost
     before = _reset_peak()
@@ -139,6 +139,59 @@ def huge(small: bool) -> dict[str, Any]:
     QuickSelection(50, epochs=2, random_state=0, progress=False).fit(X)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def kernels(small: bool) -> list[dict[str, Any]]:
+    """Nanoseconds per link of each way to do the three products of a step, 100 samples in fp32: the best of five rounds."""
+    import torch
+
+    from saelab.selection.links import Links
+
+    found = []
+    for d in (50,) if small else (500, 20_000):
+        links = Links.random(d, 1000, 13.0, np.random.default_rng(0))
+        ways = _ways(links, torch.randn(d, 100), torch.randn(1000, 100))
+        for (product, way), run in ways.items():
+            seconds = min(_seconds(run) for _ in range(5))
+            found.append({"features": d, "product": product, "way": way, "ns": 1e9 * seconds / len(links)})
+    return found
+
+
+def _ways(links: Any, x_DB: Any, h_HB: Any) -> dict[tuple[str, str], Callable[[], Any]]:
+    import torch
+
+    from saelab.kernels.sparse import sampled_product
+
+    matrix = links.to_scipy()
+    transposed = matrix.T.tocsr()
+    x, h = x_DB.numpy(), h_HB.numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that its CSR tensors are in beta
+        csr, csr_transposed = (
+            torch.sparse_csr_tensor(m.indptr, m.indices, m.data, m.shape) for m in (matrix, transposed)
+        )
+    rows, columns = links.codes.rows().numpy(), links.codes.indices.numpy()
+
+    def gathered() -> np.ndarray:
+        parts = [slice(start, start + 2**18) for start in range(0, len(rows), 2**18)]
+        return np.concatenate([np.einsum("lb,lb->l", x[rows[part]], h[columns[part]]) for part in parts])
+
+    return {
+        ("to the features", "embedding_bag"): lambda: links.to_features(h_HB),
+        ("to the features", "SciPy CSR"): lambda: matrix @ h,
+        ("to the features", "torch CSR"): lambda: csr @ h_HB,
+        ("to the hidden units", "embedding_bag"): lambda: links.to_hidden(x_DB),
+        ("to the hidden units", "SciPy CSR"): lambda: transposed @ x,
+        ("to the hidden units", "torch CSR"): lambda: csr_transposed @ x_DB,
+        ("gradient of the links", "sampled_addmm"): lambda: sampled_product(x_DB, h_HB, links.codes),
+        ("gradient of the links", "gathers and einsum"): gathered,
+    }
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def held_bytes(model: Any) -> int:
