@@ -128,6 +128,7 @@ def test_the_seed_repeats_and_nothing_else_is_touched():
     one, two, other = small().fit(X), small().fit(X), small(random_state=1).fit(X)
     np.testing.assert_array_equal(one.strength_, two.strength_)
     assert not np.array_equal(one.strength_, other.strength_)
+    assert not np.array_equal(one.strength_, small(random_state=None).fit(X).strength_)
     np.testing.assert_array_equal(X, table())
     assert np.array_equal(numpy_state, np.random.get_state()[1]) and torch.equal(torch_state, torch.get_rng_state())
     np.testing.assert_array_equal(small().fit(X.astype(np.float32)).ranking_, one.ranking_)
@@ -140,6 +141,11 @@ def test_constant_features_come_last():
         selector = small(n_features_to_select=13).fit(X)
     assert set(selector.ranking_[-2:]) == {2, 7} and not selector.strength_[[2, 7]].any()
     assert selector.constant_features_.nonzero()[0].tolist() == [2, 7]
+    X[:, 7] = 0.3
+    X[::2, 7] = 0.1 + 0.2  # the last bit differs
+    for kind in (np.asarray, scipy.sparse.csr_array):
+        with pytest.warns(UserWarning, match="2 of 15 features are constant"):
+            assert small().fit(kind(X)).constant_features_.nonzero()[0].tolist() == [2, 7]
     with pytest.warns(UserWarning, match="15 of 15"):
         np.testing.assert_array_equal(small().fit(np.ones((100, 15))).ranking_, np.arange(15))
 

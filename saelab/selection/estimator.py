@@ -72,7 +72,8 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         strength_history_: strength after each epoch but the last [epochs - 1, d].
         loss_history_: 1/2 ||x - x_hat||^2 of a sample, mean over each epoch.
         sparse_weights_: (W_in [d, n_hidden], W_out [n_hidden, d]), SciPy CSR arrays.
-        constant_features_: mask [d]. Constant features have strength 0 and the lowest ranks, which a warning says.
+        constant_features_: mask [d]. Constant features, and those that vary by rounding only, have strength 0 and the lowest
+            ranks, which a warning says.
         n_parameters_, n_epochs_, interrupted_, n_features_to_select_, n_features_in_, feature_names_in_.
 
     The first Ctrl-C finishes the epoch and leaves a fitted selector; a second one raises.
@@ -144,7 +145,9 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         X = self._checked(X)
         n, d = X.shape
         k, epsilon, batch_size = self._n_selected(d), self._epsilon(d), self._batch_size(n)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        # without a random_state, the numbers of the system: NumPy's global ones are the user's
+        random = np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
         recipe = Recipe(
             self.lr, self.momentum, self.weight_decay, self.dropout, self.output == "tanh",
             self.zeta if self.topology == "set" else None,
