@@ -13,6 +13,7 @@ import selection_data
 QUICK = {
     "QuickSelection": {},
     "QuickSelection, 10 epochs": {"epochs": 10},
+    "QuickSelection, 500 epochs": {"epochs": 500},
     "summed strength": {"aggregate": "sum"},
     "fresh noise": {"resample_noise": True},
     "static topology": {"topology": "static"},
