@@ -2,15 +2,15 @@
 
     python benchmarks/quickselection.py                      everything; resumable, cell by cell
     python benchmarks/quickselection.py accuracy --threads 1 accuracies, peak memory, parameters (the machine may be busy)
-    python benchmarks/quickselection.py timing costs kernels   seconds (the machine must be idle)
+    python benchmarks/quickselection.py timing costs kernels  seconds (the machine must be idle)
     python benchmarks/quickselection.py report               the tables anew, from what was measured
     python benchmarks/quickselection.py --toy                a trial of all parts in a minute
 
 A cell is one ranking: (data, method, seed), in a process of its own where it is more than a draw. The seeds were fixed
-beforehand: they count from 0, to 2 for planted data and in ablations, to 4 for the others; on Isolet, where five runs could not be told
-from chance, QuickSelection goes to 19 and random selection to 49; elsewhere random selection goes to 19. Cells go to
-results/quickselection.csv (accuracy), quickselection_timing.csv (one run a cell on an idle machine) and
-quickselection_costs.csv as they finish; results/quickselection.md is written from them.
+beforehand: they count from 0, to 2 for planted data and in ablations, to 4 elsewhere and to 19 for random selection. On
+Isolet, where five runs could not be told from chance, QuickSelection goes to 19 and random selection to 49. Cells go to
+results/quickselection.csv (accuracy), quickselection_timing.csv (one run a cell on an idle machine), quickselection_costs.csv
+and quickselection_kernels.csv as they finish; results/quickselection.md is written from them.
 """
 
 import argparse
