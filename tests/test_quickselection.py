@@ -191,6 +191,16 @@ def test_early_stopping():
     assert not stability.reached([a, b, a, a]) and not stability.reached([a, a])
 
 
+def test_early_stopping_does_not_wait_for_constant_features(monkeypatch):
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(Stability, "reached", lambda self, strengths: bool(seen.append(strengths[-1])))
+    X = table()
+    X[:, 5:10] = 1.0
+    with pytest.warns(UserWarning, match="5 of 15 features are constant"):
+        small(patience=2).fit(X)
+    assert len(seen) == 5 and not np.array(seen)[:, 5:10].any() and np.array(seen)[:, :5].all()
+
+
 def interrupting(monkeypatch, epoch: int, stop) -> list[int]:
     """Call `stop` within that epoch; the epochs that are trained."""
     trained, train_epoch = [], Autoencoder.train_epoch

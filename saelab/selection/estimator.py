@@ -194,8 +194,8 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         return tags
 
     def _keep(self, run: Run, constant_D: np.ndarray) -> None:
-        self.strength_history_ = np.where(constant_D, 0.0, np.array(run.strengths))
-        self.strength_ = aggregated(list(self.strength_history_), self.aggregate)
+        self.strength_history_ = np.array(run.strengths)
+        self.strength_ = aggregated(run.strengths, self.aggregate)
         # among features of no strength, the constant ones come last
         self.ranking_ = ranking_of(np.where(constant_D, -1.0, self.strength_))
         self.rank_ = np.empty_like(self.ranking_)

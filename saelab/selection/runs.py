@@ -86,9 +86,13 @@ class Run:
         self.losses.append(loss)
         # The matrix that the paper's code ranks by is saved in the last epoch but one.
         if epoch < self.epochs:
-            self.strengths.append(self.model.evolve(recipe, self.seed, epoch, self.kind))
+            strength_D = self.model.evolve(recipe, self.seed, epoch, self.kind)
         elif self.epochs == 1:
-            self.strengths.append(self.model.strength(self.kind))
+            strength_D = self.model.strength(self.kind)
+        else:
+            return
+        strength_D[samples.constant_D] = 0.0
+        self.strengths.append(strength_D)
 
 
 class Folder:
