@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -156,23 +157,18 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         make = Autoencoder.dense if self.topology == "dense" else Autoencoder.sparse
         run = Run(make(d, self.n_hidden, epsilon, seed), seed, self.epochs, self.strength)
 
-        def train(folder: Folder | None) -> np.ndarray:
-            taken_up = folder is not None and folder.load(run)
+        folder = None if self.out is None else Folder(Path(self.out), self._fingerprint(X, seed, k))
+        with nullcontext() if folder is None else locked(folder.path.parent):
+            if folder is not None:
+                folder.load(run)
             samples = Samples(
                 X, scale=self.scale, noise_factor=self.noise_factor, resample=self.resample_noise,
                 batch_size=batch_size, seed=run.seed,
             )  # fmt: skip
-            if not (taken_up and run.ended in ("finished", "stable")):
+            if run.ended not in ("finished", "stable"):
                 run.train(samples, recipe, stability, folder, self.progress)
-            return samples.constant_D
-
-        if self.out is None:
-            constant_D = train(None)
-        else:
-            with locked(Path(self.out)):
-                constant_D = train(Folder(Path(self.out), self._fingerprint(X, seed, k)))
         self.n_features_to_select_ = k
-        self._keep(run, constant_D)
+        self._keep(run, samples.constant_D)
         return self
 
     def top(self, k: int) -> np.ndarray:

@@ -111,10 +111,10 @@ class Folder:
         cache.write(self.path, tensors, about)
         self.saved = time.monotonic()
 
-    def load(self, run: Run) -> bool:
+    def load(self, run: Run) -> None:
         """Take up the run of the folder, if there is one; `CheckpointError` when it is another or damaged."""
         if not self.path.exists():
-            return False
+            return
         found = cache.read(self.path)
         if found is None:
             raise CheckpointError(f"{self.path} is damaged: remove it to start again")
@@ -124,7 +124,6 @@ class Folder:
         run.losses = tensors["losses"].tolist()
         run.strengths = list(tensors["strengths"].numpy().copy())
         run.seed, run.ended = int(about["seed"]), about["ended"] or None
-        return True
 
 
 def aggregated(strengths: list[np.ndarray], how: str) -> np.ndarray:
