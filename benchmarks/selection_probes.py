@@ -1,7 +1,9 @@
-"""What quickselection.py runs in processes of their own: one ranking with its scores, and three probes of cost."""
+"""What quickselection.py runs in processes of their own: a ranking with its scores, and probes of cost."""
 
 import resource
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import selection_data
 QUICK = {
     "QuickSelection": {},
     "QuickSelection, 10 epochs": {"epochs": 10},
+    "QuickSelection, 500 epochs": {"epochs": 500},
     "summed strength": {"aggregate": "sum"},
     "fresh noise": {"resample_noise": True},
     "static topology": {"topology": "static"},
@@ -42,25 +45,43 @@ def rank(method: str, data: selection_data.Data, seed: int, epochs: int) -> tupl
     return np.arange(d), None  # all
 
 
-def cell(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Accuracies of one ranking, its time, and by how much memory grew while it was made."""
-    import warnings
+def scored(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each cell (data, method, seed, epochs): the accuracies of its ranking, its memory and time."""
+    return [_scored(**cell) for cell in cells]
 
+
+def timed(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same without accuracies."""
+    return [
+        _measured(selection_data.load(cell["data"], cell["seed"]), cell["method"], cell["seed"], cell["epochs"])[1]
+        for cell in cells
+    ]
+
+
+def _scored(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
     from saelab.selection.protocol import extra_trees_accuracy, kmeans_accuracy
 
+    here = selection_data.load(data, seed)
+    features, made = _measured(here, method, seed, epochs)
+    return {
+        "trees": extra_trees_accuracy(
+            here.x_train, here.y_train, here.x_test, here.y_test, features, random_state=seed
+        ),
+        "clusters": kmeans_accuracy(here.x_train, here.y_train, features, random_state=seed),
+        "recovered": "" if here.true is None or method == "all" else int(np.isin(features, here.true).sum()),
+        **made,
+    }
+
+
+def _measured(data: selection_data.Data, method: str, seed: int, epochs: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """(features, their cost)."""
     warnings.filterwarnings("ignore", message=".*features are constant")
-    loaded = selection_data.load(data, seed)
     rank(method, selection_data.toy(0), 0, 1)  # imports are nobody's cost
     before = _reset_peak()
     start = time.perf_counter()
-    features, parameters = rank(method, loaded, seed, epochs)
+    features, parameters = rank(method, data, seed, epochs)
     seconds, peak = time.perf_counter() - start, _peak()
-    return {
-        "trees": extra_trees_accuracy(
-            loaded.x_train, loaded.y_train, loaded.x_test, loaded.y_test, features, random_state=seed
-        ),
-        "clusters": kmeans_accuracy(loaded.x_train, loaded.y_train, features, random_state=seed),
-        "recovered": "" if loaded.true is None or method == "all" else int(np.isin(features, loaded.true).sum()),
+    return features, {
         "parameters": "" if parameters is None else parameters,
         "peak_mib": round((peak - before) / 1024, 1),
         "seconds": round(seconds, 3),
@@ -119,6 +140,59 @@ def huge(small: bool) -> dict[str, Any]:
     QuickSelection(50, epochs=2, random_state=0, progress=False).fit(X)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def kernels(small: bool) -> list[dict[str, Any]]:
+    """Nanoseconds per link of each way to do the three products of a step, 100 samples in fp32: the best of five rounds."""
+    import torch
+
+    from saelab.selection.links import Links
+
+    found = []
+    for d in (50,) if small else (500, 20_000):
+        links = Links.random(d, 1000, 13.0, np.random.default_rng(0))
+        ways = _ways(links, torch.randn(d, 100), torch.randn(1000, 100))
+        for (product, way), run in ways.items():
+            seconds = min(_seconds(run) for _ in range(5))
+            found.append({"features": d, "product": product, "way": way, "ns": 1e9 * seconds / len(links)})
+    return found
+
+
+def _ways(links: Any, x_DB: Any, h_HB: Any) -> dict[tuple[str, str], Callable[[], Any]]:
+    import torch
+
+    from saelab.kernels.sparse import sampled_product
+
+    matrix = links.to_scipy()
+    transposed = matrix.T.tocsr()
+    x, h = x_DB.numpy(), h_HB.numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that its CSR tensors are in beta
+        csr, csr_transposed = (
+            torch.sparse_csr_tensor(m.indptr, m.indices, m.data, m.shape) for m in (matrix, transposed)
+        )
+    rows, columns = links.codes.rows().numpy(), links.codes.indices.numpy()
+
+    def gathered() -> np.ndarray:
+        parts = [slice(start, start + 2**18) for start in range(0, len(rows), 2**18)]
+        return np.concatenate([np.einsum("lb,lb->l", x[rows[part]], h[columns[part]]) for part in parts])
+
+    return {
+        ("to the features", "embedding_bag"): lambda: links.to_features(h_HB),
+        ("to the features", "SciPy CSR"): lambda: matrix @ h,
+        ("to the features", "torch CSR"): lambda: csr @ h_HB,
+        ("to the hidden units", "embedding_bag"): lambda: links.to_hidden(x_DB),
+        ("to the hidden units", "SciPy CSR"): lambda: transposed @ x,
+        ("to the hidden units", "torch CSR"): lambda: csr_transposed @ x_DB,
+        ("gradient of the links", "sampled_addmm"): lambda: sampled_product(x_DB, h_HB, links.codes),
+        ("gradient of the links", "gathers and einsum"): gathered,
+    }
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def held_bytes(model: Any) -> int:

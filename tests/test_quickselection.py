@@ -128,6 +128,7 @@ def test_the_seed_repeats_and_nothing_else_is_touched():
     one, two, other = small().fit(X), small().fit(X), small(random_state=1).fit(X)
     np.testing.assert_array_equal(one.strength_, two.strength_)
     assert not np.array_equal(one.strength_, other.strength_)
+    assert not np.array_equal(one.strength_, small(random_state=None).fit(X).strength_)
     np.testing.assert_array_equal(X, table())
     assert np.array_equal(numpy_state, np.random.get_state()[1]) and torch.equal(torch_state, torch.get_rng_state())
     np.testing.assert_array_equal(small().fit(X.astype(np.float32)).ranking_, one.ranking_)
@@ -140,6 +141,11 @@ def test_constant_features_come_last():
         selector = small(n_features_to_select=13).fit(X)
     assert set(selector.ranking_[-2:]) == {2, 7} and not selector.strength_[[2, 7]].any()
     assert selector.constant_features_.nonzero()[0].tolist() == [2, 7]
+    X[:, 7] = 0.3
+    X[::2, 7] = 0.1 + 0.2  # the last bit differs
+    for kind in (np.asarray, scipy.sparse.csr_array):
+        with pytest.warns(UserWarning, match="2 of 15 features are constant"):
+            assert small().fit(kind(X)).constant_features_.nonzero()[0].tolist() == [2, 7]
     with pytest.warns(UserWarning, match="15 of 15"):
         np.testing.assert_array_equal(small().fit(np.ones((100, 15))).ranking_, np.arange(15))
 
@@ -183,6 +189,16 @@ def test_early_stopping():
     stability = Stability(patience=2, overlap=1.0, k=2, aggregate="last")
     assert stability.reached([b, a, a, a]) and stability.reached([a, a, a])
     assert not stability.reached([a, b, a, a]) and not stability.reached([a, a])
+
+
+def test_early_stopping_does_not_wait_for_constant_features(monkeypatch):
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(Stability, "reached", lambda self, strengths: bool(seen.append(strengths[-1])))
+    X = table()
+    X[:, 5:10] = 1.0
+    with pytest.warns(UserWarning, match="5 of 15 features are constant"):
+        small(patience=2).fit(X)
+    assert len(seen) == 5 and not np.array(seen)[:, 5:10].any() and np.array(seen)[:, :5].all()
 
 
 def interrupting(monkeypatch, epoch: int, stop) -> list[int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         strength_history_: strength after each epoch but the last [epochs - 1, d].
         loss_history_: 1/2 ||x - x_hat||^2 of a sample, mean over each epoch.
         sparse_weights_: (W_in [d, n_hidden], W_out [n_hidden, d]), SciPy CSR arrays.
-        constant_features_: mask [d]. Constant features have strength 0 and the lowest ranks, which a warning says.
+        constant_features_: mask [d]. Constant features, and those that vary by rounding only, have strength 0 and the lowest
+            ranks, which a warning says.
         n_parameters_, n_epochs_, interrupted_, n_features_to_select_, n_features_in_, feature_names_in_.
 
     The first Ctrl-C finishes the epoch and leaves a fitted selector; a second one raises.
@@ -144,7 +146,9 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         X = self._checked(X)
         n, d = X.shape
         k, epsilon, batch_size = self._n_selected(d), self._epsilon(d), self._batch_size(n)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        # without a random_state, the numbers of the system: NumPy's global ones are the user's
+        random = np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
         recipe = Recipe(
             self.lr, self.momentum, self.weight_decay, self.dropout, self.output == "tanh",
             self.zeta if self.topology == "set" else None,
@@ -153,23 +157,18 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         make = Autoencoder.dense if self.topology == "dense" else Autoencoder.sparse
         run = Run(make(d, self.n_hidden, epsilon, seed), seed, self.epochs, self.strength)
 
-        def train(folder: Folder | None) -> np.ndarray:
-            taken_up = folder is not None and folder.load(run)
+        folder = None if self.out is None else Folder(Path(self.out), self._fingerprint(X, seed, k))
+        with nullcontext() if folder is None else locked(folder.path.parent):
+            if folder is not None:
+                folder.load(run)
             samples = Samples(
                 X, scale=self.scale, noise_factor=self.noise_factor, resample=self.resample_noise,
                 batch_size=batch_size, seed=run.seed,
             )  # fmt: skip
-            if not (taken_up and run.ended in ("finished", "stable")):
+            if run.ended not in ("finished", "stable"):
                 run.train(samples, recipe, stability, folder, self.progress)
-            return samples.constant_D
-
-        if self.out is None:
-            constant_D = train(None)
-        else:
-            with locked(Path(self.out)):
-                constant_D = train(Folder(Path(self.out), self._fingerprint(X, seed, k)))
         self.n_features_to_select_ = k
-        self._keep(run, constant_D)
+        self._keep(run, samples.constant_D)
         return self
 
     def top(self, k: int) -> np.ndarray:
@@ -191,8 +190,8 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         return tags
 
     def _keep(self, run: Run, constant_D: np.ndarray) -> None:
-        self.strength_history_ = np.where(constant_D, 0.0, np.array(run.strengths))
-        self.strength_ = aggregated(list(self.strength_history_), self.aggregate)
+        self.strength_history_ = np.array(run.strengths)
+        self.strength_ = aggregated(run.strengths, self.aggregate)
         # among features of no strength, the constant ones come last
         self.ranking_ = ranking_of(np.where(constant_D, -1.0, self.strength_))
         self.rank_ = np.empty_like(self.ranking_)

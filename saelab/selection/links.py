@@ -4,10 +4,12 @@ Shapes: D features, H hidden units, B samples, L links. Both layers are kept by 
 that one set of kernels serves them: `to_hidden` is W^T x, `to_features` is W h, and the gradient of a link is a dot product
 over the samples. Nothing of size D x H is ever made; `saelab.selection.dense` is the slow twin.
 
-The kernels are those of sparse codes (`saelab.kernels.sparse`). Per link and 100 samples in fp32, on one core, for 500
-and 20,000 features: `embedding_bag` 4 ns towards the features and 5 to 8 ns towards the hidden units, against 10 to 17 ns
-for SciPy's and 10 to 12 (60 to 80 transposed) for torch's CSR products; the gradient by `sampled_addmm` 9 to 12 ns,
-against 41 to 68 ns for gathers and `einsum`.
+The kernels are those of sparse codes (`saelab.kernels.sparse`), the fastest of those at hand. Nanoseconds per link for 100
+samples in fp32 on one core, at 500 and at 20,000 features (`benchmarks/quickselection.py kernels`):
+
+    to the features        embedding_bag   3.3,  3.0    SciPy's CSR product   8.7,  9.0    torch's   7.5, 14.8
+    to the hidden units    embedding_bag   5.2,  7.5    SciPy's               8.7, 13.1    torch's   7.7,  9.8
+    gradient of the links  sampled_addmm   7.4,  6.8    gathers and einsum   77.3, 72.3
 """
 
 from typing import Any

@@ -86,9 +86,13 @@ class Run:
         self.losses.append(loss)
         # The matrix that the paper's code ranks by is saved in the last epoch but one.
         if epoch < self.epochs:
-            self.strengths.append(self.model.evolve(recipe, self.seed, epoch, self.kind))
+            strength_D = self.model.evolve(recipe, self.seed, epoch, self.kind)
         elif self.epochs == 1:
-            self.strengths.append(self.model.strength(self.kind))
+            strength_D = self.model.strength(self.kind)
+        else:
+            return
+        strength_D[samples.constant_D] = 0.0
+        self.strengths.append(strength_D)
 
 
 class Folder:
@@ -107,10 +111,10 @@ class Folder:
         cache.write(self.path, tensors, about)
         self.saved = time.monotonic()
 
-    def load(self, run: Run) -> bool:
+    def load(self, run: Run) -> None:
         """Take up the run of the folder, if there is one; `CheckpointError` when it is another or damaged."""
         if not self.path.exists():
-            return False
+            return
         found = cache.read(self.path)
         if found is None:
             raise CheckpointError(f"{self.path} is damaged: remove it to start again")
@@ -120,7 +124,6 @@ class Folder:
         run.losses = tensors["losses"].tolist()
         run.strengths = list(tensors["strengths"].numpy().copy())
         run.seed, run.ended = int(about["seed"]), about["ended"] or None
-        return True
 
 
 def aggregated(strengths: list[np.ndarray], how: str) -> np.ndarray:

@@ -21,9 +21,9 @@ NOISE_KEPT = 2**27  # values; above 512 MiB fixed noise is made again for each b
 class Samples:
     """Scaled samples [n, d], dense or sparse, and their noise.
 
-    `scale` is "standard" (zero mean, unit variance), "minmax" ([0, 1]) or None; constant features become 0. The noise of a
-    sample is drawn once and stays for all epochs, as in the paper's code, unless `resample`. Dense input is scaled once, into
-    a float32 copy; sparse input stays sparse and is scaled batch by batch.
+    `scale` is "standard" (zero mean, unit variance), "minmax" ([0, 1]) or None; constant features, and those that vary by
+    rounding only, become 0. The noise of a sample is drawn once and stays for all epochs, as in the paper's code, unless
+    `resample`. Dense input is scaled once, into a float32 copy; sparse input stays sparse and is scaled batch by batch.
     """
 
     def __init__(
@@ -104,23 +104,24 @@ def _scales(X: np.ndarray, scale: str | None) -> tuple[np.ndarray, np.ndarray, n
         x = X[:, part].astype(np.float64)
         of_parts.append((x.mean(0), x.std(0), x.min(0), x.max(0)))
     mean_D, std_D, min_D, max_D = (np.concatenate(column) for column in zip(*of_parts, strict=True))
-    return _affine(mean_D, std_D, min_D, max_D, scale)
+    return _affine(mean_D, std_D, min_D, max_D, scale, np.finfo(X.dtype).eps)
 
 
 def _scales_sparse(X: Any, scale: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.utils.sparsefuncs import mean_variance_axis, min_max_axis
 
-    X = X.astype(np.float64)
+    eps, X = np.finfo(X.dtype).eps, X.astype(np.float64)
     mean_D, variance_D = mean_variance_axis(X, axis=0)
     min_D, max_D = min_max_axis(X, axis=0)
-    return _affine(mean_D, np.sqrt(variance_D), min_D, max_D, scale)
+    return _affine(mean_D, np.sqrt(variance_D), min_D, max_D, scale, eps)
 
 
 def _affine(
-    mean_D: np.ndarray, std_D: np.ndarray, min_D: np.ndarray, max_D: np.ndarray, scale: str | None
+    mean_D: np.ndarray, std_D: np.ndarray, min_D: np.ndarray, max_D: np.ndarray, scale: str | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # decided on the extremes: rounding leaves the deviation of a constant above zero
-    constant_D = (min_D == max_D) | (std_D == 0)
+    # decided on the extremes: rounding leaves the deviation of a constant above zero, and may differ by a bit in the data
+    largest_D = np.maximum(np.abs(min_D), np.abs(max_D))
+    constant_D = (max_D - min_D <= 4 * eps * largest_D) | (std_D == 0)
     shift_D, width_D = {
         "standard": (mean_D, std_D),
         "minmax": (min_D, max_D - min_D),
