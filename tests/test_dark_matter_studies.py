@@ -13,6 +13,7 @@ from saelab.analysis.dark_matter import (
     downstream_cost,
     family,
     fit_power_law,
+    norm_baselines,
     per_token_scaling,
     planted_experiment,
     predict_from_earlier,
@@ -208,6 +209,33 @@ def test_each_part_follows_what_was_planted_for_it():
     assert len(found.table) == 18 and len(found.plot().data) > 0
     with pytest.raises(ConfigError, match="ablated"):
         planted_experiment(sae, x, ablated=(1.0,))
+
+
+# baselines of the norm
+
+
+def test_the_norm_of_the_error_is_told_by_what_makes_it():
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(0, 9, (4000,), generator=generator)
+    size = torch.rand(4000, generator=generator) + 1
+    x = torch.nn.functional.normalize(torch.randn(4000, 12, generator=generator), dim=1) * (1 + token)[:, None]
+    parts = decompose(dead(12), x, progress=False)
+    error = (x - dead(12)(x).detach()).double().square().sum(1)
+    found = norm_baselines(parts, x, tokens=token, others={"size": size, "error": error.float()})
+    assert list(found.index) == ["activation", "norm", "l0", "size", "error", "token"]
+    assert found["error"] == pytest.approx(1, abs=1e-6) and abs(found["size"]) < 0.01 and abs(found["l0"]) < 0.01
+    use = torch.cat([torch.stack([c.row, torch.full_like(c.row, c.use)], 1) for c in parts.chunks(x)])
+    learn, score = (use[use[:, 1] == which, 0] for which in (LEARN, SCORE))
+    mean = torch.stack([error[learn][token[learn] == t].mean() for t in range(9)])
+    left = (error[score] - mean[token[score]]).square().sum() / (error[score] - error[score].mean()).square().sum()
+    assert found["token"] == pytest.approx(1 - float(left), abs=1e-9) and found["token"] > 0.5
+    with pytest.raises(DataError, match="'size' has 3 entries for 4,000 rows"):
+        norm_baselines(parts, x, others={"size": torch.zeros(3)})
+
+
+def test_tokens_come_from_the_store(stores):
+    parts = decompose(trained(stores[SITE], d_sae=64, tokens=4000), stores[SITE], progress=False)
+    assert -1 < norm_baselines(parts, stores[SITE])["token"] <= 1
 
 
 # earlier SAEs
