@@ -169,8 +169,8 @@ def decompose(
     if min(n[MAP], n[LEARN]) < TOKENS_PER_DIMENSION * sae.d_in:
         warnings.warn(
             f"{sae.d_in:,} dimensions, {n[MAP]:,} tokens to fit the map on ({n[MAP] / sae.d_in:.1f} a dimension), {n[LEARN]:,} "
-            f"for the norms: below about {TOKENS_PER_DIMENSION} a dimension R^2 comes out too low, harvest {wanted:,} tokens or "
-            "more",
+            f"for the norms: below about {TOKENS_PER_DIMENSION} a dimension R^2 comes out too low, harvest {wanted:,} tokens "
+            "or more",
             stacklevel=2,
         )
     r2 = heldout.r2(fit)

@@ -1,7 +1,7 @@
 """Dark matter: the time of decomposing and of pursuit, and the orderings of the paper on SmolLM2.
 
     python benchmarks/dark_matter.py speed      1M rows of width 576 (synthetic), and pursuit against dense per-token loops
-    python benchmarks/dark_matter.py study      SAEs of six widths at two sparsities; about half an hour on one core, resumable
+    python benchmarks/dark_matter.py study      SAEs of six widths at two sparsities; half an hour on an idle core, resumable
     python benchmarks/dark_matter.py report     writes results/dark_matter.md from what is there
     python benchmarks/dark_matter.py all --toy --out trial.md
 
@@ -164,10 +164,10 @@ class Study:
         self.narrow, self.middle = size["widths"][2], size["widths"][-2]
 
     def _sweep(self, site: str, saes: list[Any], tokens: int) -> Any:
-        return saelab.sweep(
-            self.train[site], saes, tokens=tokens, batch_size=self.size["batch"], log_every=self.size["batch"],
-            out=self.folder / "saes" / site,
-        )  # fmt: skip
+        out, batch = self.folder / "saes" / site, self.size["batch"]
+        if finished := sorted(path.parent for path in out.glob("*/run.json")):
+            return [saelab.load_run(path) for path in finished]  # however they were trained: training.json says it
+        return saelab.sweep(self.train[site], saes, tokens=tokens, batch_size=batch, log_every=batch, out=out)
 
     @functools.cache  # noqa: B019
     def decomposed(self, k: int, d_sae: int) -> Any:
@@ -186,6 +186,7 @@ class Study:
 
     def run(self) -> None:
         """Every step."""
+        self.step("training", self.training)
         self.step("family", self.family)
         self.step("scaling", self.scaling)
         self.step("baselines", self.baselines)
@@ -194,9 +195,14 @@ class Study:
         self.step("downstream", self.downstream)
         self.step("planted", self.planted)
         self.step("earlier", self.earlier)
-        self.step("parts", self.parts)
         self.step("per_token", self.per_token)
+        self.step("parts", self.parts)
         self.step("high_norm", self.high_norm)
+
+    def training(self) -> Any:
+        return {
+            "stages": [self.size["tokens"]], "rows": len(self.train[SITE]), "dtype": "float16", "batch": self.size["batch"],
+        }  # fmt: skip
 
     def family(self) -> Any:
         table = dark_matter.Family([self.decomposed(*key) for key in self.saes]).to_pandas()

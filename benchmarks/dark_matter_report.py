@@ -23,8 +23,8 @@ def write(folder: Path, out: Path) -> None:
     parts = ["# Dark matter of SAEs on SmolLM2", workers.machine(torch.get_num_threads()), ABOUT]
     parts += [make(found[name]) for name, make in SECTIONS.items() if name in found]
     parts.append(
-        "## The paper's orderings\n\nOver every SAE that was measured: the range of what the ordering compares, and on how many "
-        "it holds.\n\n" + table(orderings(found))
+        "## The paper's orderings\n\nOver every SAE that was measured: the range of what the ordering compares, and on how "
+        "many it holds.\n\n" + table(orderings(found))
     )
     with whole_file(out) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
@@ -32,9 +32,9 @@ def write(folder: Path, out: Path) -> None:
 
 
 ABOUT = (
-    "TopK SAEs of blocks.3.hook_resid_post, one seed, tokens within the norm limit unless said. Every R2 and FVU is on "
-    "documents that neither the SAE nor the map has seen; what is learnt from the parts (norms, earlier SAEs, token by token) is "
-    "learnt on one half of these and scored on the other."
+    "TopK SAEs of blocks.3.hook_resid_post, one seed, tokens within the norm limit unless said. Every R2 and FVU is on documents "
+    "that neither the SAE nor the map has seen; what is learnt from the parts (norms, earlier SAEs, token by token) is learnt "
+    "on one half of these and scored on the other."
 )
 
 
@@ -59,9 +59,9 @@ def speed(f: dict[str, Any]) -> str:
     ]
     return (
         f"## Speed ({f['threads']} threads, d {f['d']}, d_sae {f['d_sae']:,}, k {f['k']}, synthetic rows)\n\n"
-        f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). Peak memory "
-        f"of the process: {small} MiB after {f['rows'] // 20:,} rows and {large} MiB after {f['rows'] // 5:,} with no codes kept "
-        f"for the second pass; {whole} MiB after {f['rows']:,} with up to 512 MiB of them kept.\n\n"
+        f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). Peak "
+        f"memory of the process: {small} MiB after {f['rows'] // 20:,} rows and {large} MiB after {f['rows'] // 5:,} with no "
+        f"codes kept for the second pass; {whole} MiB after {f['rows']:,} with up to 512 MiB of them kept.\n\n"
         f"Pursuit against a dense loop over tokens. {'; '.join(loops)}."
     )
 
@@ -69,10 +69,11 @@ def speed(f: dict[str, Any]) -> str:
 def family(rows: list[dict[str, Any]], title: str = "Widths and sparsities") -> str:
     frame, first = pd.DataFrame(rows).rename(columns={"sparsity": "k"}), rows[0]
     note = (
-        f"{first['tokens_heldout']:,} tokens held out by {first['held_out_by']}, {first['tokens_per_dimension']:.0f} of the fit "
-        f"a dimension; left out for their norm: {first['dropped']:.2%}, with {first['dropped_variance']:.0%} of the variance. "
-        "`r2_error` is the mean over dimensions; `fvu_training` that of the last five batches; `rescaled`: after the best "
-        "multiple of the reconstruction; `other_bias`: without intercept. A dead SAE in its place: R2 of the error "
+        f"{first['tokens_heldout']:,} tokens held out by {first['held_out_by']}, {first['tokens_per_dimension']:.0f} of "
+        f"the fit a dimension; left out for their norm: {first['dropped']:.2%}, with {first['dropped_variance']:.0%} of the "
+        "variance. "
+        "`r2_error` is the mean over dimensions; `fvu_training` that of the last five batches; `rescaled`: after the "
+        "best multiple of the reconstruction; `other_bias`: without intercept. A dead SAE in its place: R2 of the error "
         f"{min(row['dead_r2_error'] for row in rows):.6f} or more."
     )
     tables = [frame[[name for name in names if name in frame]] for names in (SHOWN, ["k", "d_sae", *NORMS])]
@@ -162,8 +163,17 @@ def orderings(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def training(f: dict[str, Any]) -> str:
+    stages = " and then on ".join(f"{tokens:,}" for tokens in f["stages"])
+    return (
+        f"## Training\n\nOn {stages} tokens, of {f['rows']:,} rows harvested in {f['dtype']}, in batches of {f['batch']:,}. An SAE "
+        "counts as settled when its FVU moved by less than 2% within the last quarter of the last stage."
+    )
+
+
 SECTIONS = {
     "speed": speed,
+    "training": training,
     "family": family,
     "high_norm": lambda rows: family(rows, "The same with high-norm tokens"),
     "scaling": scaling,
