@@ -34,13 +34,14 @@ BEFORE = ("blocks.2.hook_resid_post", "blocks.3.hook_mlp_out", "blocks.3.attn.ho
 FULL = {
     "rows": 1_000_000, "pursuit_rows": 4_096, "loop_rows": 64, "d": 576, "d_sae": 4096, "k": 32, "train": 290_000,
     "tokens": 600_000, "earlier": 300_000, "batch": 2048, "widths": [256, 512, 1024, 2048, 4096, 8192], "ks": [16, 32],
-    "heldout": 95_000, "downstream": 3_072, "pursued": 4_000, "parts_rows": 150_000, "parts_tokens": 200_000,
-    "parts_width": 2048, "sigmas": [0, 1, 2, 3, 4],
+    "heldout": 57_115, "downstream": 2_048, "costed": [(32, 256), (32, 4096), (16, 4096)], "pursued": 1_500,
+    "parts_rows": 150_000, "parts_tokens": 200_000, "parts_width": 2048, "sigmas": [0, 1, 2, 3, 4],
 }  # fmt: skip
 TOY = {
     "rows": 20_000, "pursuit_rows": 256, "loop_rows": 16, "d": 64, "d_sae": 256, "k": 8, "train": 4_096,
     "tokens": 4_096, "earlier": 2_048, "batch": 128, "widths": [16, 32, 64, 128, 256], "ks": [4], "heldout": 4_000,
-    "downstream": 256, "pursued": 500, "parts_rows": 4_000, "parts_tokens": 2_048, "parts_width": 64, "sigmas": [0, 2],
+    "downstream": 256, "costed": [(4, 16), (4, 128)], "pursued": 500, "parts_rows": 4_000, "parts_tokens": 2_048,
+    "parts_width": 64, "sigmas": [0, 2],
 }  # fmt: skip
 
 
@@ -191,18 +192,17 @@ class Study:
         self.step("scaling", self.scaling)
         self.step("baselines", self.baselines)
         self.step("pursuit", self.pursuit)
-        self.step("pursuit_parts", self.pursuit_parts)
-        self.step("downstream", self.downstream)
         self.step("planted", self.planted)
+        self.step("downstream", self.downstream)
+        self.step("pursuit_parts", self.pursuit_parts)
         self.step("earlier", self.earlier)
         self.step("per_token", self.per_token)
         self.step("parts", self.parts)
         self.step("high_norm", self.high_norm)
 
     def training(self) -> Any:
-        return {
-            "stages": [self.size["tokens"]], "rows": len(self.train[SITE]), "dtype": "float16", "batch": self.size["batch"],
-        }  # fmt: skip
+        how = f"{self.size['tokens']:,} tokens"
+        return {"how": how, "rows": len(self.train[SITE]), "dtype": "float16", "batch": self.size["batch"]}
 
     def family(self) -> Any:
         table = dark_matter.Family([self.decomposed(*key) for key in self.saes]).to_pandas()
@@ -265,9 +265,9 @@ class Study:
         ]  # fmt: skip
 
     def downstream(self) -> Any:
-        """On the documents that the maps have not seen: every width at one sparsity, and one at the other."""
+        """On the documents that the maps have not seen."""
         found = []
-        for k, d_sae in [*((self.dense, f) for f in self.size["widths"]), (self.sparse, self.middle)]:
+        for k, d_sae in self.size["costed"]:
             parts = self.decomposed(k, d_sae)
             unseen = saelab.load_corpus([self.corpus.documents[i] for i in parts.groups.tolist()])
             table = dark_matter.downstream_cost(

@@ -32,9 +32,9 @@ def write(folder: Path, out: Path) -> None:
 
 
 ABOUT = (
-    "TopK SAEs of blocks.3.hook_resid_post, one seed, tokens within the norm limit unless said. Every R2 and FVU is on documents "
-    "that neither the SAE nor the map has seen; what is learnt from the parts (norms, earlier SAEs, token by token) is learnt "
-    "on one half of these and scored on the other."
+    "TopK SAEs of blocks.3.hook_resid_post, one seed, tokens within the norm limit unless said. Every R2 and FVU is on "
+    "documents that neither the SAE nor the map has seen; what is learnt from the parts (norms, earlier SAEs, token by token) "
+    "is learnt on one half of these and scored on the other."
 )
 
 
@@ -164,10 +164,9 @@ def orderings(found: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def training(f: dict[str, Any]) -> str:
-    stages = " and then on ".join(f"{tokens:,}" for tokens in f["stages"])
     return (
-        f"## Training\n\nOn {stages} tokens, of {f['rows']:,} rows harvested in {f['dtype']}, in batches of {f['batch']:,}. An SAE "
-        "counts as settled when its FVU moved by less than 2% within the last quarter of the last stage."
+        f"## Training\n\n{f['how']}, of {f['rows']:,} rows in {f['dtype']}, in batches of {f['batch']:,}. An SAE counts as "
+        "settled when its FVU moved by less than 2% within the last quarter of this."
     )
 
 
