@@ -2,7 +2,7 @@
 
 `decompose` splits an SAE's error into what is linear in its input and the rest. Around it: the `family` of several widths and
 its power law, `downstream_cost` with each part restored, `train_on_parts`, the `planted_experiment` that validates the method,
-and `predict_from_earlier` SAEs. Searching codes in place of encoding them is in `saelab.analysis.pursuit`.
+`predict_from_earlier` SAEs, and `norm_baselines`. Searching codes in place of encoding them is in `saelab.analysis.pursuit`.
 
 >>> import torch, saelab
 >>> sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=4)
@@ -14,6 +14,7 @@ from saelab.analysis.decomposition import Decomposition, decompose
 from saelab.analysis.downstream import downstream_cost
 from saelab.analysis.earlier import predict_from_earlier
 from saelab.analysis.error_saes import train_on_parts
+from saelab.analysis.norm_baselines import norm_baselines
 from saelab.analysis.planted import Planted, planted_experiment
 from saelab.analysis.power_law import PowerLaw, fit_power_law
 from saelab.analysis.scaling import Family, Scaling, family, per_token_scaling, settled
@@ -28,6 +29,7 @@ __all__ = [
     "downstream_cost",
     "family",
     "fit_power_law",
+    "norm_baselines",
     "per_token_scaling",
     "planted_experiment",
     "predict_from_earlier",

@@ -3,7 +3,7 @@
     x = Sae(x) + LinearError(x) + NonlinearError(x),   LinearError(x) = x B + b,   (B, b) = argmin E |x - Sae(x) - x B - b|^2
 
 Two passes over the rows: the first adds up the moments from which the maps, their R^2 and the controls follow, the second
-the norms of the parts. Shapes: N rows, D dimensions.
+the norms of the parts of the held-out rows. Shapes: N rows, D dimensions.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.controls import Control, controls
-from saelab.analysis.moments import LinearFit, Moments, TargetMoments, divided
+from saelab.analysis.moments import LinearFit, Moments, TargetMoments, divided, merged
 from saelab.analysis.reading import Reader, Spread, for_sae, wide
-from saelab.analysis.rows import Chunk, Rows
+from saelab.analysis.rows import LEARN, MAP, SCORE, Chunk, Rows
 from saelab.errors import ConfigError, DataError
 
 PARTS = ("x", "sae", "error", "linear", "nonlinear")
@@ -35,7 +35,8 @@ class Decomposition:
     linear_map [d, d], bias [d]: float64, fitted on the other rows (`bias` zeros where none was asked for).
     r2_error: R^2 of the error's prediction, the mean over dimensions (constant ones left out); `r2_error_pooled` is
         1 - sum of all squared residuals / sum of all squares around the mean.
-    r2_norm: for each part, R^2 of predicting its squared norm from x by least squares.
+    r2_norm: for each part, R^2 of predicting its squared norm from x by least squares, fitted on one half of the held-out rows
+        and taken on the other (`saelab.analysis.rows`).
     fvu, fvu_nonlinear, fvu_linear: of Sae(x); of Sae(x) + linear part, which leaves the nonlinear one; of Sae(x) +
         nonlinear part. FVU = sum |x - x_hat|^2 / sum |x - mean|^2, the mean of the held-out rows.
     norms: mean norm of each part, in units of the activation.
@@ -84,7 +85,7 @@ class Decomposition:
             return reconstruction, linear, x - reconstruction - linear
 
     def chunks(self, x: Any) -> Iterator[Chunk]:
-        """The chunks of the same rows, held out as they were for the fit; rows of high norm left out as then."""
+        """The chunks of the same rows, each of one use (`saelab.analysis.rows`); rows of high norm left out as in the fit."""
         for chunk in Rows(x, self.holdout, self.seed):
             mine, _ = for_sae(self.sae, chunk, self.high_norm)
             if len(mine.x):
@@ -128,17 +129,19 @@ def decompose(
         sae: any SAE of the site (no transcoder: its error is not one of its input).
         x: activations: a tensor [n, d], an `ActivationStore`, or a re-iterable of tensors [n, d] that gives the same rows
             each time. The SAE should not have been trained on them.
-        holdout: share of the rows on which every figure is taken; whole documents of a store, rows elsewhere (`Rows`).
+        holdout: share of the rows that the map is not fitted on and every figure is taken on; whole documents of a store, rows
+            elsewhere (`Rows`).
         bias: fit an intercept. The paper's main runs have none and rely on a near-constant direction in x.
         high_norm: keep the rows above the norm limit that the SAE was trained with.
         seed: of the rows drawn, where there are no documents.
 
-    Normal equations in float64, so memory does not grow with the rows; up to 512 MiB of sparse codes are kept between the
-    passes, so that few rows are encoded twice. Differs from the paper's code, which fits on random rows and takes FVU on all of
+    Normal equations in float64, so memory does not grow with the rows; up to 512 MiB of sparse codes are kept for the second
+    pass, so that few rows are encoded twice. Differs from the paper's code, which fits on random rows and takes FVU on all of
     them: ours is held out by document throughout.
 
-    Warns when there are under 40 rows of the fit for each dimension. Raises `ConfigError` for another width, a transcoder, a
-    one-shot iterator or an impossible `holdout`; `DataError` for NaN, too few rows, or rows that change between the passes.
+    Warns when there are under 40 rows of the fit for each dimension, or of those that the norms are fitted on. Raises
+    `ConfigError` for another width, a transcoder, a one-shot iterator or an impossible `holdout`; `DataError` for NaN, too few
+    rows, or rows that change between the passes.
 
     >>> import torch, saelab
     >>> sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=4)
@@ -152,22 +155,27 @@ def decompose(
     rows = Rows(x, holdout, seed)
     reader = Reader(sae, rows, high_norm, progress)
     with torch.no_grad():
-        moments = {held: Moments(sae.d_in, sae.d_in, _accumulator(sae.device)) for held in (False, True)}
-        for chunk, codes in reader.read("moments of the error", counting=True):
-            x_ND = chunk.x
-            error_ND = x_ND - sae.decode(codes)
-            for held, total in moments.items():
-                mine = (chunk.held == held).to(x_ND.device)
-                total.add(x_ND[mine], error_ND[mine])
-        fit_rows, heldout = moments[False], moments[True]
-        _check_rows(fit_rows.n, heldout.n, sae.d_in)
+        moments = {use: Moments(sae.d_in, sae.d_in, _accumulator(sae.device)) for use in (MAP, LEARN, SCORE)}
+        for chunk, codes in reader.read("moments of the error"):
+            moments[chunk.use].add(chunk.x, chunk.x - sae.decode(codes))
+        n, wanted = {use: found.n for use, found in moments.items()}, _wanted(sae.d_in, holdout)
+        if min(n.values()) < 2:
+            raise DataError(
+                f"{n[MAP]:,} rows to fit on and {n[LEARN]:,} and {n[SCORE]:,} held out: give more rows ({wanted:,} would do)"
+            )
+        fit_rows, heldout = moments[MAP], merged(moments[LEARN], moments[SCORE])
         fit = fit_rows.fit(bias)
-        norms = _norms(reader, sae, fit, moments)
-    _warn_of_few(fit_rows.n, sae.d_in)
+        norms = _norms(reader, sae, fit, moments, heldout.mean_x)
+    if min(n[MAP], n[LEARN]) < TOKENS_PER_DIMENSION * sae.d_in:
+        warnings.warn(
+            f"{sae.d_in:,} dimensions, {n[MAP]:,} tokens to fit the map on ({n[MAP] / sae.d_in:.1f} a dimension), {n[LEARN]:,} "
+            f"for the norms: below about {TOKENS_PER_DIMENSION} a dimension R^2 comes out too low, harvest {wanted:,} tokens "
+            "or more",
+            stacklevel=2,
+        )
     r2 = heldout.r2(fit)
-    fit_norm, heldout_norm = norms.moments[False], norms.moments[True]
-    r2_norm = heldout_norm.r2(fit_norm.fit(bias))
-    variation, mean_squares = float(heldout.xx.trace()), heldout_norm.mean_y * heldout.n
+    r2_norm = norms.moments[SCORE].r2(norms.moments[LEARN].fit(bias))
+    variation = float(heldout.xx.trace())
     return Decomposition(
         sae=sae,
         linear_map=fit.map,
@@ -177,7 +185,7 @@ def decompose(
         r2_norm=dict(zip(PARTS, r2_norm.tolist(), strict=True)),
         fvu=divided(heldout.squares, variation),
         fvu_nonlinear=divided(float(heldout.residual(fit).sum()), variation),
-        fvu_linear=divided(float(mean_squares[PARTS.index("linear")]), variation),
+        fvu_linear=divided(float(norms.squares[PARTS.index("linear")]), variation),
         norms={name: float(value) / heldout.n for name, value in zip(PARTS, norms.lengths, strict=True)},
         l0=reader.fired / heldout.n,
         controls=controls(sae, fit_rows, heldout, bias),
@@ -197,55 +205,45 @@ def decompose(
 
 @dataclass
 class _Norms:
-    moments: dict[bool, Moments]  # of the squared norms of the parts, given x
+    moments: dict[int, Moments]  # of the squared norms of the parts, given x
     lengths: Tensor  # [5], summed over held-out rows
+    squares: Tensor  # [5], likewise
     groups: dict[int, Tensor]
 
 
-def _norms(reader: Reader, sae: Any, fit: LinearFit, known: dict[bool, Moments]) -> _Norms:
-    """The second pass."""
-    targets = {held: TargetMoments(moments, len(PARTS)) for held, moments in known.items()}
-    lengths = torch.zeros(len(PARTS), dtype=torch.float64)
+def _norms(reader: Reader, sae: Any, fit: LinearFit, known: dict[int, Moments], mean_D: Tensor) -> _Norms:
+    """The second pass; `mean_D` of the held-out rows."""
+    targets = {use: TargetMoments(known[use], len(PARTS)) for use in (LEARN, SCORE)}
+    lengths, squares = (torch.zeros(len(PARTS), dtype=torch.float64) for _ in range(2))
     groups: dict[int, Tensor] = {}
-    for chunk, codes in reader.read("norms of the parts"):
+    for chunk, codes in reader.read("norms of the parts", again=True):
         x_ND, reconstruction = chunk.x, sae.decode(codes)
         error, linear = x_ND - reconstruction, fit(x_ND)
         parts = (x_ND, reconstruction, error, linear, error - linear)
         norms_N5 = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts], 1).to("cpu", torch.float64)
-        for held, total in targets.items():
-            total.add(x_ND[(chunk.held == held).to(x_ND.device)], norms_N5[chunk.held == held].square())
-        lengths += norms_N5[chunk.held].sum(0)
-        squares = norms_N5[chunk.held].square()
-        deviation = (x_ND.cpu()[chunk.held].double() - known[True].mean_x.cpu()).square().sum(1)
-        sums = torch.stack([deviation, squares[:, 2], squares[:, 4]], 1)
-        names, place = chunk.group[chunk.held].unique(return_inverse=True)
+        squares_N5 = norms_N5.square()
+        targets[chunk.use].add(x_ND, squares_N5)
+        lengths += norms_N5.sum(0)
+        squares += squares_N5.sum(0)
+        deviation = (x_ND.to(mean_D) - mean_D).square().sum(1).cpu()
+        sums = torch.stack([deviation, squares_N5[:, 2], squares_N5[:, 4]], 1)
+        names, place = chunk.group.unique(return_inverse=True)
         added = torch.zeros(len(names), 3, dtype=torch.float64).index_add_(0, place, sums)
         for name, row in zip(names.tolist(), added, strict=True):
             groups[name] = groups.get(name, 0) + row
-    for held, total in targets.items():
-        seen, before = float(total.moments().mean_y[2]) if total.n else 0.0, known[held].squares / known[held].n
-        if total.n != known[held].n or abs(seen - before) > 1e-4 * before + 1e-12:
+    for use, total in targets.items():
+        seen, before = float(total.moments().mean_y[2]) if total.n else 0.0, known[use].squares / known[use].n
+        if total.n != known[use].n or abs(seen - before) > 1e-4 * before + 1e-12:
             raise DataError(
                 f"the second time the rows were not the same ({total.n:,} rows of mean squared error {seen:.6g}, before "
-                f"{known[held].n:,} of {before:.6g}): give an iterable that starts anew with the same rows"
+                f"{known[use].n:,} of {before:.6g}): give an iterable that starts anew with the same rows"
             )
-    return _Norms({held: total.moments() for held, total in targets.items()}, lengths, groups)
+    return _Norms({use: total.moments() for use, total in targets.items()}, lengths, squares, groups)
 
 
-def _check_rows(fit: int, heldout: int, d: int) -> None:
-    if min(fit, heldout) < 2:
-        raise DataError(
-            f"{fit:,} rows to fit on and {heldout:,} held out: give more rows ({2 * TOKENS_PER_DIMENSION * d:,} would do)"
-        )
-
-
-def _warn_of_few(n: int, d: int) -> None:
-    if n < TOKENS_PER_DIMENSION * d:
-        warnings.warn(
-            f"the map has {d:,} rows and is fitted on {n:,} tokens, {n / d:.1f} a dimension: its R^2 on held-out tokens is too "
-            f"low below about {TOKENS_PER_DIMENSION}, harvest {2 * TOKENS_PER_DIMENSION * d:,} tokens or more",
-            stacklevel=3,
-        )
+def _wanted(d: int, holdout: float) -> int:
+    """Rows of which enough are for the map and for what is learnt from the parts."""
+    return round(TOKENS_PER_DIMENSION * d / min(1 - holdout, holdout / 2))
 
 
 def _dropped_variance(dropped: Spread, *kept: Moments) -> float:

@@ -36,8 +36,8 @@ def downstream_cost(
     map was fitted on: by default they are of the held-out split.
 
     A pandas.DataFrame indexed by setting ("clean", "sae", "sae + linear", "sae + nonlinear"): `ce`, `delta_ce` = CE - CE of the
-    clean model and `kl` = KL(clean || intervened), in nats a token, with standard errors over contexts; `recovered` =
-    100 (CE_sae - CE) / (CE_sae - CE_clean); and, to compare with it, the restored part's shares in percent:
+    clean model and `kl` = KL(clean || intervened), in nats a token; `recovered` = 100 (CE_sae - CE) / (CE_sae - CE_clean);
+    each with its standard error over contexts; and, to compare with it, the restored part's shares in percent:
     `variance_share` = 100 (FVU_sae - FVU) / FVU_sae, `norm_share` = 100 mean |part| / mean |error|. A part that costs what its
     size suggests has the three alike (arXiv 2410.14670, the downstream experiment).
 
@@ -120,15 +120,15 @@ class _Sums:
         if not self.norms["sae"] or not float(sums["targets"].sum()):
             raise DataError("no position of these contexts is one that the SAE is for, or none has a target to predict")
         targets, clean = sums["targets"], sums["clean ce"]
-        cost = float((sums["sae ce"] - clean).sum())
         rows = [{"setting": "clean", "ce": float(clean.sum() / targets.sum()), "delta_ce": 0.0, "kl": 0.0}]
         for name in SETTINGS:
             ce = sums[f"{name} ce"]
             delta, delta_se = ratio(ce - clean, targets)
+            recovered, recovered_se = ratio(sums["sae ce"] - ce, sums["sae ce"] - clean)
             kl, kl_se = ratio(sums[f"{name} kl"], sums["positions"])
             row = {
                 "setting": name, "ce": float(ce.sum() / targets.sum()), "delta_ce": delta, "delta_ce_se": delta_se, "kl": kl,
-                "kl_se": kl_se, "recovered": 100 * float((sums["sae ce"] - ce).sum()) / cost if cost else float("nan"),
+                "kl_se": kl_se, "recovered": 100 * recovered, "recovered_se": 100 * recovered_se,
                 "variance_share": 100 * (1 - self.squares[name] / self.squares["sae"]),
                 "norm_share": 100 * self.norms[name] / self.norms["sae"] if name != "sae" else 0.0,
             }  # fmt: skip

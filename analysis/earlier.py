@@ -7,6 +7,7 @@ import torch
 
 from saelab.analysis.decomposition import Decomposition
 from saelab.analysis.moments import Moments
+from saelab.analysis.rows import LEARN, SCORE
 from saelab.errors import ConfigError, DataError
 
 PARTS = ("error", "linear", "nonlinear")
@@ -21,7 +22,7 @@ def predict_from_earlier(parts: Decomposition, x: Any, sources: Mapping[str, tup
             SAE on x itself is the comparison: earlier layers should do better on the nonlinear part (arXiv 2410.14670).
 
     A pandas.DataFrame, one row a source: source, and for error, linear and nonlinear the mean R^2 over dimensions and the
-    pooled one ("_pooled"), on held-out rows.
+    pooled one ("_pooled"): fitted on one half of the rows that the map has not seen, taken on the other.
 
     Raises `ConfigError` for no source, `DataError` for one whose rows are not as many.
 
@@ -38,23 +39,23 @@ def predict_from_earlier(parts: Decomposition, x: Any, sources: Mapping[str, tup
             )
     d, device = parts.sae.d_in, "cpu"
     moments = {
-        name: {held: Moments(sae.d_out, 3 * d, device) for held in (False, True)} for name, (sae, _) in sources.items()
+        name: {use: Moments(sae.d_out, 3 * d, device) for use in (LEARN, SCORE)} for name, (sae, _) in sources.items()
     }
     for chunk in parts.chunks(x):
+        if not chunk.held:
+            continue
         _, linear, nonlinear = parts.split(chunk.x)
         target = torch.cat([linear + nonlinear, linear, nonlinear], 1)
         for name, (sae, rows) in sources.items():
             with torch.no_grad():
                 reconstruction = sae(rows[chunk.row].to(sae.device).float())
-            for held in (False, True):
-                mine = chunk.held == held
-                moments[name][held].add(reconstruction[mine.to(reconstruction.device)], target[mine.to(target.device)])
+            moments[name][chunk.use].add(reconstruction, target)
     return pandas.DataFrame([{"source": name, **_figures(found, d)} for name, found in moments.items()])
 
 
-def _figures(moments: dict[bool, Moments], d: int) -> dict[str, float]:
-    fit = moments[False].fit()
-    residual, total, r2 = moments[True].residual(fit), moments[True].yy, moments[True].r2(fit)
+def _figures(moments: dict[int, Moments], d: int) -> dict[str, float]:
+    fit, scored = moments[LEARN].fit(), moments[SCORE]
+    residual, total, r2 = scored.residual(fit), scored.yy, scored.r2(fit)
     found = {}
     for i, part in enumerate(PARTS):
         mine = slice(i * d, (i + 1) * d)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saelab.analysis.decomposition import Decomposition
+from saelab.analysis.rows import LEARN, SCORE
 from saelab.autoencoders.architecture import Architecture
 from saelab.errors import ConfigError
 from saelab.evaluation.reconstruction import Reconstruction
@@ -16,35 +17,36 @@ PARTS = ("error", "linear", "nonlinear")
 
 
 class PartRows:
-    """One part of the error of the rows x, in chunks: those of the fit, or those held out. Iterates as often as one likes.
+    """One part of the error of the rows x of one use (`saelab.analysis.rows`), in chunks, as often as one likes.
 
     Raises `ConfigError` for an unknown part.
     """
 
-    def __init__(self, parts: Decomposition, x: Any, part: str, held: bool) -> None:
+    def __init__(self, parts: Decomposition, x: Any, part: str, use: int) -> None:
         if part not in PARTS:
             raise ConfigError(f"part is {part!r}; use one of {', '.join(PARTS)}")
-        self.parts, self.x, self.part, self.held = parts, x, part, held
+        self.parts, self.x, self.part, self.use = parts, x, part, use
 
     def __iter__(self) -> Iterator[Tensor]:
         for chunk in self.parts.chunks(self.x):
-            rows = chunk.x[(chunk.held == self.held).to(chunk.x.device)]
-            if len(rows):
-                _, linear, nonlinear = self.parts.split(rows)
+            if chunk.use == self.use:
+                _, linear, nonlinear = self.parts.split(chunk.x)
                 yield {"error": linear + nonlinear, "linear": linear, "nonlinear": nonlinear}[self.part]
 
 
 def train_on_parts(
     parts: Decomposition, x: Any, sae: Architecture, tokens: int, which: tuple[str, ...] = PARTS, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Train an SAE on each part of the error, on the rows of the fit, and compare them on those held out.
+    """Train an SAE on each part of the error, and compare them on rows that neither they nor the map have seen.
 
-    `x` are the rows that were decomposed. `sae` is a configuration such as `TopK(k=32, d_sae=..., aux_coefficient=0.0)` (the
-    paper: k 32, 16 times the width, no auxiliary loss). `options` are those of `saelab.train`; no row is left out for its
-    norm unless `max_norm` says so, because the decomposition has done that already.
+    Of the rows that the map was not fitted on, one half trains, the other scores; a `holdout` of two thirds in `decompose`
+    makes the three parts alike. `x` are the rows that were decomposed. `sae` is a configuration such as
+    `TopK(k=32, d_sae=..., aux_coefficient=0.0)` (the paper: k 32, 16 times the width, no auxiliary loss). `options` are those
+    of `saelab.train`; no row is left out for its norm unless `max_norm` says so, because the decomposition has done that
+    already.
 
-    Gives (table, runs by part): a pandas.DataFrame indexed by part with fvu, explained_variance, l0 and silent_fraction on
-    held-out rows. A higher FVU of the nonlinear part says that it has less of what SAEs find.
+    Gives (table, runs by part): a pandas.DataFrame indexed by part with fvu, explained_variance, l0 and silent_fraction. A
+    higher FVU of the nonlinear part says that it has less of what SAEs find.
 
     >>> import saelab
     >>> sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=4)
@@ -62,11 +64,11 @@ def train_on_parts(
     options = {"max_norm": None} | options
     table, runs = [], {}
     for part in which:
-        runs[part] = saelab.train(PartRows(parts, x, part, held=False), sae=sae, tokens=tokens, **options)
+        runs[part] = saelab.train(PartRows(parts, x, part, LEARN), sae=sae, tokens=tokens, **options)
         trained = runs[part].sae
         seen, firing = Reconstruction(trained.d_in), Firing(trained.d_sae)
         with torch.no_grad():
-            for rows in PartRows(parts, x, part, held=True):
+            for rows in PartRows(parts, x, part, SCORE):
                 codes = trained.encode_sparse(rows)
                 firing.add(codes)
                 seen.add(rows, trained.decode(codes))

@@ -151,6 +151,14 @@ class TargetMoments:
         return new
 
 
+def merged(first: Moments, second: Moments) -> Moments:
+    """The moments of both streams' rows."""
+    both = Moments(len(first.mean_x), len(first.mean_y), first.xx.device)
+    both.merge(first)
+    both.merge(second)
+    return both
+
+
 def divided(a: float, b: float) -> float:
     """a / b, NaN where b is not positive."""
     return a / b if b > 0 else float("nan")

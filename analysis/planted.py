@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.analysis.decomposition import TOKENS_PER_DIMENSION
 from saelab.analysis.moments import Moments
+from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
 
 SIGMAS = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -44,7 +46,7 @@ def planted_experiment(
     *,
     sigmas: Sequence[float] = SIGMAS,
     ablated: Sequence[float] = (0.0, 0.25, 0.5),
-    rows: int = 20_000,
+    rows: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Planted:
@@ -56,7 +58,9 @@ def planted_experiment(
     There the linear part follows the dense noise and the nonlinear part the introduced one.
 
     The noise is in units of the SAE's own error (our choice; the paper's are absolute), its rows are the first `rows` of x, a
-    tensor or a store; every second one is held out. Raises `ConfigError` for an ablated share outside [0, 1).
+    tensor or a store (as many as give the map 40 a dimension, unless said); every second one is held out.
+
+    Raises `ConfigError` for an ablated share outside [0, 1).
 
     >>> import saelab
     >>> sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=4)
@@ -71,33 +75,47 @@ def planted_experiment(
         raise ConfigError(f"ablated is {tuple(ablated)}: shares of the latents, from 0 to below 1")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        x_ND = x[:rows].to(sae.device).float()
+        x_ND = x[: rows or 2 * TOKENS_PER_DIMENSION * sae.d_in].to(sae.device).float()
         x_ND = x_ND[sae.replaceable(x_ND)]
         truth_ND = sae(x_ND)
         unit = float((x_ND - truth_ND).square().mean().sqrt())
         codes = sae.encode_sparse(truth_ND)
         mean_F = codes.values.new_zeros(sae.d_sae).index_add_(0, codes.indices, codes.values)
-        noise, error = (torch.randn(truth_ND.shape, generator=generator).to(truth_ND) * unit for _ in range(2))
-        cells = [(share, dense, made) for share in ablated for dense in sigmas for made in sigmas]
+        noise, introduced = (torch.randn(truth_ND.shape, generator=generator).to(truth_ND) * unit for _ in range(2))
+        missing = [truth_ND - sae.decode(_without(codes, mean_F, share)) for share in ablated]
         table = []
-        for share, dense, made in tqdm(cells, desc="planting errors", delay=2, disable=not progress):
-            kept_F = torch.ones(sae.d_sae, dtype=torch.bool, device=mean_F.device)
-            kept_F[mean_F.argsort(stable=True)[: int(share * sae.d_sae)]] = False
-            seen_ND = truth_ND + dense * noise
-            reconstruction_ND = sae.decode(codes.where(kept_F[codes.indices])) + made * error
-            linear, nonlinear, r2 = _parts(seen_ND, seen_ND - reconstruction_ND)
-            table.append((share, dense, made, linear / unit, nonlinear / unit, r2))
+        for dense in tqdm(sigmas, desc="planting errors", delay=2, disable=not progress):
+            made_of = torch.cat([dense * noise, introduced, *missing], 1)
+            held, linear = _held_out(truth_ND + dense * noise, made_of, sae.d_in)
+            for share, lost, of_lost in zip(ablated, held[2:], linear[2:], strict=True):
+                for made in sigmas:
+                    error = held[0] - made * held[1] + lost
+                    part = linear[0] - made * linear[1] + of_lost
+                    figures = (float((rows_ND / unit).square().mean().sqrt()) for rows_ND in (part, error - part))
+                    table.append((share, dense, made, *figures, _r2(error, part)))
     frame = pandas.DataFrame(table, columns=["ablated", "dense", "introduced", "linear", "nonlinear", "r2_error"])
     correlations = frame[["linear", "nonlinear", "dense", "introduced"]].corr().loc[["linear", "nonlinear"]]
     return Planted(frame, correlations[["dense", "introduced"]], unit)
 
 
-def _parts(x_ND: Tensor, error_ND: Tensor) -> tuple[float, float, float]:
-    """Root mean squares of the linear and the nonlinear part, and R^2, on every second row."""
-    fitted, held = (Moments(x_ND.shape[1], x_ND.shape[1]) for _ in range(2))
-    fitted.add(x_ND[::2].cpu(), error_ND[::2].cpu())
-    held.add(x_ND[1::2].cpu(), error_ND[1::2].cpu())
-    fit = fitted.fit()
-    linear = float(fit(x_ND[1::2].cpu()).double().square().mean().sqrt())
-    nonlinear = float((held.residual(fit).sum() / (held.n * x_ND.shape[1])).sqrt())
-    return linear, nonlinear, held.r2_pooled(fit)
+def _without(codes: SparseCodes, mean_F: Tensor, share: float) -> SparseCodes:
+    """The codes less the `share` of the latents with the least mean."""
+    kept_F = torch.ones(len(mean_F), dtype=torch.bool, device=mean_F.device)
+    kept_F[mean_F.argsort(stable=True)[: int(share * len(mean_F))]] = False
+    return codes.where(kept_F[codes.indices])
+
+
+def _held_out(x_ND: Tensor, y_NM: Tensor, d: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Every second row of the targets [n, m] and of their least-squares prediction, in blocks of d.
+
+    The prediction is linear in the target: that of a sum is the sum of the predictions, so that each piece of the error is
+    fitted once for all cells that it is in.
+    """
+    moments = Moments(d, y_NM.shape[1])
+    moments.add(x_ND[::2].cpu(), y_NM[::2].cpu())
+    return y_NM[1::2].split(d, 1), moments.fit()(x_ND[1::2]).split(d, 1)
+
+
+def _r2(error_ND: Tensor, linear_ND: Tensor) -> float:
+    """Pooled over dimensions."""
+    return 1 - float((error_ND - linear_ND).square().sum() / (error_ND - error_ND.mean(0)).square().sum())

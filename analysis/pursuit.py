@@ -5,8 +5,8 @@
 * `orthogonal_pursuit`: one latent more and the exact non-negative least squares on all that are on (OMP).
 * `support_least_squares`: the encoder's own latents with their best values.
 
-Tokens go in tiles, those with the largest budget first, so that finished ones drop off the end. In a tile one product with
-the decoder a step says which latent comes next; everything else is on the few that are on, never dense in the latents.
+Tokens go in tiles, those with the largest budget first, so that finished ones drop off the end. A step costs one row of
+inner products with the dictionary a token; everything else is on the few latents that are on.
 
 Shapes: N tokens of a tile, D inputs, F latents, S slots (latents that were ever on).
 """
@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from saelab.analysis.support import descend
+from saelab.analysis.support import GrowingSupport, descend
 from saelab.autoencoders.codes import SparseCodes, check_finite
 from saelab.errors import ConfigError
 
-_TILE_ROWS, _TILE_SCORES = 512, 2**22  # 16 MiB of products: what comes out is read again while it is in the cache
+_TILE_ROWS, _TILE_SCORES = 512, 2**21  # 8 MiB of products: what comes out is read again while it is in the cache
+_GRAM_LATENTS = 16_384  # up to which the Gram matrix of the directions, 1 GiB then, is made
 _EPS = 1e-12
+_NOTHING = 1e-6  # of a row's norm: an inner product below it is rounding
 
 Budget = int | Tensor | None
 
@@ -55,7 +58,7 @@ def orthogonal_pursuit(sae: Any, x: Float[Tensor, "*rows d"], budget: Budget = N
     """Codes of x [..., d] by orthogonal matching pursuit with non-negative codes.
 
     As `gradient_pursuit`, but after each new latent the values are the least-squares ones on those that are on, reached
-    without leaving the non-negative ones (`saelab.analysis.support`). Slower, and a little closer.
+    without leaving the non-negative ones (`saelab.analysis.support`). A little slower, and a little closer.
     """
     return _pursue(sae, x, budget, exact=True)
 
@@ -81,7 +84,9 @@ def support_least_squares(sae: Any, x: Float[Tensor, "*rows d"], codes: SparseCo
             latents_NS = torch.where(on_NS, codes.indices[place], 0)
             values_NS = torch.where(on_NS, codes.values[place] * lengths_F[latents_NS], 0.0)
             atoms_NSD = directions_FD[latents_NS]
-            found.append((tile, latents_NS, descend(atoms_NSD, x_ND[tile], values_NS, on_NS)))
+            gram_NSS = torch.bmm(atoms_NSD, atoms_NSD.transpose(1, 2))
+            target_NS = torch.bmm(atoms_NSD, x_ND[tile][:, :, None])[:, :, 0]
+            found.append((tile, latents_NS, descend(gram_NSS, target_NS, values_NS, on_NS)))
         return _gathered(found, lengths_F, len(x_ND))
 
 
@@ -104,44 +109,79 @@ def _pursue(sae: Any, x: Tensor, budget: Budget, exact: bool) -> SparseCodes:
         budget_N = _budgets(sae, x_ND, budget)
         directions_FD, lengths_F = _directions(sae)
         x_ND = x_ND.to(directions_FD) - sae.b_dec.to(directions_FD)
+        # the Gram matrix pays once more latents are chosen than there are
+        pays = _GRAM_LATENTS >= sae.d_sae <= int(budget_N.sum())
+        gram_FF = directions_FD @ directions_FD.T if pays else None
         found = []
         for tile, budgets in _tiles(budget_N, sae.d_sae):
-            found.append((tile, *_tile(x_ND[tile], budgets, directions_FD, exact)))
+            found.append((tile, *_tile(_Products(x_ND[tile], directions_FD, gram_FF), budgets, exact)))
         return _gathered(found, lengths_F, len(x_ND))
 
 
-def _tile(x_ND: Tensor, budget_N: Tensor, directions_FD: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
+class _Products:
+    """Inner products of a dictionary's directions with the rows of a tile, and with one another.
+
+    With the directions' Gram matrix G the products with what codes w leave of x are D x - G w, for which only the rows of G
+    that are on are read: cheaper than D (x - w D) as long as these are fewer than the dimensions.
+    """
+
+    def __init__(self, x_ND: Tensor, directions_FD: Tensor, gram_FF: Tensor | None) -> None:
+        self.x_ND, self.directions_FD, self.gram_FF = x_ND, directions_FD, gram_FF
+        self.start_NF = x_ND @ directions_FD.T
+
+    def left(self, latents_NS: Tensor, values_NS: Tensor) -> Tensor:
+        """[n, f], with what the codes of the first n rows leave."""
+        n = len(latents_NS)
+        if self.gram_FF is not None:
+            return self.start_NF[:n] - embedding_bag(latents_NS, self.gram_FF, per_sample_weights=values_NS, mode="sum")
+        made_ND = embedding_bag(latents_NS, self.directions_FD, per_sample_weights=values_NS, mode="sum")
+        return (self.x_ND[:n] - made_ND) @ self.directions_FD.T
+
+    def between(self, latents_NS: Tensor, latent_N: Tensor) -> Tensor:
+        """[n, s], of the directions of `latents_NS` with that of `latent_N`."""
+        if self.gram_FF is not None:
+            return self.gram_FF[latent_N[:, None], latents_NS]
+        return torch.bmm(self.directions_FD[latents_NS], self.directions_FD[latent_N][:, :, None])[:, :, 0]
+
+
+def _tile(products: _Products, budget_N: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """Latents and values [n, slots] of tokens with falling budgets; slots of value 0 are off."""
-    n, steps = len(x_ND), int(budget_N[0])
-    latents_NS = torch.zeros(n, steps, dtype=torch.int64, device=x_ND.device)
-    values_NS = x_ND.new_zeros(n, steps)
-    atoms_NSD = x_ND.new_zeros(n, steps, x_ND.shape[1])
-    residual_ND = x_ND.clone()
-    scores_NF = x_ND.new_empty(n, len(directions_FD))
+    start_NF, n, steps = products.start_NF, len(budget_N), int(budget_N[0])
+    latents_NS = torch.zeros(n, steps, dtype=torch.int64, device=start_NF.device)
+    values_NS = start_NF.new_zeros(n, steps)
+    gram_NSS = torch.zeros(n, steps, steps, dtype=torch.float64, device=start_NF.device)
+    solution = GrowingSupport(gram_NSS) if exact else None
+    nothing_N = _NOTHING * torch.linalg.vector_norm(products.x_ND, dim=1)
+    scores_NF = start_NF
     for step in range(steps):
         m = int((budget_N > step).sum())  # the others are done
-        residual = residual_ND[:m]
-        best = torch.mm(residual, directions_FD.T, out=scores_NF[:m]).max(1)
+        if step:
+            scores_NF = products.left(latents_NS[:m, :step], values_NS[:m, :step])
+        best = scores_NF.max(1)
         latents_NS[:m, step] = best.indices
-        atoms_NSD[:m, step] = directions_FD[best.indices]
-        latents, values, atoms = latents_NS[:m, : step + 1], values_NS[:m, : step + 1], atoms_NSD[:m, : step + 1]
+        latents, values = latents_NS[:m, : step + 1], values_NS[:m, : step + 1]
+        between_NS = products.between(latents, best.indices).double()
+        gram_NSS[:m, step, : step + 1], gram_NSS[:m, : step + 1, step] = between_NS, between_NS
         known = ((latents[:, :-1] == best.indices[:, None]) & (values[:, :-1] > 0)).any(1)
-        on = values > 0
-        on[:, -1] = (best.values > 0) & ~known
-        new = descend(atoms, x_ND[:m], values, on) if exact else _gradient_step(atoms, residual, values, on)
+        joins = (best.values > nothing_N[:m]) & ~known
+        if solution is None:
+            on = values > 0
+            on[:, -1] = joins
+            new = _gradient_step(gram_NSS[:m, : step + 1, : step + 1], values, scores_NF.gather(1, latents) * on)
+        else:
+            new = solution.join(start_NF[:m].gather(1, latents), values, best.values, joins)
         values_NS[:m, : step + 1] = new
-        residual_ND[:m] = x_ND[:m] - torch.bmm(new[:, None], atoms)[:, 0]
     return latents_NS, values_NS
 
 
-def _gradient_step(atoms_NSD: Tensor, residual_ND: Tensor, values_NS: Tensor, on_NS: Tensor) -> Tensor:
+def _gradient_step(gram_NSS: Tensor, values_NS: Tensor, gradient_NS: Tensor) -> Tensor:
     """max(w + eta g, 0) with g the inner products of the residual r with the atoms that are on, u = sum g_i atom_i.
 
-    eta = <u, r> / <u, u> minimises |r - eta u|.
+    eta = <u, r> / <u, u> = g g / g G g minimises |r - eta u|.
     """
-    gradient_NS = torch.bmm(atoms_NSD, residual_ND[:, :, None])[:, :, 0] * on_NS
-    u_ND = torch.bmm(gradient_NS[:, None], atoms_NSD)[:, 0]
-    eta_N = (u_ND * residual_ND).sum(1) / (u_ND.square().sum(1) + _EPS)
+    gradient = gradient_NS.double()
+    length_N = (torch.bmm(gram_NSS, gradient[:, :, None])[:, :, 0] * gradient).sum(1)
+    eta_N = (gradient.square().sum(1) / (length_N + _EPS)).to(values_NS)
     return (values_NS + eta_N[:, None] * gradient_NS).clamp_(min=0)
 
 

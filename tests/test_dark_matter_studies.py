@@ -13,12 +13,14 @@ from saelab.analysis.dark_matter import (
     downstream_cost,
     family,
     fit_power_law,
+    norm_baselines,
     per_token_scaling,
     planted_experiment,
     predict_from_earlier,
     settled,
     train_on_parts,
 )
+from saelab.analysis.rows import LEARN, SCORE
 from saelab.training.run import COLUMNS, Run
 from tests import tiny
 from tests.toy_dark_matter import dead, multiple, planted, trained
@@ -41,7 +43,7 @@ def corpus():
 @pytest.fixture(scope="module")
 def stores(tiny_llama, corpus):
     sites = ["blocks.1.hook_resid_post", SITE]
-    return saelab.harvest(tiny_llama, corpus, sites=sites, tokens=4000, context_length=64, progress=False)
+    return saelab.harvest(tiny_llama, corpus, sites=sites, tokens=5300, context_length=64, progress=False)
 
 
 # power law
@@ -102,7 +104,7 @@ def test_the_family_scales(members):
 def test_family_errors(members, x):
     with pytest.raises(ConfigError, match="at least 5"):
         members[:3].fit()
-    other = decompose(members[4].sae, x, holdout=0.1, progress=False)
+    other = decompose(members[4].sae, x, holdout=0.4, progress=False)
     other.groups[0] = -1
     with pytest.raises(ConfigError, match="different rows"):
         Family([*members[:4], other]).fit()
@@ -180,9 +182,9 @@ def test_saes_of_the_parts_are_scored_on_held_out_rows(x):
     sizes = {"tokens": 4000, "batch_size": 256, "buffer_tokens": 4096, "lr": 3e-3, "progress": False}
     table, runs = train_on_parts(parts, x, cfg, which=("error", "nonlinear"), **sizes)
     assert table.index.tolist() == ["error", "nonlinear"] and set(runs) == {"error", "nonlinear"}
-    held = torch.cat([chunk.x[chunk.held] for chunk in parts.chunks(x)])
-    assert (table.tokens_heldout == len(held)).all()
-    nonlinear = parts.split(held)[2]
+    scored = torch.cat([chunk.x for chunk in parts.chunks(x) if chunk.use == SCORE])
+    assert (table.tokens_heldout == len(scored)).all()
+    nonlinear = parts.split(scored)[2]
     left = (nonlinear - runs["nonlinear"].sae(nonlinear).detach()).double().square().sum()
     expected = float(left / (nonlinear - nonlinear.mean(0)).double().square().sum())
     assert table.fvu["nonlinear"] == pytest.approx(expected, rel=1e-5) and table.fvu["nonlinear"] < 1
@@ -209,6 +211,33 @@ def test_each_part_follows_what_was_planted_for_it():
         planted_experiment(sae, x, ablated=(1.0,))
 
 
+# baselines of the norm
+
+
+def test_the_norm_of_the_error_is_told_by_what_makes_it():
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(0, 9, (4000,), generator=generator)
+    size = torch.rand(4000, generator=generator) + 1
+    x = torch.nn.functional.normalize(torch.randn(4000, 12, generator=generator), dim=1) * (1 + token)[:, None]
+    parts = decompose(dead(12), x, progress=False)
+    error = (x - dead(12)(x).detach()).double().square().sum(1)
+    found = norm_baselines(parts, x, tokens=token, others={"size": size, "error": error.float()})
+    assert list(found.index) == ["activation", "norm", "l0", "size", "error", "token"]
+    assert found["error"] == pytest.approx(1, abs=1e-6) and abs(found["size"]) < 0.01 and abs(found["l0"]) < 0.01
+    use = torch.cat([torch.stack([c.row, torch.full_like(c.row, c.use)], 1) for c in parts.chunks(x)])
+    learn, score = (use[use[:, 1] == which, 0] for which in (LEARN, SCORE))
+    mean = torch.stack([error[learn][token[learn] == t].mean() for t in range(9)])
+    left = (error[score] - mean[token[score]]).square().sum() / (error[score] - error[score].mean()).square().sum()
+    assert found["token"] == pytest.approx(1 - float(left), abs=1e-9) and found["token"] > 0.5
+    with pytest.raises(DataError, match="'size' has 3 entries for 4,000 rows"):
+        norm_baselines(parts, x, others={"size": torch.zeros(3)})
+
+
+def test_tokens_come_from_the_store(stores):
+    parts = decompose(trained(stores[SITE], d_sae=64, tokens=4000), stores[SITE], progress=False)
+    assert -1 < norm_baselines(parts, stores[SITE])["token"] <= 1
+
+
 # earlier SAEs
 
 
@@ -220,8 +249,13 @@ def test_a_source_that_gives_x_itself_predicts_the_linear_part(x):
         parts, x, {"x": (multiple(12, 1.0), x), "noise": (multiple(12, 1.0), noise)}
     ).set_index("source")
     assert table.linear["x"] == pytest.approx(1, abs=1e-6) and table.linear_pooled["x"] == pytest.approx(1, abs=1e-6)
-    assert table.error["x"] == pytest.approx(parts.r2_error, abs=1e-4)
-    assert table.error_pooled["x"] == pytest.approx(parts.r2_error_pooled, abs=1e-4)
+    rows = {use: torch.cat([c.x for c in parts.chunks(x) if c.use == use]).double() for use in (LEARN, SCORE)}
+    errors = {use: found - sae(found.float()).detach().double() for use, found in rows.items()}
+    ones = {use: torch.cat([found, torch.ones(len(found), 1)], 1) for use, found in rows.items()}
+    left = (errors[SCORE] - ones[SCORE] @ torch.linalg.lstsq(ones[LEARN], errors[LEARN]).solution).square().sum(0)
+    spread = (errors[SCORE] - errors[SCORE].mean(0)).square().sum(0)
+    assert table.error["x"] == pytest.approx(float((1 - left / spread).mean()), abs=1e-4)
+    assert table.error_pooled["x"] == pytest.approx(1 - float(left.sum() / spread.sum()), abs=1e-4)
     assert (table.loc["noise"] < 0.05).all()
 
 
