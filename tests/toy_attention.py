@@ -1,8 +1,9 @@
 """GPT-2s made by hand, of which every head's doing is known, and a tokenizer with one token a word.
 
 `copier` has two blocks of one head each. The residual stream has three parts: the position (one-hot), the token (one-hot) and a
-copy of the token before. Block 0 attends to the position before and writes its token into the third part; block 1 attends to
-the positions whose third part is the current token: an induction head, whose output is the token that came after.
+copy of the token before. Block 0 attends to the position before (the first to itself) and writes its token into the third
+part; block 1 attends to the positions whose third part is the current token, an induction head, and where there is none to
+the first position; what it writes is the token that it finds there.
 """
 
 import torch
@@ -41,9 +42,10 @@ def copier() -> saelab.LanguageModel:
             first.c_attn.weight[here, here - 1] = SHARP
         _identity(first.c_attn.weight, position, [d + i for i in position])
         _identity(first.c_attn.weight, token, [2 * d + i for i in token])
-        _identity(first.c_proj.weight, token, copy)
+        _identity(first.c_proj.weight, token, copy, 0.15)  # the norm before had made 1 of 0.15
         _identity(second.c_attn.weight, token, token, SHARP)
         _identity(second.c_attn.weight, copy, [d + i for i in token])
+        second.c_attn.weight[0, [d + i for i in token]] = 0.5
         _identity(second.c_attn.weight, token, [2 * d + i for i in token])
         _identity(second.c_proj.weight, token, token, 5.0)
     return saelab.load_model(model, device="cpu")
