@@ -10,7 +10,28 @@ After "Interpreting Attention Layer Outputs with Sparse Autoencoders" (Kissane, 
 (torch.Size([6, 2]), True)
 """
 
-from saelab.analysis.attention_heads import head_attribution, top_latents
+from saelab.analysis.attention_heads import (
+    HeadAgreement,
+    firing_head_attribution,
+    head_agreement,
+    head_attribution,
+    polysemanticity,
+    top_latents,
+)
 from saelab.analysis.attention_sources import DirectAttribution, at_positions, direct_attribution, patterns
+from saelab.analysis.residual_sources import FeatureAttribution, feature_attribution
 
-__all__ = ["DirectAttribution", "at_positions", "direct_attribution", "head_attribution", "patterns", "top_latents"]
+__all__ = [
+    "DirectAttribution",
+    "FeatureAttribution",
+    "HeadAgreement",
+    "at_positions",
+    "direct_attribution",
+    "feature_attribution",
+    "firing_head_attribution",
+    "head_agreement",
+    "head_attribution",
+    "patterns",
+    "polysemanticity",
+    "top_latents",
+]

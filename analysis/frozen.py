@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
 from saelab.models.attention import AttentionParts, Pattern, attention_parts, watching
 from saelab.models.hooks import first_runs
 from saelab.models.sites import flat
-from saelab.models.splice import check_width, sae_site
+from saelab.models.splice import check_width, eligible, sae_site
 from saelab.models.tokens import Tokens
+from saelab.models.where import Where
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -131,6 +133,56 @@ def contributions(layer: Layer, weights_nHE: Tensor, context: int, destinations:
     shared_GnE = weights_nHE.view(n, groups, -1, width).transpose(0, 1).reshape(groups, -1, width)
     read_nHS = (shared_GnE @ values_SGE.permute(1, 2, 0)).view(groups, n, -1, n_sources).transpose(0, 1).flatten(1, 2)
     return layer.pattern.rows(context, destinations).transpose(0, 1) * read_nHS
+
+
+class Pulled(NamedTuple):
+    """A reading of z at one destination as readings of the stream at the sources: sum over s of x_s . `stream`[s] +
+    `norm`[s] + `value`[s]. `stream` [S, D]; `norm` [S] what the norm's constant beta gives, `value` [S] the values' bias;
+    `by_head` [H, S] the total by head."""
+
+    stream: Tensor
+    norm: Tensor
+    value: Tensor
+    by_head: Tensor
+
+
+def pulled(layer: Layer, weights_HE: Tensor, context: int, destination: int) -> Pulled:
+    """What reads weights_HE of z at a destination, pulled back through values and norm:
+    sum_h A^h_ts pull(W_V^{g(h)} w^h) / sigma_s."""
+    parts = layer.parts
+    A_HS = layer.pattern.rows(context, torch.tensor([destination], device=layer.z.device))[:, 0]
+    W_V, b_V = parts.W_V[:, parts.group], parts.b_V[parts.group]
+    normed_HD = torch.einsum("dhe,he->hd", W_V, weights_HE)
+    stream = A_HS.T @ parts.norm.pull(normed_HD) / layer.sigma[context, :, None]
+    norm, value = A_HS.T @ (normed_HD @ parts.norm.beta), A_HS.T @ (b_V * weights_HE).sum(1)
+    at = torch.tensor([destination], device=layer.z.device)
+    return Pulled(stream, norm, value, contributions(layer, weights_HE[None], context, at)[0])
+
+
+class Coded(NamedTuple):
+    """An SAE's view of activations [rows, width]: x = codes W_dec + b_dec + `error`."""
+
+    codes: SparseCodes
+    error: Tensor
+
+
+def coded(lm: "LanguageModel", sae: Any, x: Tensor, tokens: Tokens) -> Coded:
+    """The codes of x [batch, position, width] over batch * position rows, and what they miss.
+
+    At positions that the SAE is not for (skipped, special, padding, above its norm limit: as `lm.splice` leaves them alone)
+    no latent fires and all but b_dec is error.
+    """
+    positions = (tokens.mask.cumsum(1) - 1).clamp(min=0)
+    where = Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+    rows = x.flatten(0, 1).to(sae.device)
+    with torch.no_grad():
+        chosen = eligible(lm, sae, x, where).flatten().to(sae.device)
+        own = sae.encode_sparse(rows[chosen].to(sae.dtype))
+        offsets = torch.cat([own.offsets[:1], own.offsets[1:][(chosen.cumsum(0) - 1).clamp(min=0)]])
+        # before the first chosen row nothing fires
+        offsets[1:][chosen.cumsum(0) == 0] = 0
+        codes = SparseCodes(own.values.to(rows.dtype), own.indices, offsets, sae.d_sae)
+        return Coded(codes, (rows - sae.decode(codes).to(rows.dtype)).to(x.device))
 
 
 def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, int, int]:
