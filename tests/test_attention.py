@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import saelab
-from saelab.analysis import attention, frozen
+from saelab.analysis import attention, frozen, recursive_dfa
 from tests import tiny
 from tests.test_models_families import CONFIGS, IDS, bridge_of, build
-from tests.toy_attribution import attention_sae, eager_pattern, pre_activation
+from tests.toy_attribution import attention_sae, eager_pattern, pre_activation, residual_sae
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -88,6 +89,42 @@ def test_any_batch_and_padding(length, batch, left, seed):
     parts = attention.direct_attribution(attention_sae(lm, 2), lm, saelab.Tokens(ids, mask), latent=1)
     assert parts.error < 1e-4
     assert float(parts.by_source[0, mask[0]][:, ~mask[0]].abs().sum()) == 0  # padding gives nothing
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made (views of one are no larger)."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel, self.shape = 0, ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() > self.numel:
+                self.numel, self.shape = tensor.numel(), tuple(tensor.shape)
+        return made
+
+
+def test_destination_by_source_by_width_is_never_made(tiny_llama):
+    """[batch, destination, source, heads * d_head] would have 3 * 100 * 100 * 32 entries, one text's a third."""
+    n = 100
+    ids = torch.arange(3 * n).reshape(3, n) * 7 % 250
+    sae, residual = attention_sae(tiny_llama, 2), residual_sae(tiny_llama, 2)
+    batch = tiny_llama.to_tokens(ids)
+    heads = sae.metadata["heads"][0]
+    calls = {
+        "direct": lambda: attention.direct_attribution(sae, tiny_llama, ids, 3),
+        "features": lambda: attention.feature_attribution(sae, tiny_llama, ids, 3, residual),
+        "pairs": lambda: attention.at_positions(
+            sae, frozen.read(tiny_llama, batch, [2]).layers[2], 0, torch.arange(n), torch.arange(n) % 24
+        ),
+        "circuit": lambda: recursive_dfa.trace(sae, tiny_llama, ids[:1], 3, n - 1, saes=[residual], most=5),
+    }
+    for name, call in calls.items():
+        with _Largest() as largest:
+            call()
+        assert 0 < largest.numel <= max(heads * n * n, 3 * n * 258), (name, largest.shape)  # or the model's own logits
 
 
 def test_many_pairs_at_once_are_each_its_own(tiny_llama):
