@@ -89,7 +89,8 @@ def long_prefix(
 
     Texts are distinct random tokens (BOS first where the model has one), `length` in all; p of them, at a1, are copied
     to a2. `score` is A[a2 + p - 1, a1 + p]; `dla` what the head writes there, through the last norm with its scale
-    frozen, to the logit of the token at a1 + p. a1 is uniform from 1 to length - 30, a2 from a1 + p + 1 to length - p
+    frozen, to the logit of the token at a1 + p, less the mean over the vocabulary. a1 is uniform from 1 to length - 30,
+    a2 from a1 + p + 1 to length - p
     - 1 (their protocol and its constants; theirs are 400 examples a prefix).
 
     A pandas.DataFrame: block, head, prefix, score, score_se, dla, dla_se (standard errors over examples).
@@ -109,6 +110,7 @@ def long_prefix(
     _check_length(lm, length)
     blocks = sorted({block for block, _ in heads})
     out, last = unembedding(lm), f"blocks.{lm.n_layers - 1}.hook_resid_post"
+    mean_D = out.W_U.mean(1)
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
     for p in prefixes:
         generator = torch.Generator().manual_seed(1_000_003 * seed + p)
@@ -117,7 +119,7 @@ def long_prefix(
             rows = slice(start, start + BATCH)
             layers, sites = frozen.read(lm, _tokens(lm, ids[rows]), blocks, [last])
             for context, (t, s) in enumerate(zip(destinations[rows].tolist(), sources[rows].tolist(), strict=True)):
-                target = out.W_U[:, int(ids[start + context, s])]
+                target = out.W_U[:, int(ids[start + context, s])] - mean_D
                 for block, head in heads:
                     _check_head(layers[block], head)
                     score = layers[block].pattern.rows(context, torch.tensor([t]))[head, 0, s]

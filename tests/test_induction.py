@@ -78,7 +78,7 @@ def test_long_prefix_is_attention_and_what_the_head_adds_to_the_logit(tiny_llama
         last = tiny_llama.record(text, "blocks.3.hook_resid_post")[0, t]
         written = tiny_llama.model.model.layers[3].self_attn.o_proj.weight[:, 8:16] @ z[1]
         scaled = norm.weight * written / (last.square().mean() + norm.variance_epsilon).sqrt()
-        dla.append(float(scaled.detach() @ W_U[text[s]]))
+        dla.append(float(scaled.detach() @ (W_U[text[s]] - W_U.mean(0))))
     assert found.score[1] == pytest.approx(sum(score) / 3, abs=1e-6)
     assert found.dla[1] == pytest.approx(sum(dla) / 3, rel=5e-3)  # but for the epsilon of the last norm
     assert found.score_se[1] == pytest.approx(np.std(score, ddof=1) / 3**0.5, abs=1e-6)
