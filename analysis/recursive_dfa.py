@@ -19,7 +19,7 @@ import torch
 
 from saelab.analysis.circuit import Circuit, Edge, Node
 from saelab.analysis.frozen import check_latents, readers
-from saelab.analysis.stream import ATTENTION, BIAS, ERROR, RESIDUAL, REST, Stream, place_of
+from saelab.analysis.stream import ATTENTION, BIAS, ERROR, RESIDUAL, REST, Stream, order, place_of
 from saelab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def trace(
         raise ConfigError(f"depth {depth}, keep {keep}, most {most}, share {share}: depth and most are at least 1, keep is "
                           "over 0 and at most 1, share at least 0")  # fmt: skip
     others = [other for other in saes if other is not sae]
-    stream = Stream(lm, text, [sae, *others], last=block)
+    stream = Stream(lm, text, [sae, *others], end=(kind, block))
     at = _strongest(stream, kind, block, number) if position is None else position
     length = stream.tokens.ids.shape[1]
     if not 0 <= at < length:
@@ -81,7 +81,7 @@ def trace(
     root = growing.node((kind, kind, block, at, number), depth=0)
     reading = stream.reading(kind, block, at, number)
     root.contribution, root.activation = reading.total, reading.total
-    waiting = [(-_order(root), 0)]
+    waiting = [(-order(kind, block), 0)]
     while waiting:
         _, index = heapq.heappop(waiting)
         node = growing.nodes[index]
@@ -91,7 +91,7 @@ def trace(
             continue
         for child in growing.expand(node):
             if child.kind in (ATTENTION, RESIDUAL):
-                heapq.heappush(waiting, (-_order(child), child.id))
+                heapq.heappush(waiting, (-order(child.kind, child.block), child.id))
     tokens = [lm.token_text(int(token)) for token in stream.tokens.ids[0]]
     known = {
         place: {
@@ -104,11 +104,6 @@ def trace(
     }
     settings = {"depth": depth, "keep": keep, "most": most, "share": share}
     return Circuit(growing.nodes, growing.edges, tokens, lm.name, known, settings)
-
-
-def _order(node: Node) -> int:
-    """Later in the model is larger: the stream before block l, then its attention."""
-    return 2 * node.block + (node.kind == ATTENTION)
 
 
 def _strongest(stream: Stream, kind: str, block: int, latent: int) -> int:
@@ -142,9 +137,6 @@ class _Growing:
         reading = self.stream.reading(parent.kind, parent.block, parent.position, parent.latent)
         # of a root that reads nothing at all, the readings themselves
         scale = parent.contribution / reading.total if reading.total else 1.0
-        heads = None
-        if parent.kind == ATTENTION:
-            heads = self.stream.strongest_head(parent.block, parent.position, parent.latent)
         terms = reading.terms[np.argsort(-np.abs(reading.terms["value"]), kind="stable")]
         mass = np.abs(terms["value"])
         enough = int(np.searchsorted(np.cumsum(mass), self.keep * mass.sum())) + 1
@@ -153,7 +145,7 @@ class _Growing:
         for term in kept[kept["value"] != 0]:
             key = (str(term["kind"]), str(term["of"]), int(term["block"]), int(term["position"]), int(term["latent"]))
             child = self.node(key, parent.depth + 1, float(term["activation"]))
-            head = -1 if heads is None else int(heads[term["position"]])
+            head = -1 if reading.heads is None else int(reading.heads[term["position"]])
             self._join(child, parent, float(term["value"]) * scale, head)
         self._remainders(parent, terms[len(kept) :], scale)
         bias = self._own(parent, BIAS, "", 1)

@@ -32,11 +32,16 @@ TERM = np.dtype([("kind", "U16"), ("of", "U16"), ("block", "i8"), ("position", "
 
 
 class Reading(NamedTuple):
-    """A latent's activation as terms: sum of `terms["value"]` + `bias` = `total`."""
+    """A latent's activation as terms: sum of `terms["value"]` + `bias` = `total`.
 
-    terms: np.ndarray  # of TERM, -1 and NaN where there is no position, latent or activation
+    `terms` is of TERM, -1 and NaN where there is no position, latent or activation; `heads` [position] the head that moves
+    most (by size) from each position to a latent of an attention layer, None of another.
+    """
+
+    terms: np.ndarray
     bias: float
     total: float
+    heads: np.ndarray | None = None
 
 
 class Stream:
@@ -46,10 +51,10 @@ class Stream:
         lm: the model.
         tokens: one text.
         saes: at most one for each site. Raises `ConfigError` for two of one site, or one of another kind of site.
-        last: the block up to which is read (attention included).
+        end: (kind, block) of the latents up to which is read; SAEs of later places are left out.
     """
 
-    def __init__(self, lm: "LanguageModel", tokens: Any, saes: Iterable[Any], last: int | None = None) -> None:
+    def __init__(self, lm: "LanguageModel", tokens: Any, saes: Iterable[Any], end: tuple[str, int]) -> None:
         self.lm, self.tokens = lm, lm.to_tokens(tokens)
         if len(self.tokens.ids) != 1:
             raise DataError(f"a circuit is one text's, not {len(self.tokens.ids)}: call it for each")
@@ -59,10 +64,8 @@ class Stream:
             if place in self.saes:
                 raise ConfigError(f"two autoencoders of {sae_site(sae, None)}: give one for each site")
             self.saes[place] = sae
-        last = max(block for _, block in self.saes) if last is None else last
-        self.saes = {(kind, block): sae for (kind, block), sae in self.saes.items() if block <= last}
-        blocks = range(last)
-        added = [f"blocks.{block}.hook_{part}_out" for block in blocks for part in ("attn", "mlp")]
+        self.saes = {place: sae for place, sae in self.saes.items() if order(*place) <= order(*end)}
+        added = [f"blocks.{block}.hook_{part}_out" for block in range(end[1]) for part in ("attn", "mlp")]
         boundaries = {block for kind, block in self.saes if kind == RESIDUAL}
         before = [f"blocks.{block}.hook_resid_pre" for block in sorted(boundaries | {0})]
         layers = sorted(block for kind, block in self.saes if kind == ATTENTION)
@@ -87,14 +90,8 @@ class Stream:
             stream_PD = pulled.stream[: position + 1]
             terms, bias = self._by_sae(block, positions, stream_PD)
             bias += float(pulled.norm.sum() + pulled.value.sum() + reader.bias)
-            return Reading(terms, bias, float((layer.z[0, position] * weights_HE).sum() + reader.bias.to(layer.z)))
-
-    def strongest_head(self, block: int, position: int, latent: int) -> np.ndarray:
-        """[S]: the head that moves most (by size) from each source to an attention latent."""
-        layer = self.layers[block]
-        reader = frozen.readers(self.saes[ATTENTION, block], torch.tensor([latent], device=layer.z.device))
-        weights_HE = reader.weights.to(layer.z).view(layer.z.shape[2:])
-        return frozen.pulled(layer, weights_HE, 0, position).by_head.abs().argmax(0).cpu().numpy()
+            total = float((layer.z[0, position] * weights_HE).sum() + reader.bias.to(layer.z))
+            return Reading(terms, bias, total, pulled.by_head.abs().argmax(0).cpu().numpy())
 
     def read_by(self, kind: str, block: int) -> Tensor:
         """What the SAE there reads, [1, position, width]."""
@@ -144,6 +141,11 @@ class Stream:
             found.append(terms)
             bias += constant + float((read_PD @ layer.parts.b_O).sum())
         return np.concatenate(found), bias
+
+
+def order(kind: str, block: int) -> int:
+    """Later in the model is larger: the stream before a block, then its attention."""
+    return 2 * block + (kind == ATTENTION)
 
 
 def place_of(sae: Any, lm: "LanguageModel") -> tuple[str, int]:

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default="attention_speed.md", help="file name under benchmarks/results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     machine = workers.machine(args.threads)
@@ -37,7 +38,7 @@ def main() -> None:
         + workers.table(["block", "what", "ms in all, median", "ms beyond the pass, median", "largest"], rows)
         + f"\n\n{args.tokens} tokens, {args.d_sae:,} latents an SAE, {args.rounds} rounds after one that warms up. {machine}."
     )
-    workers.write_result("attention_speed.md", text)
+    workers.write_result(args.out, text)
 
 
 def timed(lm: saelab.LanguageModel, ids: torch.Tensor, block: int, args: argparse.Namespace) -> list[list[Any]]:

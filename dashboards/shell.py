@@ -22,7 +22,8 @@ DASHBOARD = ("columns", "feature-data", "search", "examples", "examples-view", "
              "prompt-page", "steer", "provenance", "main")  # fmt: skip
 # The page of a circuit (`saelab.analysis.circuit`), of the same parts.
 CIRCUIT_STYLES = ("tokens", "base", "components", "overlays", "examples", "pages", "circuit", "print")
-CIRCUIT = ("dom", "numbers", "colour", "text", "route", "notes", "export", "charts", "circuit-layout", "circuit")
+CIRCUIT = ("dom", "numbers", "colour", "text", "route", "notes", "export", "circuit-layout", "circuit-graph",
+           "circuit")  # fmt: skip
 
 
 @cache

@@ -48,7 +48,7 @@ function layout(circuit, shown, wide) {
     .sort((a, b) => b - a)
     .map((row) => {
       const mine = all.filter((cell) => cell.row === row);
-      return { row, name: places[mine[0].nodes[0].id].name, height: Math.max(...mine.map(lines)) * CELL + 12 };
+      return { row, name: places[mine[0].nodes[0].id].name, height: Math.max(...mine.map(lines)) * CELL + 18 };
     });
   // What has no place in the text stands at the right.
   const order = (column) => (column < 0 ? Infinity : column);
