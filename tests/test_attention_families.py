@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import saelab
+from saelab import cli
 from saelab.analysis import attention
 from saelab.analysis.attention_families import FAMILIES, latent_families
-from tests import toy_attention
+from tests import tiny, toy_attention
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,20 @@ def test_what_cannot_work_is_refused(copier, tiny_llama, corpus):
 
 def test_families_are_named_in_order():
     assert FAMILIES[-1] == "too few firings" and len(set(FAMILIES)) == 10
+
+
+def test_analyze_from_the_command_line(tmp_path, capsys):
+    tiny.llama_model().save_pretrained(tmp_path / "model")
+    tiny.byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{n}. {text}" for n in range(20) for text in tiny.TEXTS))
+    metadata = {"site": "blocks.2.attn.hook_z", "heads": [4, 8], "context_length": 32}
+    metadata |= {"model": str(tmp_path / "model"), "corpus": str(tmp_path / "text.txt")}
+    saelab.SAE(saelab.TopK(k=2, d_sae=16), 32, metadata).save(tmp_path / "sae")
+    sizes = ["--tokens", "200", "--latents", "3", "--csv", str(tmp_path / "table.csv")]
+    assert cli.main(["analyze", "attention", str(tmp_path / "sae"), *sizes]) == 0
+    printed = capsys.readouterr().out
+    assert "by family" in printed and "Latent 3" in printed
+    header, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert {"family", "head", "induction"} <= set(header.split(",")) and len(rows) > 5
+    saelab.SAE(saelab.TopK(k=2, d_sae=16), 32, metadata | {"site": "blocks.2.hook_resid_post"}).save(tmp_path / "other")
+    assert cli.main(["analyze", "attention", str(tmp_path / "other")]) == 2
