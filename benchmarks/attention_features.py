@@ -31,7 +31,7 @@ Z_BLOCKS, RESIDUAL_BLOCKS = (17, 16, 18, 2), (17, 16, 2)
 KS = (16, 32)
 FULL = {
     "tokens": 85_671, "heldout": 30_000, "training": 250_000, "batch": 2048, "d_sae": 1024, "d_residual": 2048,
-    "read": 6_144, "examples": 12, "contexts": 24, "prompts": 60, "ablated": 16, "effects": 16, "permutations": 10_000,
+    "read": 4_096, "examples": 8, "contexts": 16, "prompts": 40, "ablated": 8, "effects": 8, "permutations": 10_000,
 }  # fmt: skip
 TOY = {
     "tokens": 2_000, "heldout": 1_000, "training": 4_000, "batch": 256, "d_sae": 128, "d_residual": 128,
