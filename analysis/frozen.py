@@ -181,8 +181,9 @@ def coded(lm: "LanguageModel", sae: Any, x: Tensor, tokens: Tokens) -> Coded:
         offsets = torch.cat([own.offsets[:1], own.offsets[1:][(chosen.cumsum(0) - 1).clamp(min=0)]])
         # before the first chosen row nothing fires
         offsets[1:][chosen.cumsum(0) == 0] = 0
-        codes = SparseCodes(own.values.to(rows.dtype), own.indices, offsets, sae.d_sae)
-        return Coded(codes, (rows - sae.decode(codes).to(rows.dtype)).to(x.device))
+        error = rows - sae.decode(SparseCodes(own.values, own.indices, offsets, sae.d_sae)).to(rows.dtype)
+        values, indices, offsets = (part.to(x.device) for part in (own.values.to(rows.dtype), own.indices, offsets))
+        return Coded(SparseCodes(values, indices, offsets, sae.d_sae), error.to(x.device))
 
 
 def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, int, int]:

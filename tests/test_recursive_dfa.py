@@ -272,3 +272,16 @@ def test_positions_that_an_sae_is_not_for_are_all_error(llama):
     assert set(parts.codes.rows().tolist()) == set(range(9)) - out
     assert float((parts.total - parts.pre_activation).abs().max()) < 1e-4
     assert np.isclose(float(parts.error[0, 0] + parts.residual_bias[0, 0]), float(parts.by_source[0, 0]), atol=1e-5)
+
+
+def test_on_the_bundled_model(smollm2):
+    """Exact where the stream has its high norms, too: position 0 of block 5 is hundreds of times the others."""
+    text = "The state of the union is strong, and the state of the economy"
+    sae, saes = attention_sae(smollm2, 5), [attention_sae(smollm2, 2), residual_sae(smollm2, 5)]
+    parts = attention.direct_attribution(sae, smollm2, text, 3)
+    assert parts.error < 1e-4
+    residual = attention.feature_attribution(sae, smollm2, text, 3, saes[1], destinations=[9])
+    assert float((residual.total - residual.pre_activation).abs().max()) < 1e-4
+    circuit = recursive_dfa.trace(sae, smollm2, text, 3, position=9, saes=saes)
+    assert abs(circuit.sums.gap) < 1e-3 * circuit.sums.absolute
+    assert circuit.root.activation == pytest.approx(float(parts.pre_activation[0, 9]), abs=1e-4)

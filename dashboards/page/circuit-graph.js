@@ -56,12 +56,12 @@ function drawNode(node, [x, y]) {
 function drawEdge(edge, at) {
   const [[x0, y0], [x1, y1]] = [at.get(edge.child), at.get(edge.parent)];
   const bend = Math.max(18, Math.abs(y0 - y1) / 2);
-  const width = 0.6 + 5 * Math.sqrt(Math.min(1, Math.abs(edge.contribution) / circuit.scale));
-  const path = svg(`path.edge.${sign(edge.contribution)}`, {
+  const strength = Math.sqrt(Math.min(1, Math.abs(edge.contribution) / circuit.scale));
+  return svg(`path.edge.${sign(edge.contribution)}`, {
     d: `M${x0.toFixed(1)} ${y0.toFixed(1)}C${x0.toFixed(1)} ${(y0 - bend).toFixed(1)} ${x1.toFixed(1)} ${(y1 + bend).toFixed(1)} ${x1.toFixed(1)} ${y1.toFixed(1)}`,
-    "stroke-width": width.toFixed(2),
+    "stroke-width": (0.6 + 5 * strength).toFixed(2),
+    "stroke-opacity": Math.min(1, 0.35 + 2 * strength).toFixed(2),
   });
-  return path;
 }
 
 /** The graph of the nodes shown; `choose(id)` is called for a click. Gives {node, light(id)}. */
