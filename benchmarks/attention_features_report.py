@@ -43,7 +43,7 @@ def table(rows: Any) -> str:
 def setting(size: dict[str, Any]) -> str:
     return (
         f"SAEs: TopK of {size['d_sae']:,} latents on `hook_z` at k 16 and 32, of {size['d_residual']:,} at k 32 on the "
-        f'residual stream; {size["tokens"]:,} distinct tokens of the train split of "sotu", {size["training"]:,} read (small and '
+        f'residual stream; {size["tokens"]:,} distinct tokens of the train split of "sotu", {size["training"]:,} read (small, '
         f"briefly trained: shares and counts are of such SAEs). Families are of k 16, on {size['read']:,} tokens of held-out "
         f"documents; agreement of heads on {size['heldout']:,} held-out rows. Seed 0; sites, sizes and rules were fixed "
         f"beforehand.\n\nRules of families (ours), on shares of the positive attribution to source positions, averaged over a "
@@ -220,7 +220,7 @@ def effects(figures: Any) -> str:
 
 
 def ablations(figures: Any) -> str:
-    parts = ["## Single latents at S2\n\nEvery latent live at S2 and the error there taken out, one by one, k 16: the five that "
+    parts = ["## Single latents at S2\n\nEvery latent live at S2 and the error there taken out in turn, k 16: the five that "
              "move the logit difference most on the average prompt (`total`; `change` where live), and the error."]  # fmt: skip
     for block, rows in figures.items():
         frame = pd.DataFrame(rows).astype({"latent": "Int64"})
