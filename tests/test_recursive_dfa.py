@@ -275,7 +275,7 @@ def test_positions_that_an_sae_is_not_for_are_all_error(llama):
 
 
 def test_on_the_bundled_model(smollm2):
-    """Exact where the stream has its high norms, too: position 0 of block 5 is hundreds of times the others."""
+    """Exact where the stream has its high norms, too: two of these tokens have six to eight times the median."""
     text = "The state of the union is strong, and the state of the economy"
     sae, saes = attention_sae(smollm2, 5), [attention_sae(smollm2, 2), residual_sae(smollm2, 5)]
     parts = attention.direct_attribution(sae, smollm2, text, 3)
