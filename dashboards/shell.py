@@ -20,6 +20,10 @@ PARTS = ("dom", "numbers", "colour", "text", "route", "notes", "export", "dialog
 DASHBOARD = ("columns", "feature-data", "search", "examples", "examples-view", "panels", "panel-neighbours", "density",
              "keys", "index-columns", "index-page", "feature-head", "feature-page", "compare-saes", "compare-page",
              "prompt-page", "steer", "provenance", "main")  # fmt: skip
+# The page of a circuit (`saelab.analysis.circuit`), of the same parts.
+CIRCUIT_STYLES = ("tokens", "base", "components", "overlays", "examples", "pages", "circuit", "print")
+CIRCUIT = ("dom", "numbers", "colour", "text", "route", "notes", "export", "circuit-layout", "circuit-graph",
+           "circuit")  # fmt: skip
 
 
 @cache
@@ -67,6 +71,7 @@ def shell(
     inline_chunks: Iterable[tuple[str, str]] | None = None,
     scripts: Sequence[str] = PARTS + DASHBOARD,
     styles: Sequence[str] = STYLES,
+    frame: str = "shell",
 ) -> Iterator[str]:
     """The page in pieces, to be written one after the other as UTF-8.
 
@@ -75,6 +80,7 @@ def shell(
             are `data/<name>.js` beside the page.
         scripts: names of the scripts in `page/`, joined in this order; another report keeps `PARTS` and adds its own.
         styles: the same of the style sheets.
+        frame: name of the HTML file in `page/` that holds them.
 
     No title and no name enters here: strings of a data set are in its chunks only, and reach the page as text.
 
@@ -86,7 +92,7 @@ def shell(
     script = f'"use strict";\n(() => {{\n{joined("js", tuple(scripts))}\n}})();\n'
     form = "bundle" if inline_chunks is None else "single"
     yield (
-        (PAGE / "shell.html")
+        (PAGE / f"{frame}.html")
         .read_text(encoding="utf-8")
         .replace("{policy}", policy(script, style))
         .replace("{form}", form)

@@ -116,10 +116,10 @@ def test_print_and_reduced_motion(browser, page):  # noqa: F811
 def test_size_and_sources_of_the_shell():
     assert len("".join(shell()).encode()) <= 150_000
     names = {path.stem for path in PAGE.glob("*.js")}, {path.stem for path in PAGE.glob("*.css")}
-    from saelab.dashboards.shell import DASHBOARD, PARTS, STYLES
+    from saelab.dashboards.shell import CIRCUIT, CIRCUIT_STYLES, DASHBOARD, PARTS, STYLES
 
-    assert names == ({*PARTS, *DASHBOARD}, {*STYLES})  # no orphan, nothing missing
-    source = joined("js", PARTS + DASHBOARD)
+    assert names == ({*PARTS, *DASHBOARD, *CIRCUIT}, {*STYLES, *CIRCUIT_STYLES})  # no orphan, nothing missing
+    source = joined("js", PARTS + DASHBOARD + CIRCUIT)
     assert "</script" not in source.lower() and "<!--" not in source
     for sink in (
         "innerHTML",

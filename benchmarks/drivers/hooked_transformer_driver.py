@@ -6,6 +6,7 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import saelab
+from saelab.analysis import attention
 
 SHAPES = {  # the two block shapes that HookedTransformer knows, GPT-2's and Llama's
     "GPT-2-like": {"act_fn": "gelu_new", "normalization_type": "LN", "positional_embedding_type": "standard"},
@@ -39,8 +40,14 @@ def main() -> None:
         with lm.intervene(site, lambda activation, where: activation * 0.5):
             torch.testing.assert_close(lm.logits(ids), halved)
         torch.testing.assert_close(lm.logits(ids), logits)
+        heads = {"site": "blocks.2.attn.hook_z", "heads": [4, 8]}
+        sae = saelab.SAE(saelab.TopK(k=2, d_sae=16), d_in=32, metadata=heads)
+        parts = attention.direct_attribution(sae, lm, ids, latent=3)
+        assert parts.error < 1e-4 and float(parts.by_source.abs().max()) > 1e-2
         assert all(value.equal(before[name]) for name, value in model.state_dict().items()), "the model was changed"
-        print(f"{label}: {len(sites)} sites, logits, losses and an intervention agree: {', '.join(sites[:6])}, ...")
+        print(
+            f"{label}: {len(sites)} sites, logits, losses, intervention, attribution agree: {', '.join(sites[:6])}, ..."
+        )
     print(f"transformer-lens {version('transformer-lens')}, torch {torch.__version__}: all agree")
 
 

@@ -5,18 +5,21 @@ from typing import Any
 
 import saelab
 from saelab.commands.evaluate import known, load
-from saelab.commands.options import REQUIRED, Command, Option, near, positive
+from saelab.commands.options import REQUIRED, Command, Option, natural, near, positive
 from saelab.errors import ConfigError
 
 OPTIONS = (
-    Option("analysis", str, REQUIRED, "which analysis: dark-matter", positional=True),
+    Option("analysis", str, REQUIRED, "which analysis: dark-matter or attention", positional=True),
     Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
     Option("model", str, None, "the model (default: the one it was trained on)"),
     Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
     Option("site", str, None, "the site (default: the one it was trained on)"),
-    Option("tokens", positive, 50_000, "activations to decompose, half of them held out"),
+    Option("tokens", positive, None, "activations to read (default: 50,000 for dark-matter, 10,000 for attention)"),
     Option("split", str, "heldout", "the part of the corpus that is read: heldout, train or all"),
-    Option("downstream-tokens", positive, 4_096, "tokens for the cross-entropy with each part restored"),
+    Option("downstream-tokens", positive, 4_096, "dark-matter: tokens for the cross-entropy with each part restored"),
+    Option(
+        "latents", natural, (), "attention: latents whose strongest firings are shown with their sources", many=True
+    ),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
     Option("csv", str, None, "also write the table to this file"),
 )
@@ -42,7 +45,8 @@ def _dark_matter(values: dict[str, Any]) -> int:
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
     site = known(values, sae, "site")
     length = sae.metadata.get("context_length") or 256
-    x = saelab.harvest(lm, corpus, site=site, tokens=values["tokens"], split=values["split"], context_length=length)
+    tokens = values["tokens"] or 50_000
+    x = saelab.harvest(lm, corpus, site=site, tokens=tokens, split=values["split"], context_length=length)
     tables = {
         name: dark_matter.decompose(sae, x, high_norm=high) for name, high in (("ordinary", False), ("all", True))
     }
@@ -65,14 +69,47 @@ def _dark_matter(values: dict[str, Any]) -> int:
     return 0
 
 
-ANALYSES: dict[str, Callable[[dict[str, Any]], int]] = {"dark-matter": _dark_matter}
+def _attention(values: dict[str, Any]) -> int:
+    """Heads and families of an attention layer's latents, and the sources of some of them."""
+    from saelab.analysis import attention
+    from saelab.analysis.attention_families import latent_families
+
+    sae = load(values["sae"])
+    sae.metadata["site"] = known(values, sae, "site")
+    shares = attention.head_attribution(sae)  # before anything is loaded: it says whether this is an attention SAE
+    lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
+    corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=int(sae.metadata.get("seed") or 0))
+    length, tokens = sae.metadata.get("context_length") or 256, values["tokens"] or 10_000
+    families = latent_families(sae, lm, corpus, tokens=tokens, split=values["split"], context_length=length)
+    mine = shares[families.table.index.to_list()].cpu()
+    table = families.table.assign(head=mine.argmax(1).numpy(), head_share=mine.amax(1).numpy())
+    print(repr(sae))
+    print(f"\n{families!r}")
+    print("\nLatents by the head with the largest share of their decoder, and by family")
+    print(table.groupby(["head", "family"]).size().unstack(fill_value=0).to_string())
+    print("\nThe three most used latents of each family")
+    columns = ["family", "firings", "head", "head_share", "top_token", "top_token_share"]
+    most = table.sort_values("firings", ascending=False).groupby("family").head(3).sort_values("family", kind="stable")
+    most = most.assign(top_token=[lm.token_text(token) for token in most.top_token])
+    print(most[[*columns, "induction", "previous_token", "local", "long_range"]].round(3).to_string())
+    for latent in values["latents"]:
+        print(f"\nLatent {latent}")
+        examples = families.examples(latent)
+        print(examples.round(3).to_string(index=False) if len(examples) else "fires on none of the text read")
+    if values["csv"]:
+        table.to_csv(values["csv"])
+    return 0
+
+
+ANALYSES: dict[str, Callable[[dict[str, Any]], int]] = {"dark-matter": _dark_matter, "attention": _attention}
 
 COMMAND = Command(
     name="analyze",
-    summary="Analyse a trained autoencoder: dark-matter decomposes what it misses.",
+    summary="Analyse a trained autoencoder: what it misses (dark-matter), heads and sources of its latents (attention).",
     examples=(
         "saelab analyze dark-matter runs/demo",
         "saelab analyze dark-matter my-sae --tokens 100_000 --split train --csv parts.csv",
+        "saelab analyze attention runs/blocks.17.attn.hook_z --latents 7 123",
     ),
     options=OPTIONS,
     run=run,
