@@ -48,7 +48,7 @@ def show_latents(
     *,
     classifier: Callable[[Tensor], Tensor] | None = None,
     classes: Sequence[str] | None = None,
-    examples: int = 12,
+    examples: int = 10,
     title: str = "SAE latents of h-space",
 ) -> None:
     """Write one self-contained page of the latents of an SAE of h, by timestep and by place in the image.
