@@ -74,7 +74,9 @@ class Edit:
             raise ConfigError(f"the direction is of the site {direction.site!r}, the trajectory of {trajectory.site!r}: "
                               "use one site for both (site= of hspace.sample)")  # fmt: skip
         if tuple(direction.vector.shape[1:]) != shape:
-            raise ConfigError(f"the direction is {list(direction.vector.shape[1:])} and h is {list(shape)} at {trajectory.site}")
+            raise ConfigError(
+                f"the direction is {list(direction.vector.shape[1:])} and h is {list(shape)} at {trajectory.site}"
+            )
 
     def _strengths(self, n: int) -> Tensor:
         K = len(self.directions)
@@ -84,7 +86,9 @@ class Edit:
         parts = [torch.as_tensor(s, dtype=torch.float64) for s in (self.strength if several else [self.strength] * K)]
         for part in parts:
             if part.ndim > 1 or part.numel() not in (1, n):
-                raise ConfigError(f"a strength of shape {list(part.shape)} for {n} samples: give a number, or one a sample [n]")
+                raise ConfigError(
+                    f"a strength of shape {list(part.shape)} for {n} samples: give a number, or one a sample [n]"
+                )
         return torch.stack([part.reshape(-1).expand(n) for part in parts])
 
     def _mask(self, shape: tuple[int, ...], trajectory: Trajectory) -> Tensor | None:

@@ -57,7 +57,9 @@ def invert(
     if method not in METHODS:
         raise ConfigError(f"no inversion {method!r}: known are {', '.join(METHODS)}")
     if method == "edit-friendly" and eta <= 0:
-        raise ConfigError('eta is 0, and edit-friendly inversion solves for the noise of each step: give eta above 0, or "ddim"')
+        raise ConfigError(
+            'eta is 0, and edit-friendly inversion solves for the noise of each step: give eta above 0, or "ddim"'
+        )
     x0 = _checked(denoiser, images)
     plan = steps_of(denoiser, steps, eta if method == "edit-friendly" else 0.0)
     path = denoiser.site(site)
@@ -94,7 +96,9 @@ def ascend(
     for rows, net in _batches(denoiser, len(x0), batch_size, cond):
         for step in reversed(range(steps)):
             a, b = _affine(plan, step)
-            path[rows, step] = (path[rows, step + 1] - b * net.epsilon(path[rows, step + 1], int(plan.timesteps[step]))) / a
+            path[rows, step] = (
+                path[rows, step + 1] - b * net.epsilon(path[rows, step + 1], int(plan.timesteps[step]))
+            ) / a
     return path
 
 
@@ -114,7 +118,9 @@ def _edit_friendly(denoiser: Denoiser, plan: Steps, bare: Trajectory) -> Traject
     x0, seed = bare.start, bare.seed or 0
     free = draws(denoiser, len(x0), seed, "edit-friendly", len(plan))
     a = plan.alpha.to(x0).view(1, -1, 1, 1, 1)
-    levels = a.sqrt() * x0[:, None] + (1 - a).sqrt() * free  # independent at every level: that is what makes them editable
+    levels = (
+        a.sqrt() * x0[:, None] + (1 - a).sqrt() * free
+    )  # independent at every level: that is what makes them editable
     noise, residual = torch.zeros_like(levels), torch.zeros_like(x0)
     for rows, net in _batches(denoiser, len(x0), bare.batch_size, bare.cond):
         x = levels[rows, 0]
@@ -124,7 +130,9 @@ def _edit_friendly(denoiser: Denoiser, plan: Steps, bare: Trajectory) -> Traject
             sigma, last = float(plan.sigma[step]), step + 1 == len(plan)
             if sigma > 0:
                 noise[rows, step] = ((x0[rows] if last else levels[rows, step + 1]) - mean) / sigma
-                x, _ = update(plan, step, x, epsilon, epsilon, noise[rows, step])  # set again: what the run will come to
+                x, _ = update(
+                    plan, step, x, epsilon, epsilon, noise[rows, step]
+                )  # set again: what the run will come to
             elif last:
                 x = mean
         residual[rows] = x0[rows] - x
@@ -146,9 +154,7 @@ def _edict(denoiser: Denoiser, plan: Steps, bare: Trajectory) -> Trajectory:
     return dataclasses.replace(bare, start=start, partner=partner)
 
 
-def _batches(
-    denoiser: Denoiser, n: int, batch_size: int, cond: Tensor | None
-) -> Iterator[tuple[slice, Bottleneck]]:
+def _batches(denoiser: Denoiser, n: int, batch_size: int, cond: Tensor | None) -> Iterator[tuple[slice, Bottleneck]]:
     """(rows, the denoiser over them) for the batches of a run."""
     for first in range(0, n, batch_size):
         rows = slice(first, min(first + batch_size, n))

@@ -62,7 +62,9 @@ def sample(
     path = denoiser.site(site)
     start = draws(denoiser, n, seed, "start", 1)[:, 0]
     noise = draws(denoiser, n, seed, "noise", steps) if bool((plan.eta > 0).any()) else None
-    bare = Trajectory(start, start, plan.timesteps, plan.eta, denoiser.digest, path, batch_size, seed, noise=noise, cond=cond)
+    bare = Trajectory(
+        start, start, plan.timesteps, plan.eta, denoiser.digest, path, batch_size, seed, noise=noise, cond=cond
+    )
     if edit is not None:
         bare = dataclasses.replace(bare, injection=edit.injection(denoiser, bare))
     return run(denoiser, bare, record, progress)

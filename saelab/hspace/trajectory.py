@@ -98,7 +98,9 @@ class Trajectory:
     def errors(self) -> Float[Tensor, " n"]:
         """Of an inversion: the largest difference of each reconstruction from its image. `DataError` for other runs."""
         if self.images is None:
-            raise DataError("these samples were drawn, not found from images: only hspace.invert has reconstruction errors")
+            raise DataError(
+                "these samples were drawn, not found from images: only hspace.invert has reconstruction errors"
+            )
         return (self.samples.double() - self.images.double()).flatten(1).abs().amax(1)
 
     def __getitem__(self, rows: slice) -> "Trajectory":
@@ -155,7 +157,9 @@ class Trajectory:
             with safe_open(path, framework="pt") as file:
                 strings = file.metadata() or {}
                 if strings.get("format") != FORMAT:
-                    raise FormatError(f"{path} is not a trajectory of saelab ({strings.get('format', 'no format given')})")
+                    raise FormatError(
+                        f"{path} is not a trajectory of saelab ({strings.get('format', 'no format given')})"
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError) as error:
             raise FormatError(f"{path} cannot be read as a trajectory: {error}") from error

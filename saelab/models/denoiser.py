@@ -120,12 +120,14 @@ class Denoiser:
         """A copy in another dtype (its weights are its own); float64 brings inversion to rounding."""
         import copy
 
-        return Denoiser(copy.deepcopy(self.unet).to(dtype), self.scheduler, self.name)
+        return Denoiser(
+            nn.Module.to(copy.deepcopy(self.unet), dtype), self.scheduler, self.name
+        )  # diffusers' own `to` warns
 
     # what the network predicts
 
     def epsilon(
-        self, x: Float[Tensor, "n C H W"], t: int | Int[Tensor, "..."], cond: Tensor | None = None
+        self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None
     ) -> Float[Tensor, "n C H W"]:
         """The noise that the network sees in `x` at timestep `t` (one for all, or [n]), in the caller's gradient mode.
 
@@ -141,9 +143,7 @@ class Denoiser:
             return (x - a.sqrt().to(x) * out) / (1 - a).sqrt().to(x)
         return a.sqrt().to(x) * out + (1 - a).sqrt().to(x) * x
 
-    def x0(
-        self, x: Float[Tensor, "n C H W"], t: int | Int[Tensor, "..."], cond: Tensor | None = None
-    ) -> Float[Tensor, "n C H W"]:
+    def x0(self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None) -> Float[Tensor, "n C H W"]:
         """The clean image that the network sees in `x` at timestep `t`: (x - sqrt(1 - a) e) / sqrt(a)."""
         t = self._timesteps(x, t)
         a = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
@@ -222,7 +222,7 @@ class Denoiser:
     def record(
         self,
         x: Float[Tensor, "n C H W"],
-        t: int | Int[Tensor, "..."],
+        t: int | Tensor,
         site_or_sites: str | Sequence[str] = AFTER,
         cond: Tensor | None = None,
     ) -> Any:
