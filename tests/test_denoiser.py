@@ -185,6 +185,7 @@ def test_gradient_checkpointing(x):
         den.record(x, 4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, in some of diffusers' schedulers
 def test_schedulers():
     unet = made()
     with pytest.raises(ConfigError, match="alphas_cumprod"):

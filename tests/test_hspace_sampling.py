@@ -129,9 +129,8 @@ def test_an_edit_replays_and_its_h_is_from_before(small, drawn, tmp_path):
     edited.save(tmp_path / "e.safetensors")
     again = hspace.replay(small, hspace.Trajectory.load(tmp_path / "e.safetensors"))
     assert torch.equal(again.samples, edited.samples) and torch.equal(again.h, edited.h)
-    fresh = hspace.sample(
-        small, 5, 6, 1.0, 3, hspace.Edit(direction(small), torch.arange(5.0), window=(900, 200)), batch_size=2
-    )
+    how = hspace.Edit(direction(small), torch.arange(5.0), window=(900, 200))
+    fresh = hspace.sample(small, 5, 6, 1.0, 3, how, batch_size=2)
     assert torch.equal(fresh.samples, edited.samples)
     assert torch.equal(edited.samples[0], drawn.samples[0])  # strength 0
     assert torch.equal(hspace.replay(small, edited[2:4]).samples, edited.samples[2:4])
@@ -198,9 +197,8 @@ def test_gains_through_the_network():
     start = hspace.sample(den, n=2, steps=12, eta=0.3, record=("x", "epsilon"))
     for mode in ("symmetric", "asymmetric"):
         for i, t in list(enumerate(start.timesteps.tolist()))[::4]:
-            one = hspace.Direction(
-                torch.ones(1, 16, 4, 4, dtype=torch.float64) / 16, torch.ones(1), None, "mid_block", den.digest
-            )
+            vector = torch.ones(1, 16, 4, 4, dtype=torch.float64) / 16
+            one = hspace.Direction(vector, torch.ones(1), None, "mid_block", den.digest)
             edited = hspace.edit(den, start, one, 1e-4, mode=mode, window=(t, t))
             moved = edited.x[:, i + 1] - start.x[:, i + 1]
             expected = float(steps_of(den, 12, 0.3).gain(mode)[i]) * (edited.epsilon[:, i] - start.epsilon[:, i])

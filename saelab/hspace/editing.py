@@ -13,7 +13,7 @@ from torch import Tensor
 from saelab.errors import ConfigError
 from saelab.hspace.sampling import replay
 from saelab.hspace.schedule import MODES
-from saelab.hspace.trajectory import READINGS, Injection, Trajectory
+from saelab.hspace.trajectory import Injection, Trajectory
 from saelab.models.denoiser import Denoiser
 
 # The steps that a direction with one vector for every timestep is taken to be made at (our choice).
@@ -74,8 +74,9 @@ class Edit:
             raise ConfigError(f"the direction is of the site {direction.site!r}, the trajectory of {trajectory.site!r}: "
                               "use one site for both (site= of hspace.sample)")  # fmt: skip
         if tuple(direction.vector.shape[1:]) != shape:
+            own = list(direction.vector.shape[1:])
             raise ConfigError(
-                f"the direction is {list(direction.vector.shape[1:])} and h is {list(shape)} at {trajectory.site}"
+                f"the direction is {own} and h is {list(shape)} at {trajectory.site}: make it from this h"
             )
 
     def _strengths(self, n: int) -> Tensor:
@@ -139,5 +140,5 @@ def edit(
     True
     """
     how = Edit(direction_or_list, strength, mode=mode, window=window, mask=mask, normalize_gain=normalize_gain)
-    bare = dataclasses.replace(trajectory, **dict.fromkeys(READINGS), injection=how.injection(denoiser, trajectory))
+    bare = dataclasses.replace(trajectory, injection=how.injection(denoiser, trajectory))
     return replay(denoiser, bare, trajectory.recorded if record is None else record, progress=progress)

@@ -57,9 +57,7 @@ def invert(
     if method not in METHODS:
         raise ConfigError(f"no inversion {method!r}: known are {', '.join(METHODS)}")
     if method == "edit-friendly" and eta <= 0:
-        raise ConfigError(
-            'eta is 0, and edit-friendly inversion solves for the noise of each step: give eta above 0, or "ddim"'
-        )
+        raise ConfigError("eta is 0, and edit-friendly inversion solves for the noise of each step: give eta above 0")
     x0 = _checked(denoiser, images)
     plan = steps_of(denoiser, steps, eta if method == "edit-friendly" else 0.0)
     path = denoiser.site(site)

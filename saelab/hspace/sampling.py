@@ -129,7 +129,8 @@ def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: b
             with Bottleneck(denoiser, bare.site, cond, "h" in record or bare.injection is not None) as net:
                 walk = _edict if bare.method == "edict" else _single
                 samples[rows] = walk(net, plan, bare, rows, keep, bar)
-    return dataclasses.replace(bare, samples=samples, **{name: readings.get(name) for name in READINGS})
+    found: dict[str, Any] = {name: readings.get(name) for name in READINGS}
+    return dataclasses.replace(bare, samples=samples, **found)
 
 
 class Bottleneck:

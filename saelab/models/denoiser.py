@@ -95,7 +95,7 @@ class Denoiser:
         self.prediction: str = diffusion.prediction_of(scheduler)
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.detach().cpu().double()
         self.final_alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-        config = unet.config
+        config: Any = unet.config
         self.sample_shape = (int(config.in_channels), *diffusion.image_size(config))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._refuse_checkpointing()
@@ -300,8 +300,8 @@ class Denoiser:
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.sample_shape))
         steps = f"{len(self.alphas_cumprod):,} timesteps of {type(self.scheduler).__name__}"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"Denoiser({self.name}: {type(self.unet).__name__} of {shape}, {self.prediction}, {steps}, {dtype} on {self.device})"
+        where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        return f"Denoiser({self.name}: {type(self.unet).__name__} of {shape}, {self.prediction}, {steps}, {where})"
 
 
 def _moment(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:

@@ -69,10 +69,9 @@ def _unet(source: str, subfolder: str | None, config: dict[str, Any]) -> Any:
 def parts(thing: Any) -> tuple[nn.Module, Any]:
     """The U-Net and scheduler of a pipeline, or a U-Net and None."""
     diffusers()
-    if isinstance(thing, nn.Module):
-        unet, scheduler = thing, None
-    else:
-        unet, scheduler = getattr(thing, "unet", None), getattr(thing, "scheduler", None)
+    whole = isinstance(thing, nn.Module)
+    unet: Any = thing if whole else getattr(thing, "unet", None)
+    scheduler = None if whole else getattr(thing, "scheduler", None)
     if not isinstance(unet, nn.Module) or type(unet).__name__ not in UNETS:
         raise ConfigError(f"a {type(thing).__name__} is no denoiser: give a {' or '.join(UNETS)} of diffusers, a pipeline "
                           "that has one, or a name or folder")  # fmt: skip
@@ -86,8 +85,10 @@ def unclipped(scheduler: Any) -> Any:
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", None)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if config is None or not isinstance(alphas, Tensor):
-        raise ConfigError(f"the step of a {kind} does not fit: it has no alphas_cumprod, and x_t = sqrt(a) x_0 + sqrt(1 - a) e "
-                          "with fixed a is assumed: give DDIMScheduler, DDPMScheduler or another on such a schedule")  # fmt: skip
+        raise ConfigError(
+            f"the step of a {kind} does not fit: it has no alphas_cumprod, and x_t = sqrt(a) x_0 + sqrt(1 - a) e with fixed "
+            "a is assumed: give DDIMScheduler, DDPMScheduler or another such one"
+        )
     prediction_of(scheduler)
     off = {name: False for name in ("clip_sample", "thresholding") if config.get(name)}
     if off:
