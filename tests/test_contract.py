@@ -20,11 +20,6 @@ NOT_YET = (
     "from saelab.analysis import dark_matter, attention, pursuit",
     "attention.head_attribution(",
     "attention.direct_attribution(",
-    "from saelab import hspace",
-    "denoiser   = saelab.load_denoiser(",
-    "trajectory = hspace.sample(",
-    "directions = hspace.pca(",
-    "edited     = hspace.edit(",
 )
 ABSENT = (AttributeError, ImportError, NameError)
 # Names that the block uses and does not make.
@@ -94,3 +89,5 @@ def test_what_they_made(names):
     assert (sae.b_enc.shape, sae.b_dec.shape) == ((4096,), (576,))
     columns = "l0 explained_variance fvu mse ce_clean ce_sae ce_zero ce_score delta_ce kl dead_fraction".split()
     assert set(columns) <= set(names["report"].to_pandas().columns)
+    assert names["trajectory"].h.shape[:2] == (64, 50) and len(names["directions"]) == 8
+    assert names["edited"].samples.shape == names["trajectory"].samples.shape

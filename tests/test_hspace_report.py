@@ -1,4 +1,4 @@
-"""What edits do, measured and shown: hand-computed figures, the table, the pages in a browser, latents of h, the command line."""
+"""What edits do, measured and shown: hand-computed figures, the table, pages in a browser, latents of h, the command line."""
 
 import pytest
 import torch
