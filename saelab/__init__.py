@@ -16,6 +16,8 @@ _PUBLIC = {
     "load_model": "saelab.models.language",
     "LanguageModel": "saelab.models.language",
     "Tokens": "saelab.models.tokens",
+    "load_denoiser": "saelab.models.denoiser",
+    "Denoiser": "saelab.models.denoiser",
     "load_corpus": "saelab.activations.corpus",
     "Corpus": "saelab.activations.corpus",
     "harvest": "saelab.activations.harvest",
@@ -99,6 +101,8 @@ if TYPE_CHECKING:
     from saelab.errors import SiteError as SiteError
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
+    from saelab.models.denoiser import Denoiser as Denoiser
+    from saelab.models.denoiser import load_denoiser as load_denoiser
     from saelab.models.language import LanguageModel as LanguageModel
     from saelab.models.language import load_model as load_model
     from saelab.models.tokens import Tokens as Tokens

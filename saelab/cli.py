@@ -1,4 +1,4 @@
-"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | doctor`.
+"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | hspace | doctor`.
 
 Exit codes: 0 done, 2 an error with its way out on one line of stderr (`--debug` shows the traceback), 130
 interrupted by Ctrl-C.
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelab import __version__
-from saelab.commands import analyze, dashboard, demo, doctor, evaluate, harvest, steer, sweep, train
+from saelab.commands import analyze, dashboard, demo, doctor, evaluate, harvest, hspace, steer, sweep, train
 from saelab.commands.options import add_arguments, settings
 from saelab.errors import SaelabError
 
 COMMANDS = tuple(
-    module.COMMAND for module in (demo, train, sweep, harvest, evaluate, dashboard, steer, analyze, doctor)
+    module.COMMAND for module in (demo, train, sweep, harvest, evaluate, dashboard, steer, analyze, hspace, doctor)
 )
 INTERRUPTED = 130
 

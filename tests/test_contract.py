@@ -1,6 +1,6 @@
 """The lines of the block "What the user writes" of the design, run in order on the bundled model.
 
-Every `tokens=` is divided by 25. What is not there yet is listed, and must fail: when it arrives, shorten the list.
+Every `tokens=` is divided by 25.
 """
 
 import ast
@@ -17,15 +17,6 @@ KEPT = Path(__file__).with_name("contract.py.txt")
 DESIGN = Path(__file__).parents[2] / "shared" / "design.md"
 DIVISOR = 25
 
-# The beginning of each statement whose feature is not there yet.
-NOT_YET = (
-    "from saelab import hspace",
-    "denoiser   = saelab.load_denoiser(",
-    "trajectory = hspace.sample(",
-    "directions = hspace.pca(",
-    "edited     = hspace.edit(",
-)
-ABSENT = (AttributeError, ImportError, NameError)
 # Names that the block uses and does not make.
 GIVEN = {
     "x0": lambda names: names["x"][:64],
@@ -48,14 +39,6 @@ def statements() -> list[str]:
     return [ast.get_source_segment(text, node) or "" for node in ast.parse(text).body]
 
 
-def cases() -> list[Any]:
-    absent = pytest.mark.xfail(strict=True, raises=ABSENT, reason="not there yet")
-    return [
-        pytest.param(text, marks=[absent] if text.startswith(NOT_YET) else [], id=text.split("\n")[0][:70])
-        for text in statements()
-    ]
-
-
 def divided(text: str) -> str:
     return re.sub(r"\btokens=([\d_]+)", lambda m: f"tokens={int(m[1]) // DIVISOR}", text)
 
@@ -72,12 +55,8 @@ def test_the_copy_is_the_design():
     assert block() == KEPT.read_text()
 
 
-def test_the_list_names_statements():
-    assert not [start for start in NOT_YET if not any(text.startswith(start) for text in statements())]
-
-
 @pytest.mark.filterwarnings("default::UserWarning")  # a corpus that ends early, a short run: said, not wrong
-@pytest.mark.parametrize("text", cases())
+@pytest.mark.parametrize("text", statements(), ids=lambda text: text.split("\n")[0][:70])
 def test_statement(text, names):
     for name, make in GIVEN.items():
         if re.search(rf"\b{name}\b(?!=)", text) and "x" in names:
@@ -98,3 +77,5 @@ def test_what_they_made(names):
     assert (sae.b_enc.shape, sae.b_dec.shape) == ((4096,), (576,))
     columns = "l0 explained_variance fvu mse ce_clean ce_sae ce_zero ce_score delta_ce kl dead_fraction".split()
     assert set(columns) <= set(names["report"].to_pandas().columns)
+    assert names["trajectory"].h.shape[:2] == (64, 50) and len(names["directions"]) == 8
+    assert names["edited"].samples.shape == names["trajectory"].samples.shape

@@ -1,0 +1,112 @@
+"""Directions of one image: the leading right singular vectors of d epsilon / d h (Haas et al. 2024, section 3.4).
+
+Shapes: N samples, C h w of the bottleneck, H W of the image, K directions.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import ConfigError, DataError
+from saelab.hspace.directions import Directions
+from saelab.hspace.linear_maps import LinearMap, Stacked, singular_vectors
+from saelab.hspace.principal import h_of
+from saelab.hspace.trajectory import Trajectory
+from saelab.models.denoiser import Denoiser
+
+
+def jacobian(
+    denoiser: Denoiser,
+    trajectory: Trajectory,
+    step: int,
+    components: int,
+    mask: Float[Tensor, "H W"] | None = None,
+    *,
+    oversample: int = 4,
+    tol: float = 1e-3,
+    max_iter: int = 30,
+    seed: int = 0,
+) -> Directions:
+    """The directions of h that change the denoiser's prediction most, at one step, with x_t and the skips held fixed.
+
+    J = d epsilon(x_t, h) / d h is never formed: block subspace iteration (`saelab.hspace.linear_maps`). Predicted x0 has
+    the same right singular vectors in the same order, since it is a multiple of epsilon at fixed x_t.
+
+    The paper's directions belong to one image: give `trajectory[i:i+1]`. For several samples the Jacobians are stacked
+    (our choice): the directions that change the prediction most in the mean square over the samples. All samples' graphs are
+    held at once.
+
+    Args:
+        denoiser: the one that the trajectory is of.
+        trajectory: with `x` and `h` recorded.
+        step: index into `trajectory.timesteps`, 0 the noisiest; negative counts from the end.
+        components: K; values closer than a few percent to the next need more rounds, as the residuals say.
+        mask: [H, W] over the image: only what changes there counts (eq. 9 and 10).
+        oversample, tol, max_iter, seed: see `singular_vectors`.
+
+    Returns: `Directions` of one vector each, for every timestep (the paper applies it so). `scales`: the standard deviation
+        of h along the vector over the samples at that step, so that strengths compare with those of a PCA; of one sample
+        the root mean square entry of its h. `details`: `singular_values`, `residuals`, `timestep` and `iterations`, each
+        [K, 1].
+
+    Raises `ConfigError` for another denoiser, a step or a number of components that is not there, or a mask of another shape;
+    `DataError` where x or h was not recorded.
+
+    >>> import saelab
+    >>> denoiser = saelab.load_denoiser("digits-unet")
+    >>> trajectory = saelab.hspace.sample(denoiser, n=1, steps=4, seed=0)
+    >>> saelab.hspace.jacobian(denoiser, trajectory, step=2, components=2)
+    Directions(2 by jacobian, [64, 4, 4] at every timestep of mid_block)
+    """
+    h = h_of(trajectory)
+    if trajectory.denoiser != denoiser.digest:
+        raise ConfigError("the trajectory is of another denoiser: its h means nothing in this one")
+    if trajectory.x is None:
+        raise DataError('this trajectory has no x: sample it with record=("h", "x", ...)')
+    steps = len(trajectory.timesteps)
+    if not -steps <= step < steps:
+        raise ConfigError(f"there is no step {step}: the trajectory has {steps}, from 0 (the noisiest) on")
+    if mask is not None and tuple(mask.shape) != tuple(trajectory.x.shape[-2:]):
+        raise ConfigError(
+            f"the mask is {list(mask.shape)} and the image {list(trajectory.x.shape[-2:])}: one entry a pixel"
+        )
+    h_N, x_N = h[:, step], trajectory.x[:, :-1][:, step]
+    t = int(trajectory.timesteps[step])
+    maps = [
+        LinearMap(_prediction(denoiser, trajectory, x, t, mask, i), point, components + oversample)
+        for i, (x, point) in enumerate(zip(x_N, h_N, strict=True))
+    ]
+    found = singular_vectors(Stacked(maps), components, oversample=oversample, tol=tol, max_iter=max_iter, seed=seed)
+    vectors_KD = found.right
+    if len(h_N) > 1:
+        scales_K = (h_N.flatten(1).double().cpu() @ vectors_KD.T.cpu()).std(0)
+    else:
+        scales_K = h_N.double().square().mean().sqrt().cpu().expand(components)
+    column = torch.ones(components, 1)
+    return Directions(
+        vectors_KD.float().view(components, 1, *h_N.shape[1:]).to(h), scales_K.float()[:, None].to(h), None, trajectory.site,
+        trajectory.denoiser, "jacobian",
+        details={
+            "singular_values": found.values.float()[:, None], "residuals": found.residuals.float()[:, None],
+            "timestep": column * t, "iterations": column * found.iterations,
+        },
+    )  # fmt: skip
+
+
+def _prediction(
+    denoiser: Denoiser, trajectory: Trajectory, x: Tensor, t: int, mask: Tensor | None, i: int
+) -> Callable[[Tensor], Tensor]:
+    """epsilon as a function of a batch of h, at one sample's x_t."""
+    weight = None if mask is None else mask.to(x)
+
+    def of_h(h: Tensor) -> Tensor:
+        cond = (
+            None if trajectory.cond is None else trajectory.cond[i : i + 1].expand(len(h), *trajectory.cond.shape[1:])
+        )
+        with denoiser.intervene(trajectory.site, lambda *_: h):
+            epsilon = denoiser.epsilon(x.expand(len(h), *x.shape), t, cond)
+        return epsilon if weight is None else epsilon * weight
+
+    return of_h

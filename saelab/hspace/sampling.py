@@ -1,0 +1,234 @@
+"""The sampler: DDIM to DDPM by eta, with an edit of h on the way and every random number kept.
+
+Our own update rather than the scheduler's `step`, which cannot tell the predicted clean image P from the direction D back to
+x_t (Asyrp edits only P) and does not show the noise it draws. Equal to `DDIMScheduler.step` and `DDPMScheduler.step`.
+n samples, S steps.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import ConfigError
+from saelab.hspace.schedule import Steps, steps_of
+from saelab.hspace.trajectory import READINGS, Injection, Trajectory
+from saelab.models.denoiser import AFTER, Denoiser, Moment
+
+if TYPE_CHECKING:
+    from saelab.hspace.editing import Edit
+
+BATCH = 64
+EDICT_MIX = 0.93  # p of EDICT (Wallace et al. 2023)
+
+
+def sample(
+    denoiser: Denoiser,
+    n: int,
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    edit: "Edit | None" = None,
+    cond: Tensor | None = None,
+    record: Sequence[str] = ("h", "x", "x0"),
+    *,
+    site: str = AFTER,
+    boost_below: int | None = None,
+    batch_size: int = BATCH,
+    progress: bool = True,
+) -> Trajectory:
+    """Draw `n` samples and keep what it takes to draw them again.
+
+    `eta` 0 is DDIM, 1 DDPM; below the timestep `boost_below` it is 1 (Asyrp's quality boosting). `record` names what is read
+    at each step: "h" at `site` (before any edit), "x", "x0", "epsilon". `cond` as in `Denoiser.epsilon`, one row or n.
+    Sample i takes x_T and noise from two streams of its own, seeded by (seed, i): it does not depend on `n`, and to the bit
+    not within batches of one size.
+
+    Raises `ConfigError` for arguments that cannot work, `SiteError` for an unknown site.
+
+    >>> import saelab
+    >>> trajectory = sample(saelab.load_denoiser("digits-unet"), n=2, steps=4, eta=1.0, seed=0)
+    >>> trajectory.x.shape, trajectory.x0.shape, trajectory.noise.shape
+    (torch.Size([2, 5, 1, 8, 8]), torch.Size([2, 4, 1, 8, 8]), torch.Size([2, 4, 1, 8, 8]))
+    """
+    if n < 1 or batch_size < 1:
+        raise ConfigError(f"{n} samples in batches of {batch_size}: give at least one of each")
+    plan = steps_of(denoiser, steps, eta, boost_below)
+    path = denoiser.site(site)
+    start = draws(denoiser, n, seed, "start", 1)[:, 0]
+    noise = draws(denoiser, n, seed, "noise", steps) if bool((plan.eta > 0).any()) else None
+    bare = Trajectory(
+        start, start, plan.timesteps, plan.eta, denoiser.digest, path, batch_size, seed, noise=noise, cond=cond
+    )
+    if edit is not None:
+        bare = dataclasses.replace(bare, injection=edit.injection(denoiser, bare))
+    return run(denoiser, bare, record, progress)
+
+
+def replay(
+    denoiser: Denoiser, trajectory: Trajectory, record: Sequence[str] | None = None, *, progress: bool = True
+) -> Trajectory:
+    """Make a run again, to the bit on the same machine: same x_T, noise, edit and batches.
+
+    `record` is what to read this time (default: what the trajectory has). Raises `ConfigError` for another denoiser.
+
+    >>> import saelab
+    >>> denoiser = saelab.load_denoiser("digits-unet")
+    >>> trajectory = sample(denoiser, n=2, steps=4, eta=1.0)
+    >>> torch.equal(replay(denoiser, trajectory).samples, trajectory.samples)
+    True
+    """
+    if trajectory.denoiser != denoiser.digest:
+        raise ConfigError(f"the trajectory is of the denoiser {trajectory.denoiser[:12]}, this one ({denoiser.name}) is "
+                          f"{denoiser.digest[:12]}: load the one that made it")  # fmt: skip
+    return run(denoiser, trajectory, trajectory.recorded if record is None else record, progress)
+
+
+def draws(denoiser: Denoiser, n: int, seed: int, use: str, count: int) -> Float[Tensor, "n count C H W"]:
+    """Normal numbers, each sample's from a generator of its own; of another use or seed they are independent."""
+    rows = []
+    for i in range(n):
+        digest = hashlib.sha256(f"hspace {use} {seed} {i}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        # on the processor and in fp32 whatever the denoiser: the same sample on every device
+        rows.append(torch.randn(count, *denoiser.sample_shape, generator=generator))
+    return torch.stack(rows).to(denoiser.device, denoiser.dtype)
+
+
+def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: bool = True) -> Trajectory:
+    """Carry out the run that a trajectory describes (its start, noise, steps, edit), reading what is asked."""
+    unknown = set(record) - set(READINGS)
+    if unknown:
+        raise ConfigError(f"cannot record {', '.join(sorted(unknown))}: known are {', '.join(READINGS)}")
+    if bare.cond is not None and len(bare.cond) not in (1, len(bare)):
+        raise ConfigError(f"cond has {len(bare.cond)} rows for {len(bare)} samples: give one row, or one a sample")
+    plan = dataclasses.replace(steps_of(denoiser, bare.steps), eta=bare.eta)
+    if not torch.equal(plan.timesteps, bare.timesteps):
+        raise ConfigError("the trajectory's timesteps are not the scheduler's: use the scheduler that it was made with")
+    readings: dict[str, Tensor] = {}
+    n, S = len(bare), bare.steps
+
+    def keep(name: str, rows: slice, step: int, value: Tensor) -> None:
+        if name not in record:
+            return
+        if name not in readings:
+            count = S + 1 if name == "x" else S
+            readings[name] = value.new_empty(n, count, *value.shape[1:])
+        readings[name][rows, step] = value
+
+    samples = torch.empty_like(bare.start)
+    with torch.no_grad(), _bar(S * -(-n // bare.batch_size), progress) as bar:
+        for first in range(0, n, bare.batch_size):
+            rows = slice(first, min(first + bare.batch_size, n))
+            cond = bare.cond if bare.cond is None or len(bare.cond) == 1 else bare.cond[rows]
+            with Bottleneck(denoiser, bare.site, cond, "h" in record or bare.injection is not None) as net:
+                walk = _edict if bare.method == "edict" else _single
+                samples[rows] = walk(net, plan, bare, rows, keep, bar)
+    found: dict[str, Any] = {name: readings.get(name) for name in READINGS}
+    return dataclasses.replace(bare, samples=samples, **found)
+
+
+class Bottleneck:
+    """The denoiser over one batch, with one hook on the site that reads h and adds to it.
+
+    `predict(x, t, edit)` gives the epsilons that P and D use, the same tensor unless the edit is asymmetric.
+    """
+
+    def __init__(self, denoiser: Denoiser, site: str, cond: Tensor | None, hooked: bool) -> None:
+        self.denoiser, self.cond = denoiser, cond
+        self.h: Tensor | None = None
+        self._added: Tensor | None = None
+        self._hook: Any = denoiser.intervene(site, self._touch) if hooked else contextlib.nullcontext()
+
+    def __enter__(self) -> "Bottleneck":
+        self._hook.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hook.__exit__(*error)
+
+    def _touch(self, h: Tensor, where: Moment) -> Tensor:
+        self.h = h
+        return h if self._added is None else h + self._added.to(h)
+
+    def epsilon(self, x: Tensor, t: int, added: Tensor | None = None) -> Tensor:
+        """Epsilon with `added` on h, in the precision of `x` whatever the network's."""
+        self._added = added
+        return self.denoiser.epsilon(x.to(self.denoiser.dtype), t, self.cond).to(x.dtype)
+
+    def predict(self, x: Tensor, t: int, edit: Injection | None, step: int, rows: slice) -> tuple[Tensor, Tensor]:
+        added = None if edit is None else edit.at(step, rows)
+        seen = self.epsilon(x, t, added)
+        if added is None or edit is None or edit.mode == "symmetric":
+            return seen, seen
+        h = self.h
+        plain = self.epsilon(x, t)
+        self.h = h
+        return seen, plain
+
+
+def update(
+    plan: Steps, step: int, x: Tensor, seen: Tensor, plain: Tensor, noise: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One step: (x', x0), with epsilon `seen` in the predicted clean image and `plain` in the direction back to x_t."""
+    a, following = float(plan.alpha[step]), float(plan.alpha_next[step])
+    x0 = (x - (1 - a) ** 0.5 * seen) / a**0.5
+    x = following**0.5 * x0 + float(plan.direction[step]) * plain
+    sigma = float(plan.sigma[step])
+    return (x + sigma * noise if noise is not None and sigma > 0 else x), x0
+
+
+Keep = Callable[[str, slice, int, Tensor], None]
+
+
+def _single(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: Keep, bar: Any) -> Tensor:
+    x = bare.start[rows]
+    for step, t in enumerate(plan.timesteps.tolist()):
+        keep("x", rows, step, x)
+        seen, plain = net.predict(x, t, bare.injection, step, rows)
+        if net.h is not None:
+            keep("h", rows, step, net.h)
+        keep("epsilon", rows, step, seen)
+        x, x0 = update(plan, step, x, seen, plain, None if bare.noise is None else bare.noise[rows, step])
+        keep("x0", rows, step, x0)
+        bar.update()
+    if bare.residual is not None:
+        x = x + bare.residual[rows]
+    keep("x", rows, len(plan), x)
+    return x
+
+
+def _edict(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: Keep, bar: Any) -> Tensor:
+    """EDICT (Wallace et al. 2023): two sequences, each moved by the other's epsilon and then mixed, so that every step can be
+    undone exactly. Readings are those of the first sequence, h and epsilon at the second (our choice)."""
+    assert bare.partner is not None
+    x, y = bare.start[rows], bare.partner[rows]
+    p = EDICT_MIX
+    for step, t in enumerate(plan.timesteps.tolist()):
+        keep("x", rows, step, x)
+        seen, plain = net.predict(y, t, bare.injection, step, rows)
+        if net.h is not None:
+            keep("h", rows, step, net.h)
+        keep("epsilon", rows, step, seen)
+        x_next, x0 = update(plan, step, x, seen, plain, None)
+        keep("x0", rows, step, x0)
+        seen, plain = net.predict(x_next, t, bare.injection, step, rows)
+        y_next, _ = update(plan, step, y, seen, plain, None)
+        x = p * x_next + (1 - p) * y_next
+        y = p * y_next + (1 - p) * x
+        bar.update()
+    keep("x", rows, len(plan), x)
+    return x
+
+
+@contextlib.contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc="denoising", unit="step", delay=2, disable=not progress) as bar:
+        yield bar

@@ -1,0 +1,186 @@
+"""A run of a denoiser: all that it takes to make it again, and what was read on the way.
+
+n samples, S steps, images C x H x W, h of C x h x w, K directions of an edit.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import saelab
+from saelab.errors import DataError, FormatError
+from saelab.files import whole_file
+
+FORMAT = "saelab-trajectory-1"
+# What was read on the way, not needed to make it again: half precision on disk.
+READINGS = ("x", "x0", "h", "epsilon")
+# What has a row for each sample.
+ROWS = ("start", "samples", "noise", "residual", "images", "partner", *READINGS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Injection:
+    """What an edit adds to h: `strength` [K, n] times `delta` [K, S, C, h, w], summed over K, times `mask`.
+
+    `delta` is zero outside the edit's window. With `mode` "asymmetric" only the predicted clean image sees it.
+    """
+
+    delta: Float[Tensor, "K S C h w"]
+    strength: Float[Tensor, "K n"]
+    mask: Float[Tensor, "rows h w"] | None  # one row for all samples, or one a sample
+    mode: str
+    active: Tensor  # [S]: which steps lie in the window
+
+    def at(self, step: int, rows: slice) -> Tensor | None:
+        """What is added to h of these samples at a step, [rows, C, h, w]; None outside the window."""
+        if not self.active[step]:
+            return None
+        added = torch.einsum("kn,kchw->nchw", self.strength[:, rows], self.delta[:, step])
+        if self.mask is None:
+            return added
+        return added * (self.mask if len(self.mask) == 1 else self.mask[rows])[:, None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A run of `n` samples over S steps, from x_T (`start`) to `samples`.
+
+    `noise` [n, S, C, H, W] is what the steps added, None where eta is 0 throughout; `timesteps` [S] fall, `eta` [S] is each
+    step's. Readings are None unless recorded: `x` [n, S + 1, C, H, W] with both ends, `x0` and `epsilon` [n, S, C, H, W] as
+    the step used them, `h` [n, S, C, h, w] at `site` before any edit. `denoiser` is the digest of the one that ran.
+    Of an inversion `images` are the real ones, `residual` what is added to the last step (edit-friendly) and `partner` the
+    second x_T of EDICT. `trajectory[a:b]` are those samples; `len` is n.
+
+    >>> from saelab import hspace
+    >>> trajectory = hspace.sample(saelab.load_denoiser("digits-unet"), n=3, steps=4, eta=1.0)
+    >>> trajectory.h.shape, trajectory[1:].samples.shape
+    (torch.Size([3, 4, 64, 4, 4]), torch.Size([2, 1, 8, 8]))
+    """
+
+    start: Float[Tensor, "n C H W"]
+    samples: Float[Tensor, "n C H W"]
+    timesteps: Int[Tensor, " S"]
+    eta: Float[Tensor, " S"]
+    denoiser: str
+    site: str
+    batch_size: int
+    seed: int | None = None
+    method: str = "sample"
+    noise: Float[Tensor, "n S C H W"] | None = None
+    x: Float[Tensor, "n S_1 C H W"] | None = None
+    x0: Float[Tensor, "n S C H W"] | None = None
+    h: Float[Tensor, "n S Ch h w"] | None = None
+    epsilon: Float[Tensor, "n S C H W"] | None = None
+    residual: Float[Tensor, "n C H W"] | None = None
+    partner: Float[Tensor, "n C H W"] | None = None
+    images: Float[Tensor, "n C H W"] | None = None
+    cond: Tensor | None = None
+    injection: Injection | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run has."""
+        return len(self.timesteps)
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of the readings that are there."""
+        return tuple(name for name in READINGS if getattr(self, name) is not None)
+
+    @property
+    def errors(self) -> Float[Tensor, " n"]:
+        """Of an inversion: the largest difference of each reconstruction from its image. `DataError` for other runs."""
+        if self.images is None:
+            raise DataError(
+                "these samples were drawn, not found from images: only hspace.invert has reconstruction errors"
+            )
+        return (self.samples.double() - self.images.double()).flatten(1).abs().amax(1)
+
+    def __getitem__(self, rows: slice) -> "Trajectory":
+        """Those samples. Made again they agree to rounding, not bitwise, where the batches they ran in were others."""
+        parts = {name: value[rows] for name in ROWS if (value := getattr(self, name)) is not None}
+        if self.cond is not None and len(self.cond) > 1:
+            parts["cond"] = self.cond[rows]
+        edit = self.injection
+        if edit is not None:
+            mask = edit.mask if edit.mask is None or len(edit.mask) == 1 else edit.mask[rows]
+            parts["injection"] = dataclasses.replace(edit, strength=edit.strength[:, rows], mask=mask)
+        return dataclasses.replace(self, **parts)
+
+    def to(self, device: str | torch.device) -> "Trajectory":
+        """A copy whose samples and readings are on another device."""
+        moved = {name: value.to(device) for name in (*ROWS, "cond") if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **moved)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file: what makes the run again in full, the readings in half precision where they fit.
+
+        Raises `CheckpointError` when the disk is full or the folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        for name in (*ROWS, "timesteps", "eta", "cond"):
+            value = getattr(self, name)
+            if value is not None:
+                tensors[name] = _halved(value) if name in READINGS else value
+        strings = {"format": FORMAT, "saelab": saelab.__version__, "denoiser": self.denoiser, "site": self.site,
+                   "batch_size": str(self.batch_size), "method": self.method}  # fmt: skip
+        if self.seed is not None:
+            strings["seed"] = str(self.seed)
+        if self.injection is not None:
+            strings["mode"] = self.injection.mode
+            for field in ("delta", "strength", "mask", "active"):
+                value = getattr(self.injection, field)
+                if value is not None:
+                    tensors[f"edit.{field}"] = value
+        kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        with whole_file(path) as temporary:
+            save_file(kept, temporary, metadata=strings)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Trajectory":
+        """The run in a file that `save` wrote; readings come back in the precision of `start`.
+
+        Raises `FormatError` for a file that is something else or was cut short.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                strings = file.metadata() or {}
+                if strings.get("format") != FORMAT:
+                    raise FormatError(
+                        f"{path} is not a trajectory of saelab ({strings.get('format', 'no format given')})"
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise FormatError(f"{path} cannot be read as a trajectory: {error}") from error
+        edit = {name.removeprefix("edit."): tensors.pop(name) for name in list(tensors) if name.startswith("edit.")}
+        readings = {name: tensors[name].to(tensors["start"].dtype) for name in READINGS if name in tensors}
+        fields: dict[str, Any] = {**tensors, **readings}
+        if edit:
+            fields["injection"] = Injection(mask=edit.pop("mask", None), mode=strings["mode"], **edit)
+        seed = int(strings["seed"]) if "seed" in strings else None
+        return cls(denoiser=strings["denoiser"], site=strings["site"], batch_size=int(strings["batch_size"]),
+                   method=strings["method"], seed=seed, **fields)  # fmt: skip
+
+    def __repr__(self) -> str:
+        edited = "" if self.injection is None else f", edited ({self.injection.mode})"
+        recorded = ", ".join(self.recorded) or "nothing"
+        return (
+            f"Trajectory({len(self)} samples of {'x'.join(map(str, self.start.shape[1:]))}, {self.steps} steps by "
+            f"{self.method}, eta {float(self.eta.min()):g} to {float(self.eta.max()):g}, recorded {recorded}{edited})"
+        )
+
+
+def _halved(x: Tensor) -> Tensor:
+    half = x.half()
+    return half if bool(torch.isfinite(half).all()) else x

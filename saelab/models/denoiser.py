@@ -1,0 +1,340 @@
+"""A diffusion denoiser whose activations can be read, replaced and traced to timesteps.
+
+A U-Net of diffusers and a noise schedule: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, with a_t the schedule's
+`alphas_cumprod`. Whatever the network predicts (e, x_0 or v), `epsilon` and `x0` give e and x_0 (Ho et al. 2020;
+v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saelab import cache
+from saelab.errors import ConfigError, DataError, SiteError
+from saelab.models import loading, sites
+from saelab.models.hooks import first_runs, interventions_silent
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from saelab.models.classifier import Classifier
+
+AFTER = "mid_block"
+# h-space's places in Haas et al. (2024): the whole middle block, its input, and its second ResNet after the second norm
+PLACES = {"after": AFTER, "before": "mid_block.input", "middle": "mid_block.resnets.1.norm2"}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an intervention's function gets beside the activation: the timestep of each sample of the batch."""
+
+    timesteps: Int[Tensor, "n"]
+
+
+def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.device = "auto") -> "Denoiser":
+    """A denoiser by name, from a folder, or around a U-Net or pipeline of diffusers.
+
+    "digits-unet" (8x8) and "mnist-unet" (28x28) come with saelab. Any other string is a folder or a name on the hub that
+    holds a pipeline (or a `UNet2DModel` or `UNet2DConditionModel` alone); these load in evaluation mode and fp32. A U-Net
+    object is wrapped as it is, on its device, in its dtype and mode, and never changed. `scheduler` defaults to the
+    pipeline's, else to `DDIMScheduler()`. What is kept is a copy of it with `clip_sample=False` (and no thresholding):
+    clipping would make x0 a non-linear function of epsilon and inversion impossible; a warning says so where it was on.
+    In a latent diffusion pipeline images are the autoencoder's latents.
+
+    Raises `ConfigError`, with the way out, when nothing can be loaded, gradient checkpointing is on, or the scheduler has
+    no fixed variance-preserving schedule of discrete timesteps.
+
+    >>> denoiser = load_denoiser("digits-unet")
+    >>> denoiser.epsilon(torch.zeros(2, 1, 8, 8), 500).shape
+    torch.Size([2, 1, 8, 8])
+    >>> denoiser.record(torch.zeros(2, 1, 8, 8), 500).shape
+    torch.Size([2, 64, 4, 4])
+    """
+    if isinstance(name_or_unet, Denoiser):
+        return name_or_unet
+    from saelab.models import diffusion
+
+    if isinstance(name_or_unet, str | Path):
+        name = str(name_or_unet)
+        unet, own = diffusion.pretrained(name, loading.device_of(device))
+    else:
+        unet, own = diffusion.parts(name_or_unet)
+        name = type(unet).__name__
+        place = next(unet.parameters()).device
+        if device != "auto" and torch.device(device) != place:
+            raise ConfigError(f"the U-Net is on {place}, and objects are wrapped as they are: move it yourself "
+                              f"(unet.to({str(device)!r})) before load_denoiser")  # fmt: skip
+        loading.warn_of_dropout(unet)
+    return Denoiser(unet, diffusion.unclipped(scheduler if scheduler is not None else own), name)
+
+
+class Denoiser:
+    """A U-Net and its noise schedule, with named sites; made by `load_denoiser`.
+
+    `unet` is the wrapped module, untouched; `scheduler` a copy with `clip_sample=False`; `alphas_cumprod` [T] in float64.
+
+    >>> denoiser = load_denoiser("digits-unet")
+    >>> x = torch.zeros(2, 1, 8, 8)
+    >>> with denoiser.intervene("after", lambda h, where: h + (where.timesteps > 400).view(-1, 1, 1, 1)):
+    ...     changed = denoiser.epsilon(x, torch.tensor([300, 500]))
+    >>> (changed - denoiser.epsilon(x, torch.tensor([300, 500]))).flatten(1).abs().amax(1) > 0
+    tensor([False,  True])
+    """
+
+    def __init__(self, unet: nn.Module, scheduler: Any, name: str) -> None:
+        from saelab.models import diffusion
+
+        self.unet, self.scheduler, self.name = unet, scheduler, name
+        self.prediction: str = diffusion.prediction_of(scheduler)
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.detach().cpu().double()
+        self.final_alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+        config: Any = unet.config
+        self.sample_shape = (int(config.in_channels), *diffusion.image_size(config))
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._refuse_checkpointing()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first parameter's."""
+        return next(self.unet.parameters()).dtype
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of weights, noise schedule and kind of prediction, when first asked."""
+        kind = {"alphas": self.alphas_cumprod, f"predicts {self.prediction}": torch.zeros(0)}
+        return cache.tensors_digest(dict(self.unet.state_dict()) | kind)
+
+    def to(self, dtype: torch.dtype) -> "Denoiser":
+        """A copy in another dtype (its weights are its own); float64 brings inversion to rounding."""
+        import copy
+
+        return Denoiser(
+            nn.Module.to(copy.deepcopy(self.unet), dtype), self.scheduler, self.name
+        )  # diffusers' own `to` warns
+
+    # what the network predicts
+
+    def epsilon(
+        self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None
+    ) -> Float[Tensor, "n C H W"]:
+        """The noise that the network sees in `x` at timestep `t` (one for all, or [n]), in the caller's gradient mode.
+
+        `cond` is what the network is conditioned on: `encoder_hidden_states` [n or 1, length, width] of a
+        `UNet2DConditionModel`, or class labels [n]. A variance predicted beside the noise is left out.
+        """
+        t = self._timesteps(x, t)
+        out = self._output(x, t, cond)
+        if self.prediction == "epsilon":
+            return out
+        a = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
+        if self.prediction == "sample":
+            return (x - a.sqrt().to(x) * out) / (1 - a).sqrt().to(x)
+        return a.sqrt().to(x) * out + (1 - a).sqrt().to(x) * x
+
+    def x0(self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None) -> Float[Tensor, "n C H W"]:
+        """The clean image that the network sees in `x` at timestep `t`: (x - sqrt(1 - a) e) / sqrt(a)."""
+        t = self._timesteps(x, t)
+        a = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
+        return (x - (1 - a).sqrt().to(x) * self.epsilon(x, t, cond)) / a.sqrt().to(x)
+
+    def _output(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        from saelab.models import diffusion
+
+        out = self.unet(x, t, **diffusion.conditioning(self.unet, cond, len(x))).sample
+        return out[:, : x.shape[1]]  # the rest is a learned variance
+
+    def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
+        steps = torch.as_tensor(t, device=x.device)
+        if steps.is_floating_point() or steps.numel() not in (1, len(x)):
+            raise DataError(f"timesteps are whole numbers, one or one a sample ({len(x)}); these are {steps.dtype} "
+                            f"{list(steps.shape)}")  # fmt: skip
+        last = len(self.alphas_cumprod) - 1
+        if steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) <= last:
+            raise DataError(f"timesteps go from 0 to {last}; these go from {int(steps.min())} to {int(steps.max())}")
+        return steps.reshape(-1).expand(len(x))
+
+    def timesteps(self, steps: int) -> Int[Tensor, "steps"]:
+        """The timesteps of a run of so many steps, highest noise first, spaced as the scheduler does it.
+
+        Raises `ConfigError` when the scheduler's are not whole numbers that fall (Euler's "linspace", PNDM's repeats).
+        """
+        from saelab.models import diffusion
+
+        return diffusion.timesteps(self.scheduler, steps)
+
+    # sites
+
+    def site(self, name: str) -> str:
+        """The module path of a site: "after", "before" and "middle" mean the middle block, anything else is a path.
+
+        `path` is a module's output, `path.input` its input. Raises `SiteError` with near names, or when the U-Net has no
+        middle block.
+        """
+        path = PLACES.get(name, name)
+        if path.startswith("mid_block") and getattr(self.unet, "mid_block", None) is None:
+            others = [p for p, _ in self.unet.named_modules() if p.startswith("down_blocks.") and p.count(".") == 1]
+            raise SiteError(f"this {type(self.unet).__name__} has no middle block (mid_block_type=None), so there is no site "
+                            f"{name!r}: give another, for instance site={others[-1] if others else 'conv_in'!r}")  # fmt: skip
+        try:
+            sites.resolve(self.unet, path)
+        except SiteError as error:
+            names = [*PLACES, *(p for p, _ in self.unet.named_modules() if p)]
+            raise sites.unknown_site(name, names) from error
+        return path
+
+    def site_shape(self, name: str = AFTER) -> tuple[int, ...]:
+        """Shape of one sample's activation at a site, [C, h, w] for feature maps; found by running the network once."""
+        path = self.site(name)
+        if path not in self._shapes:
+            with interventions_silent(), torch.no_grad():
+                self._shapes[path] = tuple(self._read([path], *self._probe())[path].shape[1:])
+        return self._shapes[path]
+
+    def sites(self) -> "DataFrame":
+        """Table of the sites, in the order of the forward pass: name, module, width (channels), kind, height.
+
+        The three places of the middle block by name, then every block, ResNet, attention and resampling module.
+        """
+        import pandas as pd
+
+        named = {path: name for name, path in PLACES.items()}
+        paths = [path for path, _ in self.unet.named_modules() if _is_block(path)]
+        if getattr(self.unet, "mid_block", None) is not None:
+            paths += [PLACES["before"], PLACES["middle"]]
+        paths.sort(key=_order)
+        with interventions_silent(), torch.no_grad():
+            shapes = {path: x.shape[1:] for path, x in self._read(paths, *self._probe()).items()}
+        rows = [(named.get(path, path), path, shape[0], _kind(path), shape[1]) for path, shape in shapes.items()]
+        return pd.DataFrame(rows, columns=["name", "module", "width", "kind", "height"])
+
+    def record(
+        self,
+        x: Float[Tensor, "n C H W"],
+        t: int | Tensor,
+        site_or_sites: str | Sequence[str] = AFTER,
+        cond: Tensor | None = None,
+    ) -> Any:
+        """The activation [n, C, h, w] at a site when the network sees `x` at timestep `t`; for several a dict by name.
+
+        The pass stops after the last site. No gradients. Raises `SiteError` for an unknown site.
+        """
+        names = [site_or_sites] if isinstance(site_or_sites, str) else list(site_or_sites)
+        paths = {name: self.site(name) for name in names}
+        with torch.no_grad():
+            found = self._read(list(paths.values()), x, self._timesteps(x, t), cond)
+        return found[paths[names[0]]] if isinstance(site_or_sites, str) else {n: found[p] for n, p in paths.items()}
+
+    @contextlib.contextmanager
+    def intervene(self, site: str, fn: Callable[[Tensor, Moment], Tensor]) -> Iterator[None]:
+        """Within it, every pass of the network uses `fn(activation, where)` at the site; `where.timesteps` is [n].
+
+        Contexts nest, the outer acts first; hooks are gone afterwards, whatever happens. In the last down block the output
+        and the last skip are one tensor: "before" changes what the middle block reads and leaves the skip alone. Raises
+        `SiteError`; `InterventionError` when `fn` gives no tensor of the same shape; `ConfigError` under gradient
+        checkpointing, where hooks would run twice.
+        """
+        self._refuse_checkpointing()
+        with sites.intervene(self.unet, self.site(site), fn, _moment):
+            yield
+
+    def _read(self, paths: list[str], x: Tensor, t: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
+        self._refuse_checkpointing()
+        return first_runs({p: sites.resolve(self.unet, p) for p in paths}, lambda: self._output(x, t, cond))
+
+    def _probe(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        from saelab.models import diffusion
+
+        x = torch.zeros(1, *self.sample_shape, device=self.device, dtype=self.dtype)
+        return x, torch.zeros(1, dtype=torch.long, device=self.device), diffusion.blank(self.unet)
+
+    def _refuse_checkpointing(self) -> None:
+        if getattr(self.unet, "is_gradient_checkpointing", False):
+            raise ConfigError("gradient checkpointing is on, which runs blocks (and hooks) a second time in the backward "
+                              "pass: call unet.disable_gradient_checkpointing() first")  # fmt: skip
+
+    # what comes with a bundled denoiser
+
+    def classifier(self) -> "Classifier":
+        """The bundled classifier of this denoiser's images ([n, 1, H, W] to logits [n, 10]).
+
+        Raises `ConfigError` for a denoiser that saelab does not bundle.
+        """
+        from saelab.models.classifier import load_classifier
+
+        return load_classifier(self._beside("classifier.safetensors"), self.device)
+
+    def examples(self) -> tuple[Float[Tensor, "n C H W"], Int[Tensor, "n"]]:
+        """Real images that the bundled denoiser was not trained on, in [-1, 1], and their classes.
+
+        >>> images, labels = load_denoiser("digits-unet").examples()
+        >>> images.shape, labels.shape
+        (torch.Size([200, 1, 8, 8]), torch.Size([200]))
+        """
+        from safetensors.torch import load_file
+
+        found = load_file(self._beside("examples.safetensors"), device=str(self.device))
+        return found["images"].to(self.dtype) / 127.5 - 1, found["labels"].long()
+
+    def _beside(self, name: str) -> Path:
+        from saelab.models import diffusion
+
+        path = diffusion.BUNDLED / self.name / name
+        if not path.is_file():
+            known = ", ".join(diffusion.bundled_names())
+            raise ConfigError(f"{self.name!r} does not come with saelab, and only such denoisers ({known}) have "
+                              f"{path.stem.removesuffix('s')}s: give your own")  # fmt: skip
+        return path
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.sample_shape))
+        steps = f"{len(self.alphas_cumprod):,} timesteps of {type(self.scheduler).__name__}"
+        where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        return f"Denoiser({self.name}: {type(self.unet).__name__} of {shape}, {self.prediction}, {steps}, {where})"
+
+
+def _moment(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
+    x = args[0] if args else kwargs["sample"]
+    t = args[1] if len(args) > 1 else kwargs["timestep"]
+    return Moment(torch.as_tensor(t, device=x.device).reshape(-1).expand(len(x)))
+
+
+_KINDS = {"resnets": "resnet", "attentions": "attention", "downsamplers": "downsampling", "upsamplers": "upsampling"}
+
+
+def _is_block(path: str) -> bool:
+    parts = path.split(".")
+    if parts[0] in ("down_blocks", "up_blocks"):
+        return len(parts) == 2 or (len(parts) == 4 and parts[2] in _KINDS)
+    if parts[0] == AFTER:
+        return len(parts) == 1 or (len(parts) == 3 and parts[1] in _KINDS)
+    return path in ("conv_in", "conv_out")
+
+
+def _order(path: str) -> tuple[int, ...]:
+    """Sorts the sites into the order in which a U-Net runs them: a block's output comes after its parts."""
+    stage, *parts = path.removesuffix(".norm2").split(".")
+    block = int(parts.pop(0)) if parts and parts[0].isdigit() else 0
+    place = {"conv_in": 0, "down_blocks": 1, AFTER: 2, "up_blocks": 3, "conv_out": 4}[stage]
+    if parts == ["input"]:
+        return (place, block, 0)
+    if not parts:
+        return (place, block, 3)
+    sampler, attention = parts[0] in ("downsamplers", "upsamplers"), parts[0] == "attentions"
+    return (place, block, 1 + sampler, int(parts[1]), attention, not path.endswith(".norm2"))
+
+
+def _kind(path: str) -> str:
+    found = [kind for part, kind in _KINDS.items() if part in path.split(".")]
+    return found[0] if found else "convolution" if path.startswith("conv") else "block"

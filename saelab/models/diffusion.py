@@ -1,0 +1,168 @@
+"""From a name, a folder or an object of diffusers to a U-Net and a scheduler, with errors that say the way out."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelab.errors import ConfigError, DataError
+
+BUNDLED = Path(__file__).parent / "denoisers"
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+UNETS = ("UNet2DModel", "UNet2DConditionModel")
+
+
+def bundled_names() -> list[str]:
+    """Names of the denoisers that load with no network.
+
+    >>> bundled_names()
+    ['digits-unet', 'mnist-unet']
+    """
+    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "model_index.json").is_file())
+
+
+def diffusers() -> Any:
+    """The package, or a `ConfigError` that says how to get it."""
+    try:
+        import diffusers as package
+    except ImportError as error:
+        raise ConfigError("denoisers need diffusers: pip install 'saelab[diffusion]'") from error
+    return package
+
+
+def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any]:
+    """A U-Net in evaluation mode and fp32, and its pipeline's scheduler or None."""
+    package = diffusers()
+    folder = BUNDLED / name if name in bundled_names() else Path(name).expanduser()
+    source = str(folder) if folder.is_dir() else name
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise ConfigError(f"there is no folder {name!r}: give one that save_pretrained wrote, a pipeline's name on the hub "
+                          f"(owner/name), or {' or '.join(map(repr, bundled_names()))}")  # fmt: skip
+    try:
+        if folder.is_dir() and (folder / "config.json").is_file():
+            return _unet(source, None, json.loads((folder / "config.json").read_text())).to(device).eval(), None
+        index = package.DiffusionPipeline.load_config(source)
+        if "unet" not in index or "scheduler" not in index:
+            raise ConfigError(f"{name!r} is a {index.get('_class_name')} without a U-Net or a scheduler")
+        unet = _unet(source, "unet", {"_class_name": index["unet"][1]})
+        scheduler = getattr(package, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(f"no denoiser {name!r} can be loaded ({reason}). Without a network only folders, pipelines in the "
+                          f"hub's cache and {' and '.join(map(repr, bundled_names()))} load") from error  # fmt: skip
+    return unet.to(device).eval(), scheduler
+
+
+def _unet(source: str, subfolder: str | None, config: dict[str, Any]) -> Any:
+    kind = config.get("_class_name")
+    if kind not in UNETS:
+        raise ConfigError(f"{source!r} holds a {kind}, and a denoiser is one of {' and '.join(UNETS)}")
+    where = {} if subfolder is None else {"subfolder": subfolder}
+    return getattr(diffusers(), kind).from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True, **where)
+
+
+def parts(thing: Any) -> tuple[nn.Module, Any]:
+    """The U-Net and scheduler of a pipeline, or a U-Net and None."""
+    diffusers()
+    whole = isinstance(thing, nn.Module)
+    unet: Any = thing if whole else getattr(thing, "unet", None)
+    scheduler = None if whole else getattr(thing, "scheduler", None)
+    if not isinstance(unet, nn.Module) or type(unet).__name__ not in UNETS:
+        raise ConfigError(f"a {type(thing).__name__} is no denoiser: give a {' or '.join(UNETS)} of diffusers, a pipeline "
+                          "that has one, or a name or folder")  # fmt: skip
+    return unet, scheduler
+
+
+def unclipped(scheduler: Any) -> Any:
+    """A copy of the scheduler with `clip_sample=False`, saying so where it was on; `DDIMScheduler` for None."""
+    if scheduler is None:
+        scheduler = diffusers().DDIMScheduler(clip_sample=False)
+    kind, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if config is None or not isinstance(alphas, Tensor):
+        raise ConfigError(
+            f"the step of a {kind} does not fit: it has no alphas_cumprod, and x_t = sqrt(a) x_0 + sqrt(1 - a) e with fixed "
+            "a is assumed: give DDIMScheduler, DDPMScheduler or another such one"
+        )
+    prediction_of(scheduler)
+    off = {name: False for name in ("clip_sample", "thresholding") if config.get(name)}
+    if off:
+        warnings.warn(
+            f"works on a copy of the {kind} with {' and '.join(f'{name}=False' for name in off)}: clipping would make x0 a "
+            "non-linear function of epsilon (yours is unchanged)",
+            stacklevel=3,
+        )
+    return type(scheduler).from_config(config, **off)
+
+
+def prediction_of(scheduler: Any) -> str:
+    """What the network predicts: "epsilon", "sample" (x_0) or "v_prediction"."""
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise ConfigError(f"the step of a {type(scheduler).__name__} with prediction_type={prediction!r} does not fit: "
+                          f"known are {', '.join(PREDICTIONS)}")  # fmt: skip
+    return prediction
+
+
+def timesteps(scheduler: Any, steps: int) -> Tensor:
+    """The scheduler's timesteps for a run of so many, [steps] int64, falling; the scheduler is left as it was."""
+    total = len(scheduler.alphas_cumprod)
+    if not 1 <= steps <= total:
+        raise ConfigError(f"{steps} steps: give 1 to {total}, the timesteps that the denoiser was trained on")
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps)
+    found = fresh.timesteps.detach().cpu()
+    if len(found) != steps or bool((found != found.round()).any()) or bool((found.diff() >= 0).any()):
+        spacing = scheduler.config.get("timestep_spacing")
+        raise ConfigError(
+            f"the {steps} steps of {type(scheduler).__name__} (spacing {spacing!r}) are {len(found)} timesteps that are not "
+            "whole numbers, each once and falling: pass scheduler=DDIMScheduler.from_config(scheduler.config)"
+        )
+    return found.long()
+
+
+def image_size(config: Any) -> tuple[int, int]:
+    """(H, W) of what the U-Net was made for."""
+    size = config.sample_size
+    if size is None:
+        raise ConfigError("the U-Net's configuration has no sample_size: build it with sample_size=, an int or (H, W)")
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def conditioning(unet: Any, cond: Tensor | None, n: int) -> dict[str, Tensor]:
+    """Keyword arguments for what the U-Net is conditioned on.
+
+    Raises `ConfigError` when a conditional U-Net gets nothing, or an unconditional one something.
+    """
+    kind = type(unet).__name__
+    conditional = kind == "UNet2DConditionModel"
+    if cond is None:
+        if conditional:
+            raise ConfigError(f"a {kind} needs cond=, its encoder_hidden_states [n or 1, length, width]")
+        if getattr(unet, "class_embedding", None) is not None:
+            raise ConfigError(f"this {kind} embeds classes: give cond=, their labels [n]")
+        return {}
+    if len(cond) not in (1, n):
+        raise DataError(f"cond has {len(cond)} rows for {n} samples: give one, or one a sample")
+    cond = cond.expand(n, *cond.shape[1:])
+    if conditional:
+        return {"encoder_hidden_states": cond}
+    if getattr(unet, "class_embedding", None) is None:
+        raise ConfigError(f"this {kind} is not conditioned on anything: leave cond out")
+    return {"class_labels": cond}
+
+
+def blank(unet: Any) -> Tensor | None:
+    """A conditioning of the right shape, for a pass that only asks for shapes."""
+    parameter = next(unet.parameters())
+    if type(unet).__name__ == "UNet2DConditionModel":
+        width = unet.config.cross_attention_dim
+        return parameter.new_zeros(1, 1, width if isinstance(width, int) else width[0])
+    if getattr(unet, "class_embedding", None) is not None:
+        return torch.zeros(1, dtype=torch.long, device=parameter.device)
+    return None
