@@ -259,11 +259,23 @@ class Window {
     const c = this.feature.columns,
       offsets = this.feature.layout.dfa;
     if (!offsets) return [];
-    return Array.from({ length: offsets[this.w + 1] - offsets[this.w] }, (_, k) => ({
+    return (this.cutSources ??= Array.from({ length: offsets[this.w + 1] - offsets[this.w] }, (_, k) => ({
       back: c.dfa_back[offsets[this.w] + k],
       head: c.dfa_head[offsets[this.w] + k],
       value: c.dfa[offsets[this.w] + k],
-    })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+    })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value)));
+  }
+  /** What the tokens [from, to) contribute, 0 where they are not among the sources. */
+  sourceOf(from, to) {
+    const inside = ({ back }) => this.peak - back >= from && this.peak - back < to;
+    return this.sources.reduce((sum, source) => sum + (inside(source) ? source.value : 0), 0);
+  }
+  get largestSource() {
+    return Math.abs(this.sources[0]?.value ?? 0) || 1;
+  }
+  /** The pre-activation less those sources. */
+  get rest() {
+    return at(this.feature.columns.dfa_rest, this.w);
   }
 }
 
