@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.toy_attribution import attention_sae
+
 KEPT = Path(__file__).with_name("contract.py.txt")
 DESIGN = Path(__file__).parents[2] / "shared" / "design.md"
 DIVISOR = 25
 
 # The beginning of each statement whose feature is not there yet.
 NOT_YET = (
-    "from saelab.analysis import dark_matter, attention, pursuit",
-    "attention.head_attribution(",
-    "attention.direct_attribution(",
     "from saelab import hspace",
     "denoiser   = saelab.load_denoiser(",
     "trajectory = hspace.sample(",
@@ -28,7 +27,12 @@ NOT_YET = (
 )
 ABSENT = (AttributeError, ImportError, NameError)
 # Names that the block uses and does not make.
-GIVEN = {"x0": lambda names: names["x"][:64], "X": lambda names: names["x"][:500].numpy()}
+GIVEN = {
+    "x0": lambda names: names["x"][:64],
+    "X": lambda names: names["x"][:500].numpy(),
+    "sae_z": lambda names: attention_sae(names["lm"], 2),
+    "tokens": lambda names: "The state of the union is strong",
+}
 
 
 def block() -> str:
@@ -76,7 +80,7 @@ def test_the_list_names_statements():
 @pytest.mark.parametrize("text", cases())
 def test_statement(text, names):
     for name, make in GIVEN.items():
-        if re.search(rf"\b{name}\b", text) and "x" in names:
+        if re.search(rf"\b{name}\b(?!=)", text) and "x" in names:
             names[name] = make(names)
     exec(compile(divided(text), "<contract>", "exec"), names)
 

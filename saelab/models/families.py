@@ -6,6 +6,7 @@ MLP's norm; with norms after attention and MLP (Gemma 2 and 3), `hook_attn_out` 
 norms give, as it is what is added to the residual stream.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,9 +39,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Family:
-    """Paths inside one block; `middle` is the norm that reads the residual stream between attention and MLP."""
+    """Paths inside one block; `norm` reads the residual stream for attention, `middle` between attention and MLP.
+
+    `value` is the projection that makes the values: the third third of what it gives ("third"), that of each head
+    ("third of each head"), or all of it.
+    """
 
     types: tuple[str, ...]
+    norm: str
+    value: str
+    value_part: Literal["all", "third", "third of each head"]
     attention: str
     z_reader: str
     mlp: str
@@ -65,24 +73,25 @@ class Family:
         return {name: place for name, place in places.items() if place}
 
 
-_GPT2 = Family(("gpt2",), "attn", "attn.c_proj", "mlp", "mlp.c_fc", "mlp.c_proj", "ln_2")
+_GPT2 = Family(
+    ("gpt2",), "ln_1", "attn.c_attn", "third",
+    "attn", "attn.c_proj", "mlp", "mlp.c_fc", "mlp.c_proj", "ln_2",
+)  # fmt: skip
 _LLAMA = Family(
-    ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma"),
+    ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma"), "input_layernorm", "self_attn.v_proj", "all",
     "self_attn", "self_attn.o_proj", "mlp", "mlp.gate_proj", "mlp.down_proj", "post_attention_layernorm",
 )  # fmt: skip
 _GEMMA = Family(
-    ("gemma2", "gemma3", "gemma3_text"),
+    ("gemma2", "gemma3", "gemma3_text"), "input_layernorm", "self_attn.v_proj", "all",
     "self_attn", "self_attn.o_proj", "mlp", "mlp.gate_proj", "mlp.down_proj", "pre_feedforward_layernorm",
     attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm",
 )  # fmt: skip
 _NEOX = Family(
-    ("gpt_neox",),
+    ("gpt_neox",), "input_layernorm", "attention.query_key_value", "third of each head",
     "attention", "attention.dense", "mlp", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "post_attention_layernorm",
 )  # fmt: skip
 # In the parallel form the same norm reads the stream before attention: there is no middle.
-_NEOX_PARALLEL = Family(
-    _NEOX.types, _NEOX.attention, _NEOX.z_reader, _NEOX.mlp, _NEOX.pre_writer, _NEOX.post_reader, middle=None
-)
+_NEOX_PARALLEL = dataclasses.replace(_NEOX, middle=None)
 
 _FAMILIES = {name: family for family in (_GPT2, _LLAMA, _GEMMA, _NEOX) for name in family.types}
 KNOWN = tuple(_FAMILIES)

@@ -1,0 +1,166 @@
+"""Attention layers over a batch of texts, frozen: with the pattern A and the norms' scales held at what they were, the
+output of an attention layer is linear in the residual stream at the source positions (Kissane et al., arXiv 2406.17759,
+section 2; of the norms, ours):
+
+    z^h_t = sum_s A^h_ts v^{g(h)}_s,   v_s = (gain * (x_s - mean) / sigma_s + beta) W_V + b_V,   g(h) = h // (H / G)
+
+Rotary embeddings, norms of queries and keys, windows and soft caps act through A only.
+
+Shapes: B batch, T destination and S source positions, D width of the stream, H query heads, G key-value heads, E width of
+a head, n readings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ConfigError
+from saelab.models.attention import AttentionParts, Pattern, attention_parts, watching
+from saelab.models.hooks import first_runs
+from saelab.models.sites import flat
+from saelab.models.splice import check_width, sae_site
+from saelab.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer over a batch of texts; every tensor in at least fp32.
+
+    `x` [B, S, D] is the stream that its norm read, divided by `sigma` [B, S]; `values` [B, S, G, E]; `z` [B, T, H, E];
+    `post_sigma` [B, T] what a norm after attention divided by, None where there is none.
+    """
+
+    parts: AttentionParts
+    pattern: Pattern
+    x: Tensor
+    sigma: Tensor
+    values: Tensor
+    z: Tensor
+    post_sigma: Tensor | None
+
+    @property
+    def heads(self) -> int:
+        return self.z.shape[2]
+
+
+class Frozen(NamedTuple):
+    """`layers` by number, and `sites`: activations [B, position, width] by the names asked for, in at least fp32."""
+
+    layers: dict[int, Layer]
+    sites: dict[str, Tensor]
+
+
+def read(lm: "LanguageModel", tokens: Tokens, layers: Sequence[int], sites: Sequence[str] = ()) -> Frozen:
+    """One forward pass, up to the last of these attention layers and sites; neither model nor its attention is changed.
+
+    Raises `ConfigError` for a block that is not there, a model whose attention is not known, or whose pattern cannot be had
+    (`saelab.models.attention.watching`).
+    """
+    parts = {layer: attention_parts(lm, layer) for layer in layers}
+    targets = {(layer, name): place for layer, part in parts.items() for name, place in part.places.items()}
+    named = {name: lm.place(lm.site(name)) for name in sites}
+    every: Mapping[Any, Any] = {**targets, **named}
+    with torch.no_grad(), watching(parts) as patterns:
+        found: Mapping[Any, Tensor] = first_runs(every, lambda: lm.forward(tokens))
+        exact = torch.promote_types(lm.dtype, torch.float32)
+        return Frozen(
+            {layer: _layer(part, patterns.get(layer), {name: found[layer, name].to(exact) for name in part.places})
+             for layer, part in parts.items()},
+            {name: flat(found[name]).to(exact) for name in named},
+        )  # fmt: skip
+
+
+def _layer(part: AttentionParts, pattern: Pattern | None, found: Mapping[str, Tensor]) -> Layer:
+    heads, d_head, _ = part.W_O.shape
+    normed = found["norm_out"]
+    post = part.post_norm
+    return Layer(
+        part,
+        pattern if pattern is not None else Pattern(weights=found["pattern"]),
+        found["norm_in"],
+        part.norm.sigma(found["norm_in"], normed),
+        (normed @ part.W_V.flatten(1)).unflatten(-1, part.W_V.shape[1:]) + part.b_V,
+        flat(found["z"]).unflatten(-1, (heads, d_head)),
+        None if post is None else post.sigma(found["attention"], found["post_norm"]),
+    )
+
+
+class Readers(NamedTuple):
+    """What latents read: their activation, where they fire, is x . weights + bias. `weights` [n, d_in], `bias` [n]."""
+
+    weights: Tensor
+    bias: Tensor
+
+
+def readers(sae: Any, latents: Tensor) -> Readers:
+    """The affine function whose value a latent's code is where it fires, in raw units, in at least fp32.
+
+    The pre-activation (x - b_dec) W_enc + b_enc; of a gated SAE the magnitude's, e^r (x - b_dec) W_enc + b_mag.
+    """
+    with torch.no_grad():
+        weights = sae.W_enc.T[latents]
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        bias = sae.b_enc[latents].to(weights)
+        if "r_mag" in sae.extra:
+            weights = weights * sae.extra["r_mag"][latents, None].to(weights).exp()
+            bias = (sae.extra["b_mag"] / sae.state.target_scale)[latents].to(weights)
+        if sae.cfg.centres_input:
+            bias = bias - weights @ sae.b_dec.to(weights)
+        return Readers(weights, bias)
+
+
+def contributions(layer: Layer, weights_nHE: Tensor, context: int, destinations: Tensor) -> Tensor:
+    """What each head and source position of one text gives to readings of z at some destinations: [n, H, S].
+
+    Args:
+        weights_nHE: what is read, [n, H, E], or one for all, [1, H, E].
+        context: the text.
+        destinations: [n] positions.
+
+    Sums over S to what is read of each head, over both to the reading without its bias. The largest tensor is the result:
+    [n, S, H * E] is never made.
+    """
+    values_SGE = layer.values[context]
+    n, (n_sources, groups, width) = len(weights_nHE), values_SGE.shape
+    shared_GnE = weights_nHE.view(n, groups, -1, width).transpose(0, 1).reshape(groups, -1, width)
+    read_nHS = (shared_GnE @ values_SGE.permute(1, 2, 0)).view(groups, n, -1, n_sources).transpose(0, 1).flatten(1, 2)
+    return layer.pattern.rows(context, destinations).transpose(0, 1) * read_nHS
+
+
+def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, int, int]:
+    """(block, heads, d_head) of an SAE of an attention layer's `hook_z`.
+
+    Raises `ConfigError` for another site, or metadata without (or with impossible) heads; with a model also `SiteError` for
+    another width and `ConfigError` for other heads.
+    """
+    name = sae_site(sae, None)
+    block = name.split(".")[1] if name.count(".") > 1 and name.startswith("blocks.") else ""
+    if not block.isdigit() or not name.endswith(("attn.hook_z", "attn.o.hook_in")):
+        raise ConfigError(f"the autoencoder reads {name!r}, and heads are there at an attention layer's hook_z only: "
+                          "train one with site='blocks.N.attn.hook_z'")  # fmt: skip
+    heads = sae.metadata.get("heads")
+    if not isinstance(heads, list | tuple) or len(heads) != 2 or heads[0] * heads[1] != sae.d_in:
+        raise ConfigError(f"the autoencoder is {sae.d_in} wide and its metadata say {heads!r} of heads: set "
+                          "sae.metadata['heads'] = [heads, width of one], as lm.sites() lists them")  # fmt: skip
+    if lm is not None:
+        site = lm.site(name)
+        check_width(site, sae.d_in, "input")
+        if site.heads != heads[0]:
+            raise ConfigError(f"the autoencoder has {heads[0]} heads and {name} of {lm.name} has {site.heads}: "
+                              "give the model that it was trained on")  # fmt: skip
+    return int(block), int(heads[0]), int(heads[1])
+
+
+def check_latents(sae: Any, latents: Any) -> Tensor:
+    """Latent numbers as a tensor on the SAE's device; `ConfigError` for one that is not there."""
+    numbers = torch.as_tensor(latents, dtype=torch.int64, device=sae.device).reshape(-1)
+    if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= sae.d_sae):
+        bad = int(numbers[(numbers < 0) | (numbers >= sae.d_sae)][0])
+        raise ConfigError(f"there is no latent {bad}: the autoencoder has {sae.d_sae:,}, from 0 on")
+    return numbers
