@@ -163,7 +163,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         head = [
             "# The page in Chromium\n",
-            f"`python benchmarks/dashboards_page.py {' '.join(sys.argv[1:])}`: Chromium {browser.version}, headless, 2 cores, no GPU.",
+            f"`python benchmarks/dashboards_page.py {' '.join(sys.argv[1:])}`: Chromium {browser.version}, headless, 2 cores.",
             "Milliseconds. " + " ".join(str(__doc__).split("\n\n")[2].split()) + "\n",
             "| what | median | slowest | n | bar |\n|---|---|---|---|---|",
         ]
