@@ -20,6 +20,7 @@ from playwright.sync_api import sync_playwright
 from saelab.dashboards import bundle, synthetic
 
 CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-crash-reporter", "--disable-breakpad"]
 CACHE = Path(__file__).parent / ".cache" / "page"
 BARS = {"first paint": 300, "cached": 50, "cold": 150, "usable, 1M": 2_500, "sort, 1M": 300}
 
@@ -160,7 +161,7 @@ def main() -> None:
         prepare(args)
         return
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         head = [
             "# The page in Chromium\n",
             f"`python benchmarks/dashboards_page.py {' '.join(sys.argv[1:])}`: Chromium {browser.version}, headless, 2 cores.",

@@ -136,7 +136,7 @@ def test_white_space_is_all_that_is_stripped(kind, names):
     assert re.sub(r"\s", "", short) == re.sub(r"\s", "", whole)
     quoted = re.compile(r'"(?:[^"\\\n]|\\.)*"')
     assert quoted.findall(short) == quoted.findall(whole)
-    words = re.compile({"js": r"\w+ \w+|[-+] [-+]", "css": r"\w+ \w+|\w [-+*] \w|and \(|\) [^{\s]|\w+ [.#:]\w+"}[kind])
+    words = re.compile({"js": r"\w+ \w+|[-+] [-+]", "css": r"\w+ \w+|\w [-+*] \w|and \(|\) [^{>\s]|\w+ [.#:]\w+"}[kind])
     assert [m for m in words.findall(whole) if m not in short] == []
 
 

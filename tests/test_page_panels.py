@@ -20,9 +20,18 @@ def data() -> dict[str, dict]:
     return {name: codec.decode(container)[1] for name, container in synthetic.chunks(**ARGUMENTS)}
 
 
+def breaking(name: str, header: dict, columns: dict) -> None:
+    """Every latent raises a line feed, a tab and a carriage return the most."""
+    if name.startswith("f-"):
+        vocab = synthetic.tokens(ARGUMENTS["vocab"])
+        top = columns["top"].reshape(-1, 10).copy()
+        top[:, :3] = [vocab.index(token) for token in (b"\n", b"\t", b"\r\n")]
+        columns["top"] = top.ravel()
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    return single_file(tmp_path_factory.mktemp("page") / "x.html", synthetic_texts(**ARGUMENTS))
+    return single_file(tmp_path_factory.mktemp("page") / "x.html", synthetic_texts(breaking, **ARGUMENTS))
 
 
 def number(text: str) -> float:
@@ -34,6 +43,15 @@ def cells(watched: Watched, selector: str) -> list[list[str]]:
     return watched.page.locator(f"{selector} tbody tr").evaluate_all(
         "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
+
+
+def test_a_chip_is_one_line_whatever_its_token(browser, page):  # noqa: F811
+    with Watched(browser) as watched:
+        watched.open(page, f"#f={LATENT}")
+        first = watched.page.locator(".columns .chip").all()[:3]
+        assert [chip.text_content() for chip in first] == ["\n", "\t", "\r\n"]
+        heights = watched.page.locator(".columns .chip").evaluate_all("(all) => all.map((chip) => chip.offsetHeight)")
+        assert len(heights) >= 20 and max(heights) - min(heights) <= 1  # two lines differ by some twenty pixels
 
 
 def test_latents_that_fire_together(browser, page, data):  # noqa: F811
@@ -117,6 +135,28 @@ def test_nearest_match_and_null_in_the_index(browser, page, data):  # noqa: F811
         match.locator("a").click()
         heading = watched.settled(at).text("h1")
         assert f"#{more['match'][order[0]]}" in heading and "SAE B" in heading
+        assert watched.verdict() == []
+
+
+def test_without_labels_tokens_stand_for_them(browser, tmp_path):  # noqa: F811
+    """No column of "unlabelled"; a label that the reader gives brings it back. An SAE without a name is called what it is."""
+    arguments = dict(d_sae=40, labels=0, extras=False, prompts=0, vocab=200)
+    chunks = synthetic_texts(**arguments)
+    manifest = json.loads(codec.from_text(chunks["manifest"]))
+    manifest["saes"][0]["name"] = "A"
+    chunks["manifest"] = codec.to_text(codec.manifest_bytes(manifest))
+    with Watched(browser) as watched:
+        watched.open(single_file(tmp_path / "x.html", chunks), "#s=id")
+        assert watched.text("h1") == "TopK, 40 latents"
+        assert watched.page.locator(".grid .head > div").all_text_contents()[2] == "fires on"
+        at = watched.shown
+        watched.page.locator(".grid .row a .chip").first.click()
+        assert watched.settled(at).text("h1 .num") == "#1"  # latent 0 never fired
+        watched.page.locator(".actions button", has_text="Label").click()
+        watched.page.locator("dialog input").fill("mine")
+        watched.page.keyboard.press("Enter")
+        watched.go("#s=id")
+        assert watched.page.locator(".grid .head > div").all_text_contents()[2:4] == ["label", "fires on"]
         assert watched.verdict() == []
 
 

@@ -50,7 +50,7 @@ async function compareSaes(main, dataset, current) {
         "div.scroll",
         { tabindex: 0, role: "region", "aria-label": "Figures of the SAEs" },
         table(
-          ["", ...saes.map((s) => `#${s.letter}: ${s.info.name.slice(0, 60)}`)],
+          ["", ...saes.map((s) => `#${s.letter}: ${s.name.slice(0, 60)}`)],
           [
             row("architecture", (s) => s.info.architecture),
             row("site", (s) => s.info.site),

@@ -57,6 +57,11 @@ class Sae {
   has(name) {
     return hasChunk(this.dataset.manifest, this.prefix + name);
   }
+  /** What to call the SAE: its name, or what it is where it has none but its letter. */
+  get name() {
+    const { name, architecture } = this.info;
+    return !name || name === this.letter ? `${architecture}, ${count(this.size)} latents` : name;
+  }
   key(latent) {
     return `${this.letter}:${latent}`;
   }

@@ -53,11 +53,15 @@ function indexColumns(sae, view) {
     return star;
   };
   const link = (latent, words, to = sae) => el("a", { href: latentHash(to, latent, { tab: "" }), tabindex: -1 }, words);
+  // Where nothing has a label, or there is little room, what a latent fires on stands for it.
+  const named = sae.labels.size > 0 || latentsOf(sae, notes.labels.keys()).length > 0;
   const name = (latent) => {
     const label = sae.label(latent);
     if (label) return link(latent, el("span.text", null, textNodes(label.slice(0, 300))));
-    if (compact) return link(latent, tokenChips(sae, latent));
-    return link(latent, el("span.muted", null, sae.hasPage(latent) ? "unlabelled" : "no page"));
+    const chips = compact || !named ? tokenChips(sae, latent) : [];
+    if (chips.length) return link(latent, chips);
+    const words = !sae.hasPage(latent) ? "no page" : named && !compact ? "unlabelled" : "silent";
+    return link(latent, el("span.muted", null, words));
   };
   const near = (latent, key, to) => {
     const found = at(view.more[key], latent);
@@ -78,8 +82,8 @@ function indexColumns(sae, view) {
   const all = [
     column("pin", "★", 1.6, pin, { right: false }),
     column("id", "latent", compact ? 3.4 : 4.6, (l) => link(l, l)),
-    column("label", "label", 0, name, wide(compact ? 0 : 8, 1.5)),
-    column("tokens", "fires on", 0, (l) => tokenChips(sae, l), { ...wide(9, 1.2), sort: false }),
+    (named || compact) && column("label", "label", 0, name, wide(compact ? 0 : 8, 1.5)),
+    column("tokens", "fires on", 0, named ? (l) => tokenChips(sae, l) : name, { ...wide(9, 1.2), sort: false }),
     column("density", "density", compact ? 4.6 : 5.2, (l) => density(sae.density(l))),
     info.null &&
       column(

@@ -91,8 +91,11 @@ async function indexPage(main, dataset, params, current) {
     el(
       "div.page-head",
       null,
-      el("h1", null, el("span.text", null, textNodes(sae.info.name || "SAE"))),
-      el("span.muted.text", null, `${sae.info.architecture} · ${sae.info.site}`),
+      el("h1", null, el("span.text", null, textNodes(sae.name))),
+      el("span.muted.text", null, [
+        sae.name.startsWith(sae.info.architecture) ? "" : `${sae.info.architecture} · `,
+        sae.info.site,
+      ]),
       el(
         "div.actions",
         null,

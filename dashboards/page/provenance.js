@@ -32,9 +32,9 @@ function provenance(dataset) {
       ],
       ["versions", plain(versions.join(", "))],
     ]),
-    manifest.saes.map((info, i) =>
+    dataset.saes.map(({ info, name, letter }) =>
       pairs("facts", [
-        [manifest.saes.length > 1 ? `SAE ${"AB"[i]}` : "SAE", [plain(info.name), " ", short(info.digest)]],
+        [manifest.saes.length > 1 ? `SAE ${letter}` : "SAE", [plain(name), " ", short(info.digest)]],
         [
           "architecture, site",
           [plain(info.architecture), ", ", plain(info.site), `, ${count(info.d_in)} to ${count(info.d_sae)}`],
