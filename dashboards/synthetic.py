@@ -325,8 +325,7 @@ def _windows(latents: np.ndarray, count: np.ndarray, peak: np.ndarray, n_words: 
         back = [rng.choice(at + 5, min(at + 5, 6), replace=False) for at in place.tolist()]
         m = sum(map(len, back))
         out |= {"dfa_n": np.array([len(b) for b in back], "u1"), "dfa_back": np.concatenate(back).astype("<u2"),
-                "dfa_head": rng.integers(0, heads, m).astype("u1"), "dfa": Half(rng.normal(0, 1, m)),
-                "dfa_rest": Half(rng.normal(0, 1, w))}  # fmt: skip
+                "dfa_head": rng.integers(0, heads, m).astype("u1"), "dfa": Half(rng.normal(0, 1, m))}  # fmt: skip
     return out
 
 

@@ -109,7 +109,8 @@ def test_sources_stand_at_their_tokens(browser, page, data):  # noqa: F811
         card = cells(watched, ".hover table:last-child")
         span = slice(offsets[first + w], offsets[first + w + 1])
         order = np.argsort(-np.abs(chunk["dfa"][span]), kind="stable")
-        wanted = [*chunk["dfa"][span][order], chunk["dfa_rest"][first + w]]
+        values = chunk["dfa"][span][order]
+        wanted = [*values, chunk["act"][first + w] - values.sum()]
         np.testing.assert_allclose([number(row[3]) for row in card], wanted, rtol=0.01, atol=1e-3)
         assert [row[2] for row in card[:-1]] == [f"head {h}" for h in chunk["dfa_head"][span][order]]
         # Where it reads from, by head and by distance: shares of what the sources of the top examples give.

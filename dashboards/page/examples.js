@@ -193,7 +193,7 @@ function sourcesBody(window) {
     const far = back === 0 ? "itself" : `${back} before`;
     return [token === undefined ? "earlier" : vocab.chip(token), far, `head ${head}`, tinted(value, signed(value))];
   };
-  const rest = window.rest === null ? null : ["all else", "", "", tinted(window.rest, signed(window.rest))];
+  const rest = ["all else", "", "", tinted(window.rest, signed(window.rest))];
   return [
     el("h4", null, "Where the pre-activation at the peak comes from"),
     table(["source", "#place", "#mostly by", "#contribution"], [...list.slice(0, 8).map(row), rest], true),

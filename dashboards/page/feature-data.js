@@ -278,9 +278,9 @@ class Window {
   get largestSource() {
     return Math.abs(this.sources[0]?.value ?? 0) || 1;
   }
-  /** The pre-activation less those sources. */
+  /** The pre-activation at the peak less those sources. */
   get rest() {
-    return at(this.feature.columns.dfa_rest, this.w);
+    return this.sources.reduce((left, { value }) => left - value, this.act);
   }
 }
 

@@ -2,6 +2,14 @@
 
 const binEdge = (b) => 2 ** (b / 4);
 
+/** The model that stands behind the figures, and what the latent does there. */
+function nullWords({ sae, latent }) {
+  const { null_count: times, null_max: largest } = sae.more ?? {};
+  const name = sae.info.null?.name ?? "the model re-initialised";
+  if (!times) return name;
+  return `${name}: fires on ${density(times[latent] / sae.dataset.manifest.corpus.counted)}, maximum ${number(largest[latent])}`;
+}
+
 function activationPanel(feature, onPick) {
   const { first, counts } = feature.histogram();
   const none = feature.histogram("null");
@@ -35,7 +43,7 @@ function activationPanel(feature, onPick) {
         pick: (i) => onPick([binEdge(low + i), binEdge(low + i + 1)]),
         hint: `${preferences.logY ? "logarithmic" : "linear"} counts (l)`,
       }),
-      none && el("p.note", null, `Dashed: the same with ${feature.sae.info.null?.name ?? "the model re-initialised"}.`),
+      none && el("p.note", null, `Dashed: the same with ${nullWords(feature)}.`),
     ];
   }
   return panel("Activations", null, body, pairs("stats", facts));
