@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from saelab.dashboards.collect import NEAR, Collection, Firings
-from saelab.dashboards.figures import extremes, quantile_edges
+from saelab.dashboards.figures import extremes, first_in_contexts, quantile_edges
 from saelab.dashboards.priority import priorities
 from saelab.errors import ConfigError
 
@@ -107,10 +107,7 @@ def strongest(f: Firings, length: int, n: int) -> np.ndarray:
     """Firings: of each latent the peaks of the `n` contexts with the largest peaks; the earlier place among equals."""
     if not len(f.rows):
         return np.zeros(0, np.int64)
-    contexts = f.rows // np.int32(length)
-    new = np.concatenate([[True], contexts[1:] != contexts[:-1]])
-    new[f.offsets[:-1][f.counts > 0]] = True
-    starts = np.flatnonzero(new)
+    starts = first_in_contexts(f, length)
     peaks = np.maximum.reduceat(f.values, starts)
     owner = f.latents[starts]
     keys = np.sort((owner.astype(np.uint64) << np.uint64(32)) | peaks.view(np.uint32))
@@ -118,7 +115,7 @@ def strongest(f: Firings, length: int, n: int) -> np.ndarray:
     begins = np.searchsorted(owner, np.arange(len(f)))
     cut = keys[np.maximum(ends - n, begins).clip(max=len(keys) - 1)].astype(np.uint32).view(np.float32)
     high = np.flatnonzero(peaks >= cut[owner])
-    long = np.append(starts[1:], len(contexts))[high] - starts[high]
+    long = np.append(starts[1:], len(f.rows))[high] - starts[high]
     of = np.repeat(np.arange(len(high)), long)
     place = np.arange(len(of)) - (np.cumsum(long) - long)[of] + starts[high][of]
     hit = np.flatnonzero(f.values[place] == peaks[high][of])

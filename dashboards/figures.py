@@ -43,8 +43,9 @@ def index(collection: Collection, ids: np.ndarray, context_sample: np.ndarray) -
         found.max[mine] = reduced(np.maximum, f.values, f)
         found.mean[mine] = means(f.values, f)
         found.tokens[mine] = top_tokens(f, ids, 3, with_means=False)[0]
-        latents, contexts = distinct_contexts(f, collection.length)
-        found.contexts[mine] = np.bincount(latents[context_sample[contexts]], minlength=len(f))
+        places = first_in_contexts(f, collection.length)
+        sampled = places[context_sample[f.rows[places] // collection.length]]
+        found.contexts[mine] = np.bincount(f.latents[sampled], minlength=len(f))
     return found
 
 
@@ -62,14 +63,14 @@ def means(values: np.ndarray, f: Firings) -> np.ndarray:
     return reduced(np.add, values.astype(np.float64), f) / np.maximum(f.counts, 1)
 
 
-def distinct_contexts(f: Firings, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(latent, context) of each context in which a latent fires, both counted from the range's first."""
+def first_in_contexts(f: Firings, length: int) -> np.ndarray:
+    """Places of the first firing of each latent in each context in which it fires."""
     contexts = f.rows // np.int32(length)
     new = np.empty(len(contexts), bool)
     new[:1] = True
     new[1:] = contexts[1:] != contexts[:-1]
     new[f.offsets[:-1][f.counts > 0]] = True
-    return f.latents[new], contexts[new]
+    return np.flatnonzero(new)
 
 
 def top_tokens(
