@@ -99,6 +99,10 @@ def test_nothing_runs_out_of_a_narrow_page(browser, page, width):  # noqa: F811
         for place in PLACES:
             watched.go(place)
             assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, place
+        watched.go("#view=compare")  # wide tables scroll; their rows keep their names
+        names = watched.page.locator(".scroll > .pairs td:first-child")
+        assert names.count() > 8
+        assert names.evaluate_all("(all) => all.filter((name) => name.scrollWidth > name.clientWidth).length") == 0
 
 
 def test_narrow_examples_fade_nowhere(browser, page):  # noqa: F811
