@@ -32,12 +32,20 @@ def head_attribution(sae: Any) -> Float[Tensor, "d_sae heads"]:
     >>> head_attribution(sae).shape
     torch.Size([6, 2])
     """
-    _, heads, d_head = frozen.attention_site(sae)
+    _, heads, _ = frozen.attention_site(sae)
     with torch.no_grad():
-        rows = sae.W_dec.to(torch.promote_types(sae.dtype, torch.float32)).view(-1, heads, d_head)
-        norms_FH = torch.linalg.vector_norm(rows, dim=2)
-        total_F1 = norms_FH.sum(1, keepdim=True)
-        return torch.where(total_F1 > 0, norms_FH / total_F1.clamp_min(1e-30), 1 / heads)
+        return head_shares(sae.W_dec.to(torch.promote_types(sae.dtype, torch.float32)), heads)
+
+
+def head_shares(W_dec_FD: Tensor, heads: int) -> Float[Tensor, "latents heads"]:
+    """The same of decoder rows given by themselves, [latents, heads x width of one].
+
+    >>> head_shares(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), heads=2)
+    tensor([[0.5000, 0.5000]])
+    """
+    norms_FH = torch.linalg.vector_norm(W_dec_FD.unflatten(1, (heads, -1)), dim=2)
+    total_F1 = norms_FH.sum(1, keepdim=True)
+    return torch.where(total_F1 > 0, norms_FH / total_F1.clamp_min(1e-30), 1 / heads)
 
 
 def top_latents(sae: Any, k: int = 10) -> "DataFrame":

@@ -50,7 +50,9 @@ sparsify() {
 
 sae_dashboard() {
     # saelab runs in the same environment, on the same HookedTransformer: jaxtyping and tqdm come with transformer-lens.
-    make_environment sae-dashboard 'sae-dashboard==0.8.*' 'transformer-lens<4'
+    # It asks for transformer-lens 2, which asks for numpy 1, for which newer pyarrow is not built.
+    make_environment sae-dashboard 'sae-dashboard==0.8.*' 'pyarrow<21'
+    "$PEERS/sae-dashboard/bin/pip" uninstall --quiet --yes torchvision  # as above
 }
 
 [ $# -gt 0 ] || set -- sae-lens dictionary-learning sparsify sae-dashboard

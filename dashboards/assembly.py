@@ -67,7 +67,9 @@ def build(
 ) -> Dashboard:
     """Make a dashboard of an SAE's latents: one self-contained HTML file, or a bundle for more than a file should hold.
 
-    The corpus is read once, for any number of latents. All latents are in the index; those asked for have a page.
+    The corpus is read once, for any number of latents. All latents are in the index; those asked for have a page. The
+    examples of an SAE of an attention layer's `hook_z` are read once more, as far as that layer, for where their peaks come
+    from.
 
     Args:
         path: `.html` makes a single file (at most 100 MiB), anything else a folder; `bundle` overrides that.
@@ -121,6 +123,7 @@ def build(
             layout, seed, "b-" if i else "", seeds if not i else (), nulls[i] if nulls else None,
             saes[1 - i] if compare is not None and saes[0].d_out == saes[1].d_out else None,
         )  # fmt: skip
+        part.trace(progress)
         if effects:
             part.explain(effects, progress)
         parts.append(part)

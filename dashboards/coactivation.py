@@ -1,18 +1,19 @@
 """Which latents fire in the same contexts. P pages, F latents, C contexts (a sample where there are many)."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from saelab.dashboards.collect import Collection, Firings
-from saelab.dashboards.figures import distinct_contexts
+from saelab.dashboards.figures import first_in_contexts
 from saelab.dashboards.priority import priorities
 
 MOST_CONTEXTS, LEAST_CONTEXTS = 4096, 256
 PRODUCT = 2e12  # of the tables, at most, by taking fewer contexts
 N = 10
-_PAGES, _LATENTS = 2048, 4096
+_PAGES, _LATENTS, _PAIRS = 2048, 4096, 1024
 
 
 def context_sample(n_contexts: int, pages: int, d_sae: int, seed: int) -> np.ndarray:
@@ -25,41 +26,42 @@ def context_sample(n_contexts: int, pages: int, d_sae: int, seed: int) -> np.nda
     return chosen
 
 
-def coactivation(
-    collection: Collection, pages: np.ndarray, sample: np.ndarray, tick: Callable[[], None] = lambda: None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(latents, contexts in which both fire) [pages, N], by Jaccard over the sampled contexts, best first; -1 and 0
-    where fewer.
+class Together(NamedTuple):
+    """Of each page the N latents that fire in the same contexts, best first; -1 and zeros where there are fewer.
 
-    Jaccard = both / (one + other - both), over all latents of the SAE.
+    `both` counts the contexts in which both fire; of those, `before` the ones in which the other first fires on an earlier
+    token than the page's latent, `after` on a later one; `lag` is the mean of the page's first position less the other's.
     """
+
+    latents: np.ndarray
+    both: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    lag: np.ndarray
+
+
+def coactivation(collection: Collection, pages: np.ndarray, sample: np.ndarray) -> Together:
+    """By Jaccard = both / (one + other - both) over the sampled contexts, over all latents of the SAE."""
     number = np.cumsum(sample) - 1
-    c = int(sample.sum())
-    rows_PC = np.zeros((len(pages), c), np.float32)
-    start = 0
-    for some, f in collection.of(pages):
-        _mark(rows_PC[start : start + len(some)], f, sample, number, collection.length)
-        start += len(some)
-    mine_P = torch.from_numpy(rows_PC.sum(1))
+    mine_PC = np.concatenate([_firsts(f, sample, number, collection.length) for _, f in collection.of(pages)])
+    fires_P = torch.from_numpy((mine_PC >= 0).sum(1).astype(np.float32))
     best_PN, both_PN = torch.zeros(len(pages), 0), torch.zeros(len(pages), 0)
     ids_PN = torch.zeros(len(pages), 0, dtype=torch.int64)
-    for first in range(0, collection.d_sae, _LATENTS):
-        last = min(first + _LATENTS, collection.d_sae)
-        block_FC = np.zeros((last - first, c), np.float32)
-        _mark(block_FC, collection.firings(first, last), sample, number, collection.length)
-        other_F = torch.from_numpy(block_FC.sum(1))
+    for first, others_FC in _blocks(collection, sample, number):
+        block_FC = torch.from_numpy((others_FC >= 0).astype(np.float32))
+        fires_F = block_FC.sum(1)
         parts = []
         for begin in range(0, len(pages), _PAGES):
             part = slice(begin, begin + _PAGES)
-            both = torch.from_numpy(rows_PC[part]) @ torch.from_numpy(block_FC).T  # whole numbers: exact in any order
-            jaccard = both / (mine_P[part, None] + other_F - both).clamp(min=1)
+            # whole numbers: exact in any order
+            both = torch.from_numpy((mine_PC[part] >= 0).astype(np.float32)) @ block_FC.T
+            jaccard = both / (fires_P[part, None] + fires_F - both).clamp(min=1)
             itself = torch.from_numpy(pages[part])
-            inside = ((itself >= first) & (itself < last)).nonzero().squeeze(1)
+            inside = ((itself >= first) & (itself < first + len(block_FC))).nonzero().squeeze(1)
             jaccard[inside, itself[inside] - first] = -1
             both[inside, itself[inside] - first] = 0
-            top = jaccard.topk(min(N, last - first), dim=1)
+            top = jaccard.topk(min(N, len(block_FC)), dim=1)
             parts.append((top.values, top.indices + first, both.gather(1, top.indices)))
-            tick()
         found = [torch.cat(column) for column in zip(*parts, strict=True)]
         merged = torch.cat([best_PN, found[0]], 1).sort(dim=1, descending=True, stable=True)
         keep = merged.indices[:, :N]
@@ -70,10 +72,30 @@ def coactivation(
     width = ids_PN.shape[1]
     ids[:, :width], both_counts[:, :width] = ids_PN.numpy(), both_PN.numpy().astype(np.int64)
     ids[both_counts == 0] = -1
-    return ids, both_counts
+    before, after, ahead = np.zeros_like(ids), np.zeros_like(ids), np.zeros_like(ids)
+    for first, others_FC in _blocks(collection, sample, number):
+        page, rank = np.nonzero((ids >= first) & (ids < first + len(others_FC)))
+        for begin in range(0, len(page), _PAIRS):
+            at = page[begin : begin + _PAIRS], rank[begin : begin + _PAIRS]
+            one, other = mine_PC[at[0]], others_FC[ids[at] - first]
+            apart = np.where((one >= 0) & (other >= 0), one - other, 0)
+            before[at], after[at], ahead[at] = (apart > 0).sum(1), (apart < 0).sum(1), apart.sum(1)
+    lag = np.divide(ahead, both_counts, out=np.full(ids.shape, np.nan), where=both_counts > 0)
+    return Together(ids, both_counts, before, after, lag)
 
 
-def _mark(table: np.ndarray, f: Firings, sample: np.ndarray, number: np.ndarray, length: int) -> None:
-    latents, contexts = distinct_contexts(f, length)
+def _blocks(collection: Collection, sample: np.ndarray, number: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first latent, `_firsts`) of all latents, a block at a time."""
+    for first in range(0, collection.d_sae, _LATENTS):
+        f = collection.firings(first, min(first + _LATENTS, collection.d_sae))
+        yield first, _firsts(f, sample, number, collection.length)
+
+
+def _firsts(f: Firings, sample: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
+    """int32 [latents, sampled contexts]: the position at which each first fires, -1 where it does not."""
+    places = first_in_contexts(f, length)
+    contexts, positions = np.divmod(f.rows[places], np.int32(length))
     taken = sample[contexts]
-    table[latents[taken], number[contexts[taken]]] = 1
+    table = np.full((len(f), int(sample.sum())), -1, np.int32)
+    table[f.latents[places[taken]], number[contexts[taken]]] = positions[taken]
+    return table

@@ -55,6 +55,21 @@ class Firings:
         """Of each firing, counted from `first`."""
         return np.repeat(np.arange(len(self.offsets) - 1, dtype=np.uint32), self.counts)
 
+    @cached_property
+    def places(self) -> np.ndarray:
+        """int64, ascending: latent << 32 | row of each firing."""
+        return (self.latents.astype(np.int64) << 32) | self.rows
+
+    @cached_property
+    def ordered(self) -> np.ndarray:
+        """uint64, ascending: latent << 32 | the bits of its activation, which for positive floats sort as they do."""
+        return np.sort((self.latents.astype(np.uint64) << np.uint64(32)) | self.values.view(np.uint32))
+
+    def below(self, values: np.ndarray) -> np.ndarray:
+        """How many of a latent's firings are below each of its float32 `values` [latents, n]."""
+        latents = np.arange(len(self), dtype=np.uint64)[:, None] << np.uint64(32)
+        return np.searchsorted(self.ordered, latents | values.view(np.uint32)) - self.offsets[:-1, None]
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -77,6 +92,11 @@ class Collection:
     def counted(self) -> np.ndarray:
         """Bool [contexts x length]: where the SAE is applied."""
         return np.concatenate([shard["counted"] for shard in self.shards])
+
+    @cached_property
+    def counted_rows(self) -> np.ndarray:
+        """The rows where the SAE is applied, ascending."""
+        return np.flatnonzero(self.counted)
 
     @cached_property
     def miss(self) -> np.ndarray:
@@ -302,17 +322,20 @@ def _joined(tiles: Sequence[Tile]) -> dict[str, Any]:
             f"latent {int(joined['latents'][bad])} has the activation {float(joined['values'][bad])}: the SAE's weights "
             "are not finite, or too large for its precision"
         )
-    scores, rows = _largest(
-        torch.stack([tile.near_scores for tile in tiles], 1).numpy(),
-        torch.stack([tile.near_rows for tile in tiles], 1).numpy(),
-    )
-    return joined | {"sums": torch.stack([tile.sums for tile in tiles]), "near_scores": scores, "near_rows": rows}
+    for name in ("near_scores", "near_rows"):
+        joined[name] = torch.stack([getattr(tile, name) for tile in tiles], 1).numpy()
+    return joined | {"sums": torch.stack([tile.sums for tile in tiles])}
 
 
 def _transposed(batches: list[dict[str, Any]], d_sae: int) -> dict[str, torch.Tensor]:
     """A shard's tensors: its firings by latent, in the order of the corpus within one."""
     latents = torch.cat([batch["latents"] for batch in batches])
-    order = torch.from_numpy(_order(latents.numpy(), d_sae))
+    order = _order(latents.numpy(), d_sae)
+    # numpy takes several times faster than torch
+    by_latent = {
+        name: torch.from_numpy(torch.cat([batch[name] for batch in batches]).numpy().take(order))
+        for name in ("rows", "values")
+    }
     counts = torch.bincount(latents, minlength=d_sae)
     offsets = torch.zeros(d_sae + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=offsets[1:])
@@ -323,8 +346,7 @@ def _transposed(batches: list[dict[str, Any]], d_sae: int) -> dict[str, torch.Te
     )
     return {
         "offsets": offsets,
-        "rows": torch.cat([batch["rows"] for batch in batches])[order],
-        "values": torch.cat([batch["values"] for batch in batches])[order],
+        **by_latent,
         "counted": torch.cat([batch["counted"] for batch in batches]),
         "miss": torch.cat([batch["miss"] for batch in batches]),
         "sums": torch.cat([batch["sums"] for batch in batches]),
@@ -343,5 +365,11 @@ def _order(latents: np.ndarray, d_sae: int) -> np.ndarray:
 
 def _largest(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The NEAR largest of each latent's candidates [d_sae, n], best first, the earlier row first among equals."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :NEAR]  # candidates come in the order of the corpus
+    bits = (scores + np.float32(0)).view(np.uint32)  # -0 is 0
+    # unsigned numbers that sort as the floats do
+    rising = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(2**31))
+    # candidates come in the order of the corpus, so their number decides among equals
+    keys = (~rising).astype(np.uint64) << np.uint64(32) | np.arange(scores.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    order = (keys[:, :NEAR] & np.uint64(2**32 - 1)).astype(np.int64)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

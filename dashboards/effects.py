@@ -3,15 +3,16 @@
 * First order: -f (d . g), f the activation, d the decoder row, g the gradient of the context's summed loss at that
   place. One backward pass a context serves every latent and every token of it.
 * Direct: the latent's share is taken off the final residual stream, the last norm frozen. Exact where nothing stands
-between.
+  between; no pass more, because the clean one has the final stream.
 * Full: another forward pass with x - f d at that one place.
 
-Shapes: L positions of a context, V vocabulary, N places (latent, row) asked about; a row is context x L + position.
+Shapes: C contexts of a batch, L positions of each, V vocabulary, W width of the site, N places (latent, row) asked about; a
+row is context x L + position.
 """
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from saelab.dashboards.weights import ToLogits
 from saelab.models.families import ATTENTION
-from saelab.models.sites import Site, run_recording
+from saelab.models.hooks import first_runs
+from saelab.models.sites import Site, flat, frozen
 from saelab.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -88,102 +90,148 @@ def is_late(lm: "LanguageModel", site: Site) -> bool:
     return site.kind == ATTENTION or layer + 1 > LATE * lm.n_layers
 
 
-def first_order(
-    lm: "LanguageModel", sae: Any, site: Site, contexts: "Contexts", latents: np.ndarray, rows: np.ndarray,
-    values: np.ndarray, progress: bool = True,
-) -> np.ndarray:  # fmt: skip
-    """-f (d . g) [N] in nats, positive where the loss would rise; `site` is where the SAE writes."""
+@dataclass(frozen=True)
+class Places:
+    """Firings asked about: latents, rows and activations [N]."""
+
+    latents: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def by_context(self, length: int) -> dict[int, np.ndarray]:
+        """Numbers of the places of each context."""
+        order = np.argsort(self.rows, kind="stable")
+        contexts, starts = np.unique(self.rows[order] // length, return_index=True)
+        ends = [*starts[1:], len(order)]
+        return {int(c): order[a:b] for c, a, b in zip(contexts, starts, ends, strict=False)}
+
+
+@dataclass(frozen=True)
+class Clean:
+    """One pass over some contexts: logits [C, L, V], the final residual stream [C, L, D], and at the SAE's site the
+    gradient [C, L, W] of each context's summed loss, float32."""
+
+    tokens: Tokens
+    logits: Tensor
+    final: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def of(cls, lm: "LanguageModel", site: Site, tokens: Tokens) -> "Clean":
+        last = lm.site(f"blocks.{lm.n_layers - 1}.hook_resid_post")
+        made: list[Tensor] = []
+        with torch.inference_mode(False), torch.enable_grad(), frozen(lm.runner):
+            live = first_runs(
+                {"site": lm.place(site), "final": lm.place(last)},
+                lambda: made.append(lm.forward(tokens)),
+                keep=Tensor.requires_grad_,
+                stop=False,
+            )
+            # the loss's slope at the logits, p - [next token], saves the loss itself and what its backward pass keeps
+            slope = made[0].detach().float().softmax(-1)
+            slope[:, :-1].scatter_add_(2, tokens.ids[:, 1:, None], -torch.ones_like(slope[:, :-1, :1]))
+            slope[:, -1] = 0
+            (gradient,) = torch.autograd.grad(made[0], live["site"], slope.to(made[0]))
+        return cls(tokens, made[0].detach(), live["final"].detach().float(), flat(gradient).float())
+
+    def log_p(self, context: int, position: int) -> Tensor:
+        """Log-probabilities [V] of the next token."""
+        return self.logits[context, position].float().log_softmax(-1)
+
+    def loss(self, context: int) -> float:
+        return _loss(self.logits[context], self.tokens.ids[context])
+
+    def following(self, context: int, position: int) -> int | None:
+        """The true next token; None at the end."""
+        ids = self.tokens.ids[context]
+        return int(ids[position + 1]) if position + 1 < len(ids) else None
+
+
+def explain(
+    lm: "LanguageModel", sae: Any, site: Site, contexts: "Contexts", shown: Places, in_full: Places, directly: Places,
+    path: ToLogits | None = None, progress: bool = True,
+) -> tuple[np.ndarray, Changes, Changes]:  # fmt: skip
+    """First-order effects [N] of all that is `shown`, in nats, positive where the loss would rise; the changes by full
+    passes (whose `loss` is the context's summed one) and by the direct `path`, the last norm frozen.
+
+    `site` is where the SAE writes. Each context with something shown takes one forward and one backward pass, each place
+    `in_full` a forward pass more.
+    """
     length = contexts.ids.shape[1]
-    order = np.argsort(rows, kind="stable")
-    out = np.zeros(len(rows))
-    W_dec = sae.W_dec.detach().float()
-    needed = np.unique(rows // length)
-    ends = np.searchsorted(rows[order] // length, needed, side="right")
-    begins = np.searchsorted(rows[order] // length, needed)
-    for some in _batches(len(needed), "effects, to first order", progress):
-        numbers = needed[some]
-        _, gradient = run_recording(lm, _tokens(lm, contexts, numbers), [site], gradients=True)
-        for i, number in zip(range(some.start, some.stop), range(len(numbers)), strict=True):
-            mine = order[begins[i] : ends[i]]
-            g_LD = gradient[site.name][number].to(W_dec)
-            for part in np.array_split(mine, max(len(mine) // 8192, 1)):
-                at = torch.from_numpy(rows[part] % length).to(g_LD.device)
-                d_ND = W_dec[torch.from_numpy(latents[part]).to(W_dec.device)]
-                out[part] = -values[part] * (d_ND * g_LD[at]).sum(1).double().cpu().numpy()
-    return out
+    slopes, ablated, direct = np.zeros(len(shown)), Changes.empty(len(in_full)), Changes.empty(len(directly))
+    everywhere = [places.by_context(length) for places in (shown, in_full, directly)]
+    needed = np.array(sorted(set().union(*everywhere)), np.int64)
+    with _Bar(2 * len(needed) + len(in_full), progress) as bar:
+        for numbers in (needed[k : k + _BATCH] for k in range(0, len(needed), _BATCH)):
+            clean = Clean.of(lm, site, _tokens(lm, contexts, numbers))
+            jobs: list[tuple[int, int]] = []
+            for c, number in enumerate(numbers.tolist()):
+                mine, full, straight = (places.get(number, np.zeros(0, np.int64)) for places in everywhere)
+                slopes[mine] = _first_order(sae, clean.gradient[c], shown, mine, length)
+                for i in straight.tolist():
+                    _direct(lm, sae, path, clean, c, directly, i, direct)
+                jobs += [(c, i) for i in full.tolist()]
+            bar.update(2 * len(numbers))
+            for some in (jobs[k : k + _BATCH] for k in range(0, len(jobs), _BATCH)):
+                _in_full(lm, sae, site, clean, in_full, some, ablated)
+                bar.update(len(some))
+    return slopes, ablated, direct
 
 
-def direct(
-    lm: "LanguageModel", sae: Any, path: ToLogits, contexts: "Contexts", latents: np.ndarray, rows: np.ndarray,
-    values: np.ndarray, progress: bool = True,
-) -> Changes:  # fmt: skip
-    """The next-token distribution at each place with the latent's direct contribution taken away, the last norm
-    frozen."""
-    length = contexts.ids.shape[1]
-    out = Changes.empty(len(rows))
-    needed, owner = np.unique(rows // length, return_inverse=True)
-    last = lm.site(f"blocks.{lm.n_layers - 1}.hook_resid_post")
-    epsilon = _epsilon(lm)
-    for some in _batches(len(needed), "effects, direct", progress):
-        kept: list[Tensor] = []
-
-        def keep(x: Tensor, where: Any, kept: list[Tensor] = kept) -> Tensor:
-            kept.append(x)
-            return x
-
-        with lm.intervene(last, keep):
-            logits = lm.logits(_tokens(lm, contexts, needed[some]))
-        final = kept[0].float()
-        centred = final - final.mean(-1, keepdim=True) if path.unembedding.centred else final
-        scale = (centred.square().mean(-1) + epsilon).rsqrt()
-        for i in np.flatnonzero((owner >= some.start) & (owner < some.stop)).tolist():
-            context, position = int(owner[i]) - some.start, int(rows[i] % length)
-            written = path.written(sae.W_dec[int(latents[i])][None].detach().float())
-            push_V = path.unembedding.logits(written)[0] * (float(values[i]) * scale[context, position])
-            clean_V = logits[context, position].float()
-            following = int(contexts.ids[int(needed[owner[i]]), position + 1]) if position + 1 < length else None
-            out.put(i, clean_V.log_softmax(-1), (clean_V - push_V.to(clean_V)).log_softmax(-1), following)
-    return out
+def _first_order(sae: Any, g_LW: Tensor, shown: Places, mine: np.ndarray, length: int) -> np.ndarray:
+    """-f (d . g)"""
+    W_dec, out = sae.W_dec.detach(), []
+    for some in np.array_split(mine, len(mine) // 8192 + 1):
+        at = torch.from_numpy(shown.rows[some] % length).to(g_LW.device)
+        d_NW = W_dec[torch.from_numpy(shown.latents[some]).to(W_dec.device)].to(g_LW)
+        out.append((d_NW * g_LW[at]).sum(1).double().cpu().numpy())
+    return -shown.values[mine] * np.concatenate(out)
 
 
-def full(
-    lm: "LanguageModel", sae: Any, site: Site, contexts: "Contexts", latents: np.ndarray, rows: np.ndarray,
-    values: np.ndarray, progress: bool = True,
-) -> Changes:  # fmt: skip
-    """The same by forward passes with x - f d at each place; `loss` is the change of the context's summed loss."""
-    length = contexts.ids.shape[1]
-    out = Changes.empty(len(rows))
-    jobs: list[tuple[int, int | None]] = []  # (context, place to ablate or None for the clean pass), contexts together
-    for context in np.unique(rows // length).tolist():
-        jobs += [(context, None), *((context, int(i)) for i in np.flatnonzero(rows // length == context))]
-    clean: dict[int, Tensor] = {}
-    clean_loss = 0.0
-    for some in _batches(len(jobs), "effects, in full", progress):
-        mine = jobs[some]
-        tokens = _tokens(lm, contexts, np.array([context for context, _ in mine]))
-        edits = [(b, i) for b, (_, i) in enumerate(mine) if i is not None]
+def _direct(
+    lm: "LanguageModel", sae: Any, path: ToLogits | None, clean: Clean, c: int, places: Places, i: int, out: Changes
+) -> None:
+    assert path is not None
+    position = int(places.rows[i] % clean.final.shape[1])
+    final = clean.final[c, position]
+    centred = final - final.mean() if path.unembedding.centred else final
+    scale = (centred.square().mean() + _epsilon(lm)).rsqrt()
+    written = path.written(sae.W_dec[int(places.latents[i])][None].detach().float())
+    push_V = path.unembedding.logits(written)[0] * (float(places.values[i]) * scale)
+    ablated_V = clean.logits[c, position].float() - push_V.to(final)
+    out.put(i, clean.log_p(c, position), ablated_V.log_softmax(-1), clean.following(c, position))
 
-        def ablate(x: Tensor, where: Any, edits: list[tuple[int, int]] = edits) -> Tensor:
-            x = x.clone()
-            for b, i in edits:
-                x[b, int(rows[i] % length)] -= (float(values[i]) * sae.W_dec[int(latents[i])].detach()).to(x)
-            return x
 
-        with lm.intervene(site, ablate):
-            logits = lm.logits(tokens)
-        for b, (context, i) in enumerate(mine):
-            log_p = logits[b].float().log_softmax(-1)
-            ids = tokens.ids[b]
-            loss = float(-log_p[:-1].gather(1, ids[1:, None].to(log_p.device)).double().sum())
-            if i is None:
-                clean_loss = loss
-                asked = np.flatnonzero(rows // length == context)
-                clean = {int(j): log_p[int(rows[j] % length)].clone() for j in asked}
-                continue
-            position = int(rows[i] % length)
-            out.put(i, clean[i], log_p[position], int(ids[position + 1]) if position + 1 < length else None)
-            out.loss[i] = loss - clean_loss
-    return out
+def _in_full(
+    lm: "LanguageModel", sae: Any, site: Site, clean: Clean, places: Places, jobs: list[tuple[int, int]], out: Changes
+) -> None:
+    """The places `i` of contexts `c`, a row of the batch each."""
+    length = clean.final.shape[1]
+    rows = torch.tensor([c for c, _ in jobs], device=clean.tokens.ids.device)
+    ids = clean.tokens.ids[rows]
+    positions = [int(places.rows[i] % length) for _, i in jobs]
+
+    def ablate(x: Tensor, where: Any) -> Tensor:
+        x = x.clone()
+        for b, ((_, i), position) in enumerate(zip(jobs, positions, strict=True)):
+            x[b, position] -= (float(places.values[i]) * sae.W_dec[int(places.latents[i])].detach()).to(x)
+        return x
+
+    with lm.intervene(site, ablate):
+        logits = lm.logits(Tokens(ids, clean.tokens.mask[rows]))
+    for b, ((c, i), position) in enumerate(zip(jobs, positions, strict=True)):
+        ablated_V = logits[b, position].float().log_softmax(-1)
+        out.put(i, clean.log_p(c, position), ablated_V, clean.following(c, position))
+        out.loss[i] = _loss(logits[b], ids[b]) - clean.loss(c)
+
+
+def _loss(logits_LV: Tensor, ids_L: Tensor) -> float:
+    """Summed next-token cross-entropy, nats."""
+    log_p = logits_LV[:-1].float().log_softmax(-1)
+    return float(-log_p.gather(1, ids_L[1:, None]).double().sum())
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -214,15 +262,24 @@ def _epsilon(lm: "LanguageModel") -> float:
     return float(next((getattr(config, name) for name in names if getattr(config, name, None) is not None), 0.0))
 
 
-def _batches(n: int, what: str, progress: bool) -> Iterator[slice]:
-    """Slices of n contexts with a bar; the first one is timed, and what all will take is said before going on."""
-    from tqdm import tqdm
+class _Bar:
+    """Forward and backward passes; the first are timed, and what all will take is said before going on."""
 
-    with tqdm(total=n, desc=what, unit="context", delay=2, disable=not progress) as bar:
-        for start in range(0, n, _BATCH):
-            stop, began = min(start + _BATCH, n), time.perf_counter()
-            yield slice(start, stop)
-            bar.update(stop - start)
-            left = (time.perf_counter() - began) / (stop - start) * (n - stop)
-            if start == 0 and left > _TELL and progress:
-                tqdm.write(f"{what}: {n:,} contexts, about {left / 60:.1f} min to go", file=sys.stderr)
+    def __init__(self, total: int, progress: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc="effects", unit="pass", delay=2, disable=not progress)
+        self.began, self.told = time.perf_counter(), not progress
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def update(self, passes: int) -> None:
+        self.bar.update(passes)
+        left = (time.perf_counter() - self.began) / passes * (self.bar.total - passes)
+        if not self.told and left > _TELL:
+            self.bar.write(f"effects: {self.bar.total:,} passes, about {left / 60:.1f} min to go", file=sys.stderr)
+        self.told = True
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()

@@ -5,14 +5,14 @@ Every choice is a function of the firings and of a hash of (latent, place), so o
 size or the number of the parts in which the corpus was read. Rows are context x length + position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from saelab.dashboards.collect import NEAR, Collection, Firings
-from saelab.dashboards.figures import quantile_edges, reduced
+from saelab.dashboards.figures import extremes, first_in_contexts, quantile_edges
 from saelab.dashboards.priority import priorities
 from saelab.errors import ConfigError
 
@@ -81,9 +81,9 @@ def choose(collection: Collection, latents: np.ndarray, f: Firings, layout: Layo
             chosen = strongest(f, collection.length, n)
             group = np.full(len(chosen), places[0])
         elif kind in ("interval", "quantile"):
-            part = interval_of(f) if kind == "interval" else quantile_of(f)
-            chosen = drawn(f, part, priority, collection.length, n)
-            group = places[0] + PARTS - 1 - part[chosen]
+            draw = by_interval if kind == "interval" else by_quantile
+            chosen, part = draw(f, priority, collection.length, n)
+            group = places[0] + PARTS - 1 - part
         elif kind == "random":
             local, rows = random_rows(collection, latents, n, seed)
             found.append((local, np.full(len(rows), places[0]), rows, activations(f, local, rows)))
@@ -107,57 +107,75 @@ def strongest(f: Firings, length: int, n: int) -> np.ndarray:
     """Firings: of each latent the peaks of the `n` contexts with the largest peaks; the earlier place among equals."""
     if not len(f.rows):
         return np.zeros(0, np.int64)
-    contexts = f.rows // np.int32(length)
-    new = np.concatenate([[True], contexts[1:] != contexts[:-1]])
-    new[f.offsets[:-1][f.counts > 0]] = True
-    starts = np.flatnonzero(new)
+    starts = first_in_contexts(f, length)
     peaks = np.maximum.reduceat(f.values, starts)
     owner = f.latents[starts]
     keys = np.sort((owner.astype(np.uint64) << np.uint64(32)) | peaks.view(np.uint32))
     ends = np.searchsorted(owner, np.arange(len(f)), side="right")
     begins = np.searchsorted(owner, np.arange(len(f)))
     cut = keys[np.maximum(ends - n, begins).clip(max=len(keys) - 1)].astype(np.uint32).view(np.float32)
-    high = peaks >= cut[owner]
-    segment = np.cumsum(new) - 1
-    at_peak = np.flatnonzero(high[segment] & (f.values == peaks[segment]))
-    first = np.concatenate([[True], segment[at_peak][1:] != segment[at_peak][:-1]])
-    at_peak = at_peak[first]
+    high = np.flatnonzero(peaks >= cut[owner])
+    long = np.append(starts[1:], len(f.rows))[high] - starts[high]
+    of = np.repeat(np.arange(len(high)), long)
+    place = np.arange(len(of)) - (np.cumsum(long) - long)[of] + starts[high][of]
+    hit = np.flatnonzero(f.values[place] == peaks[high][of])
+    at_peak = place[hit[np.concatenate([[True], np.diff(of[hit]) > 0])]]
     at_peak = at_peak[np.lexsort((f.rows[at_peak], -f.values[at_peak], f.latents[at_peak]))]
     return at_peak[_rank(f.latents[at_peak]) < n]
 
 
-def interval_of(f: Firings) -> np.ndarray:
-    """The fifth of the latent's maximum in which each firing lies: 0 to 4, the upper edge belonging to the next one."""
-    scale = PARTS / np.maximum(reduced(np.maximum, f.values, f).astype(np.float64), np.finfo(np.float32).tiny)
-    return np.minimum((f.values * scale[f.latents]).astype(np.int64), PARTS - 1)
-
-
-def quantile_of(f: Firings) -> np.ndarray:
-    """The fifth of the latent's firings, by activation, to which each belongs; equal activations belong together."""
-    edges = quantile_edges(f, PARTS)
-    part = np.zeros(len(f.rows), np.int64)
-    for j in range(PARTS - 1):
-        part += f.values >= edges[f.latents, j]
-    return part
-
-
-def drawn(f: Firings, part: np.ndarray, priority: np.ndarray, length: int, n: int) -> np.ndarray:
-    """Firings: of each latent and part the `n` of lowest priority, at most one a context."""
-    keys = (f.latents * np.uint32(PARTS)).astype(np.int64) + part
+def by_interval(f: Firings, priority: np.ndarray, length: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Firings, and the fifth of the latent's maximum in which each lies (the upper edge belongs to the next one): of
+    each latent and fifth the `n` of lowest priority, at most one a context."""
+    scale = PARTS / np.maximum(extremes(f)[1].astype(np.float64), np.finfo(np.float32).tiny)
+    part = np.minimum((f.values * scale[f.latents]).astype(np.int8), PARTS - 1)
+    keys = f.latents.astype(np.int64) * PARTS + part
     total = np.bincount(keys, minlength=len(f) * PARTS)
-    limit = np.where(total > _ENOUGH * n, _ENOUGH * n / np.maximum(total, 1), 1.0)
-    sieved = np.flatnonzero(
-        (priority >> np.uint64(32)).astype(np.uint32) <= (limit * (2**32 - 1)).astype(np.uint32)[keys]
-    )
-    chosen = sieved[_lowest(keys[sieved], priority[sieved], f.rows[sieved] // length, n)]
-    short = (np.bincount(keys[chosen], minlength=len(total)) < n) & (
-        np.bincount(keys[sieved], minlength=len(total)) < total
-    )
+    sieved = np.flatnonzero(_high(priority) <= _limit(n, total)[keys])
+    return _drawn(f, sieved, keys.__getitem__, total, priority, length, n)
+
+
+def by_quantile(f: Firings, priority: np.ndarray, length: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same by fifths of the latent's firings; equal activations belong together."""
+    edges = quantile_edges(f, PARTS)
+
+    def keys_of(places: np.ndarray) -> np.ndarray:
+        latents = f.latents[places].astype(np.int64)
+        return latents * PARTS + np.count_nonzero(f.values[places, None] >= edges[latents], axis=1)
+
+    below = np.concatenate([np.zeros((len(f), 1), np.int64), f.below(edges), f.counts[:, None]], 1)
+    sieved = np.flatnonzero(_high(priority) <= _limit(n * PARTS, f.counts)[f.latents])
+    return _drawn(f, sieved, keys_of, np.diff(below, axis=1).ravel(), priority, length, n)
+
+
+def _high(priority: np.ndarray) -> np.ndarray:
+    return (priority >> np.uint64(32)).astype(np.uint32)
+
+
+def _limit(n: int, total: np.ndarray) -> np.ndarray:
+    """The priority, its upper half, that lets about `_ENOUGH * n` of `total` pass."""
+    return (np.minimum(_ENOUGH * n / np.maximum(total, 1), 1.0) * (2**32 - 1)).astype(np.uint32)
+
+
+def _drawn(
+    f: Firings, sieved: np.ndarray, keys_of: Callable[[np.ndarray], np.ndarray], total: np.ndarray, priority: np.ndarray,
+    length: int, n: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Firings and parts: of each key (latent * PARTS + part, `total` firings each) the `n` of lowest priority, those that
+    passed the sieve first."""
+    keys = keys_of(sieved)
+    best = _lowest(keys, priority[sieved], f.rows[sieved] // length, n)
+    chosen, mine = sieved[best], keys[best]
+    short = (np.bincount(mine, minlength=len(total)) < n) & (np.bincount(keys, minlength=len(total)) < total)
     if short.any():  # the sieve let too few contexts through: those again, without it
-        again = np.flatnonzero(short[keys])
-        more = again[_lowest(keys[again], priority[again], f.rows[again] // length, n)]
-        chosen = np.concatenate([chosen[~short[keys[chosen]]], more])
-    return chosen
+        again = np.flatnonzero(short.reshape(-1, PARTS).any(1)[f.latents])
+        keys = keys_of(again)
+        again, keys = again[short[keys]], keys[short[keys]]
+        more = _lowest(keys, priority[again], f.rows[again] // length, n)
+        enough = ~short[mine]
+        chosen = np.concatenate([chosen[enough], again[more]])
+        mine = np.concatenate([mine[enough], keys[more]])
+    return chosen, mine % PARTS
 
 
 def _lowest(keys: np.ndarray, priority: np.ndarray, contexts: np.ndarray, n: int) -> np.ndarray:
@@ -186,7 +204,7 @@ def _rank(grouped: np.ndarray) -> np.ndarray:
 
 def random_rows(collection: Collection, latents: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(latent's place, row): for each latent `n` counted places drawn by hash, at most one a context."""
-    counted = np.flatnonzero(collection.counted)
+    counted = collection.counted_rows
     tries = 4 * n
     local = np.repeat(np.arange(len(latents)), tries)
     number = np.tile(np.arange(tries), len(latents))
@@ -195,15 +213,11 @@ def random_rows(collection: Collection, latents: np.ndarray, n: int, seed: int) 
     return local[kept], rows[kept]
 
 
-def _keys(f: Firings) -> np.ndarray:
-    return (f.latents.astype(np.int64) << 32) | f.rows
-
-
 def activations(f: Firings, latent: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The activation of each (latent, row); 0 where it does not fire."""
     if not len(f.rows):
         return np.zeros(len(rows), np.float32)
-    keys, wanted = _keys(f), (latent.astype(np.int64) << 32) | rows
+    keys, wanted = f.places, (latent.astype(np.int64) << 32) | rows
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, f.values[at], np.float32(0))
 
@@ -211,7 +225,7 @@ def activations(f: Firings, latent: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def along(f: Firings, latent: np.ndarray, start: np.ndarray, window: int, length: int) -> np.ndarray:
     """Activations [windows x window] of each window's latent at each of its tokens."""
     out = np.zeros(len(start) * window, np.float32)
-    keys, base = _keys(f), (latent.astype(np.int64) << 32) | start
+    keys, base = f.places, (latent.astype(np.int64) << 32) | start
     low, high = np.searchsorted(keys, base), np.searchsorted(keys, base + window)
     n = high - low
     of = np.repeat(np.arange(len(start)), n)

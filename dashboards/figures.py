@@ -16,7 +16,7 @@ _SMALLEST_NORMAL = 2**23  # as the bits of an f32
 _EDGES = [int(np.ceil((2 ** (j / BINS_AN_OCTAVE) - 1) * 2**23)) for j in range(1, BINS_AN_OCTAVE)]
 TOKENS = 10
 NO_TOKEN = -1
-_TOKEN_BITS, _COUNT_BITS = 20, 24  # and 20 for the latent's place in its range, in 64 together
+_TOKEN_BITS, _COUNT_BITS = 20, 24  # with the latent's place in its range, and with that of a firing, at most 64
 
 
 @dataclass
@@ -43,8 +43,9 @@ def index(collection: Collection, ids: np.ndarray, context_sample: np.ndarray) -
         found.max[mine] = reduced(np.maximum, f.values, f)
         found.mean[mine] = means(f.values, f)
         found.tokens[mine] = top_tokens(f, ids, 3, with_means=False)[0]
-        latents, contexts = distinct_contexts(f, collection.length)
-        found.contexts[mine] = np.bincount(latents[context_sample[contexts]], minlength=len(f))
+        places = first_in_contexts(f, collection.length)
+        sampled = places[context_sample[f.rows[places] // collection.length]]
+        found.contexts[mine] = np.bincount(f.latents[sampled], minlength=len(f))
     return found
 
 
@@ -62,14 +63,14 @@ def means(values: np.ndarray, f: Firings) -> np.ndarray:
     return reduced(np.add, values.astype(np.float64), f) / np.maximum(f.counts, 1)
 
 
-def distinct_contexts(f: Firings, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(latent, context) of each context in which a latent fires, both counted from the range's first."""
+def first_in_contexts(f: Firings, length: int) -> np.ndarray:
+    """Places of the first firing of each latent in each context in which it fires."""
     contexts = f.rows // np.int32(length)
     new = np.empty(len(contexts), bool)
     new[:1] = True
     new[1:] = contexts[1:] != contexts[:-1]
     new[f.offsets[:-1][f.counts > 0]] = True
-    return f.latents[new], contexts[new]
+    return np.flatnonzero(new)
 
 
 def top_tokens(
@@ -81,14 +82,15 @@ def top_tokens(
     counts, averages = np.zeros((len(f), n), np.int64), np.zeros((len(f), n))
     if not len(f.rows):
         return tokens, counts, averages
+    # sorting numbers is several times cheaper than sorting places by them: the place is in the number, where it is asked for
+    bits = len(f.rows).bit_length() if with_means else 0
     keys = (f.latents.astype(np.uint64) << np.uint64(_TOKEN_BITS)) | ids[f.rows].astype(np.uint64)
     if with_means:
-        place = np.argsort(keys)
-        keys = keys[place]
-    else:
-        keys = np.sort(keys)
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    distinct, number = keys[starts], np.diff(np.concatenate([starts, [len(keys)]]))
+        keys = (keys << np.uint64(bits)) | np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    pairs = keys >> np.uint64(bits)
+    starts = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
+    distinct, number = pairs[starts], np.diff(np.concatenate([starts, [len(keys)]]))
     # one sort by latent, then by count from the top, then by id (no token is read 2^24 times)
     token = distinct & np.uint64(2**_TOKEN_BITS - 1)
     owner = distinct >> np.uint64(_TOKEN_BITS)
@@ -103,9 +105,13 @@ def top_tokens(
         2**_COUNT_BITS - 1 - ((best >> np.uint64(_TOKEN_BITS)) & np.uint64(2**_COUNT_BITS - 1)).astype(np.int64)
     )
     if with_means:
-        sums = np.add.reduceat(f.values[place].astype(np.float64), starts)
         asked = (np.nonzero(there)[0].astype(np.uint64) << np.uint64(_TOKEN_BITS)) | tokens[there].astype(np.uint64)
-        averages[there] = sums[np.searchsorted(distinct, asked)] / counts[there]
+        at = np.searchsorted(distinct, asked)
+        n_each = number[at]
+        ends = np.cumsum(n_each)
+        mine = np.repeat(starts[at] - (ends - n_each), n_each) + np.arange(ends[-1])
+        values = f.values[(keys[mine] & np.uint64(2**bits - 1)).astype(np.int64)].astype(np.float64)
+        averages[there] = np.add.reduceat(values, ends - n_each) / n_each
     return tokens, counts, averages
 
 
@@ -129,16 +135,41 @@ def bins(values: np.ndarray) -> np.ndarray:
     return found
 
 
+def lower_edges(bins: np.ndarray) -> np.ndarray:
+    """The first float32 of each bin.
+
+    >>> lower_edges(np.array([0, 1, 4, -4]))
+    array([1.       , 1.1892071, 2.       , 0.5      ], dtype=float32)
+    """
+    octave, j = np.divmod(bins, BINS_AN_OCTAVE)
+    exact = np.ldexp(1 + np.array([0, *_EDGES])[j] / 2**23, octave)
+    found = exact.astype(np.float32)
+    return np.where(found < exact, np.nextafter(found, np.float32(np.inf)), found)  # subnormals have fewer bits
+
+
 def histograms(f: Firings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First bin [F], number of bins [F], and the firings in each, one latent after the other."""
     if not len(f.rows):
         return np.zeros(len(f), np.int64), np.zeros(len(f), np.int64), np.zeros(0, np.int64)
-    found = bins(f.values)
-    first, last = reduced(np.minimum, found, f), reduced(np.maximum, found, f)
-    number = np.where(f.counts > 0, last - first + 1, 0)
-    starts = np.cumsum(number) - number
-    counts = np.bincount(starts[f.latents] + found - first[f.latents], minlength=int(number.sum()))
-    return first, number, counts
+    lowest, highest = extremes(f)
+    alive = f.counts > 0
+    first, last = np.zeros(len(f), np.int64), np.zeros(len(f), np.int64)
+    first[alive], last[alive] = bins(lowest[alive]), bins(highest[alive])
+    number = np.where(alive, last - first + 1, 0)
+    owner = np.repeat(np.arange(len(f)), number)
+    ends = np.cumsum(number)
+    upper = lower_edges(first[owner] + np.arange(ends[-1]) - (ends - number)[owner] + 1)
+    keys = (owner.astype(np.uint64) << np.uint64(32)) | upper.view(np.uint32)
+    return first, number, np.diff(np.searchsorted(f.ordered, keys), prepend=0)
+
+
+def extremes(f: Firings) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest activation of each latent, float32; 0 for latents without firings."""
+    values = f.ordered.astype(np.uint32).view(np.float32)
+    alive = f.counts > 0
+    lowest, highest = np.zeros(len(f), np.float32), np.zeros(len(f), np.float32)
+    lowest[alive], highest[alive] = values[f.offsets[:-1][alive]], values[f.offsets[1:][alive] - 1]
+    return lowest, highest
 
 
 def moments(f: Firings, n_counted: int) -> dict[str, np.ndarray]:
@@ -158,8 +189,7 @@ def moments(f: Firings, n_counted: int) -> dict[str, np.ndarray]:
         spread = np.where(std > 1e-9 * mean, std, np.nan)
         skew = reduced(np.add, squared * apart, f) / n / spread**3
         kurtosis = reduced(np.add, squared * squared, f) / n / spread**4 - 3
-    lowest = np.where(f.counts > 0, reduced(np.minimum, f.values, f), np.nan)
-    highest = np.where(f.counts > 0, reduced(np.maximum, f.values, f), np.nan)
+    lowest, highest = (np.where(f.counts > 0, end, np.nan) for end in extremes(f))
     square = reduced(np.add, values * values, f) / max(n_counted, 1)
     return {
         "max": highest,
@@ -175,12 +205,8 @@ def moments(f: Firings, n_counted: int) -> dict[str, np.ndarray]:
 def quantile_edges(f: Firings, parts: int) -> np.ndarray:
     """Activations [F, parts - 1] that cut each latent's firings into `parts` equal ones: edge j is the value at sorted
     place ceil(j n / parts)."""
-    keys = np.sort(
-        (f.latents.astype(np.uint64) << np.uint64(32)) | f.values.view(np.uint32)
-    )  # positive floats sort as ints
-    values = keys.astype(np.uint32).view(np.float32)
+    if not len(f.rows):
+        return np.zeros((len(f), parts - 1), np.float32)
     j = np.arange(1, parts)
     place = f.offsets[:-1, None] + np.minimum(-(-j * f.counts[:, None] // parts), np.maximum(f.counts[:, None] - 1, 0))
-    return (
-        values[np.minimum(place, max(len(values) - 1, 0))] if len(values) else np.zeros((len(f), parts - 1), np.float32)
-    )
+    return f.ordered[np.minimum(place, len(f.rows) - 1)].astype(np.uint32).view(np.float32)

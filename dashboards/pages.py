@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saelab.analysis.attention_heads import head_shares
 from saelab.dashboards import effects as fx
 from saelab.dashboards import examples, figures, weights
 from saelab.dashboards.coactivation import coactivation, context_sample
 from saelab.dashboards.codec import Column, Half, none_of
 from saelab.dashboards.collect import Collection
+from saelab.dashboards.effects import Places
+from saelab.dashboards.sources import Sources, block_of, sources
 from saelab.dashboards.vocab import Ids
 from saelab.evaluation.sparsity import ENOUGH
 from saelab.models.sites import Site
@@ -54,6 +57,7 @@ class Part:
     _effect_keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     _effect_values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     _explained: dict[int, int] = field(default_factory=dict)  # (latent << 32 | row) -> row of `effects`
+    _sources: tuple[np.ndarray, Sources] | None = None  # by latent << 32 | row
     _methods: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @cached_property
@@ -87,6 +91,11 @@ class Part:
         return weights.ToLogits.of(self.lm, self.target)
 
     @cached_property
+    def block(self) -> int | None:
+        """Of an attention layer's SAE."""
+        return block_of(self.lm, self.site)
+
+    @cached_property
     def flags(self) -> np.ndarray:
         """u8 [d_sae]"""
         count, counted = self.collection.counts, self.collection.n_counted
@@ -113,24 +122,34 @@ class Part:
         unique, first = np.unique(np.concatenate(keys), return_index=True)
         value = np.concatenate(values)[first]
         self._effect_keys = unique
-        self._effect_values = fx.first_order(
-            self.lm, self.sae, self.target, self.contexts, unique >> 32, unique & 0xFFFFFFFF, value, progress
-        )
         latent, row, act = (np.concatenate(column) for column in zip(*tops, strict=True))
-        made: list[fx.Changes] = []
         in_full = self._in_full(latent, mode)
-        where = (self.contexts, latent[in_full], row[in_full], act[in_full], progress)
-        made.append(fx.full(self.lm, self.sae, self.target, *where))
+        late = mode == "direct" and self.path is not None and fx.is_late(self.lm, self.target)
+        directly = ~in_full if late else np.zeros_like(in_full)
+        shown = fx.Places(unique >> 32, unique & 0xFFFFFFFF, value)
+        some = [fx.Places(latent[which], row[which], act[which]) for which in (in_full, directly)]
+        self._effect_values, *made = fx.explain(
+            self.lm, self.sae, self.target, self.contexts, shown, *some, path=self.path, progress=progress
+        )
         estimate = self._effect_values[np.searchsorted(unique, (latent[in_full] << 32) | row[in_full])]
         self.full_pairs, self.correlation = int(in_full.sum()), fx.rank_correlation(estimate, made[0].loss)
-        directly = ~in_full if mode == "direct" and self.path and fx.is_late(self.lm, self.target) else in_full & False
-        if self.path is not None and directly.any():
-            some = (self.contexts, latent[directly], row[directly], act[directly], progress)
-            made.append(fx.direct(self.lm, self.sae, self.path, *some))
         self.effects = fx.Changes.joined(made)
         explained = np.concatenate([np.flatnonzero(in_full), np.flatnonzero(directly)])
         self._explained = {int(latent[i]) << 32 | int(row[i]): n for n, i in enumerate(explained)}
         self._methods = np.repeat([fx.FULL, fx.DIRECT], [self.full_pairs, int(directly.sum())])
+
+    def trace(self, progress: bool) -> None:
+        """Find where the peaks come from that fire, or nearly do; for SAEs of attention layers."""
+        if self.block is None:
+            return
+        keys = []
+        for latents in self._chunks():
+            found = self.windows(latents)
+            peaks = np.flatnonzero(found.act)
+            keys.append((latents[found.latent[peaks]] << 32) | found.row[peaks])
+        unique = np.unique(np.concatenate(keys))
+        places = Places(unique >> 32, unique & 0xFFFFFFFF, np.zeros(len(unique)))
+        self._sources = unique, sources(self.lm, self.sae, self.block, self.contexts, places, progress)
 
     def _in_full(self, latent: np.ndarray, mode: str) -> np.ndarray:
         """Which top windows are explained by full passes: the first contexts of every latent, or of some, evenly
@@ -197,7 +216,7 @@ class Part:
         return columns
 
     def _page_columns(self, latents: np.ndarray, tables: list[np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
-        co, co_both, enc, enc_cos = tables
+        co, co_both, before, after, lag, enc, enc_cos = tables
         f = self.collection.take(latents)
         first, number, hist = figures.histograms(f)
         columns: dict[str, Any] = {
@@ -227,9 +246,11 @@ class Part:
         dec, dec_cos = (table[latents] for table in self.decoder_neighbours)
         columns |= {"dec_near": latent_ids(dec), "dec_cos": dec_cos.astype("<f2"), "enc_near": latent_ids(enc),
                     "enc_cos": enc_cos.astype("<f2"), "coact": latent_ids(co), "coact_both": co_both.astype("<u4"),
-                    "coact_contexts": np.where(co >= 0, self.index.contexts[co], 0).astype("<u4")}  # fmt: skip
+                    "coact_contexts": np.where(co >= 0, self.index.contexts[co], 0).astype("<u4"),
+                    "coact_before": before.astype("<u4"), "coact_after": after.astype("<u4"),
+                    "coact_lag": lag.astype("<f2")}  # fmt: skip
         if self.target.heads:
-            columns["heads"] = weights.head_shares(self.sae.W_dec.detach()[at], self.target.heads).astype("<f2")
+            columns["heads"] = head_shares(self.sae.W_dec.detach()[at], self.target.heads).cpu().numpy().astype("<f2")
         windows, rows = self._window_columns(latents, f)
         return columns | windows, self.collection.miss[rows]
 
@@ -252,7 +273,20 @@ class Part:
         }  # fmt: skip
         if self.effects is not None:
             columns |= self._effect_columns(latents, found, of)
+        if self._sources is not None:
+            columns |= self._source_columns(latents, found)
         return columns, rows
+
+    def _source_columns(self, latents: np.ndarray, found: examples.Windows) -> dict[str, Any]:
+        assert self._sources is not None
+        keys, made = self._sources
+        peaks = np.flatnonzero(found.act)
+        at = np.searchsorted(keys, (latents[found.latent[peaks]] << 32) | found.row[peaks])
+        there = made.value[at] != 0
+        number = np.zeros(len(found.act), "u1")
+        number[peaks] = there.sum(1)
+        return {"dfa_n": number, "dfa_back": made.back[at][there], "dfa_head": made.head[at][there],
+                "dfa": Half(made.value[at][there])}  # fmt: skip
 
     def _effect_columns(self, latents: np.ndarray, found: examples.Windows, of: np.ndarray) -> dict[str, Any]:
         assert self.effects is not None

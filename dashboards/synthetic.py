@@ -263,14 +263,25 @@ def _page(latents: np.ndarray, counts: np.ndarray, d_sae: int, n_words: int, win
                 "dec_norm": f4(0.9, 1.1), "enc_norm": f4(0.9, 3), "enc_dec": f4(0.2, 1), "b_enc": f4(-1, 1)}  # fmt: skip
     for kind in ("dec", "enc"):
         columns |= {kind + "_near": other(), kind + "_cos": np.sort(f2(0, 1, n, 10))[:, ::-1]}
-    columns |= {"coact": other(), "coact_both": rng.integers(1, 99, (n, 10)).astype("<u4"),
-                "coact_contexts": rng.integers(99, 782, (n, 10)).astype("<u4")}  # fmt: skip
+    columns |= _together(columns["contexts"], other(), rng)  # type: ignore[arg-type]
     if heads:
         shares = rng.dirichlet(np.ones(heads), n)
         columns["heads"] = shares.astype("<f2")
     columns["scale"] = peak
     columns |= _windows(latents, count, peak, n_words, windows, heads, effects, rng)
     return columns
+
+
+def _together(contexts: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> dict[str, Column]:
+    """Latents that fire in the same contexts: none for a latent without any, never more than it has."""
+    both = np.minimum(rng.integers(1, 99, other.shape), contexts[:, None])
+    before = rng.integers(0, both + 1)
+    return {
+        "coact": np.where(both > 0, other, none_of(other.dtype)).astype("<u4"), "coact_both": both.astype("<u4"),
+        "coact_contexts": np.minimum(both + rng.integers(0, 600, other.shape), 782).astype("<u4"),
+        "coact_before": before.astype("<u4"), "coact_after": rng.integers(0, both - before + 1).astype("<u4"),
+        "coact_lag": np.where(both > 0, rng.normal(0, 20, other.shape), np.nan).astype("<f2"),
+    }  # fmt: skip
 
 
 def _windows(latents: np.ndarray, count: np.ndarray, peak: np.ndarray, n_words: int, windows: bool, heads: int | None,
@@ -310,9 +321,10 @@ def _windows(latents: np.ndarray, count: np.ndarray, peak: np.ndarray, n_words: 
             "x_down_delta": rng.uniform(-0.3, 0, (x, 3)).astype("<f2"),
         }  # fmt: skip
     if heads:
-        sources = np.minimum(place + 1, 4).astype("u1")
-        m = int(sources.sum())
-        out |= {"dfa_n": sources, "dfa_back": (rng.integers(0, 4, m)).astype("<u2"),
+        # Distinct places, some before the window.
+        back = [rng.choice(at + 5, min(at + 5, 6), replace=False) for at in place.tolist()]
+        m = sum(map(len, back))
+        out |= {"dfa_n": np.array([len(b) for b in back], "u1"), "dfa_back": np.concatenate(back).astype("<u2"),
                 "dfa_head": rng.integers(0, heads, m).astype("u1"), "dfa": Half(rng.normal(0, 1, m))}  # fmt: skip
     return out
 

@@ -58,8 +58,11 @@ def write_parquet(data: Data, folder: Path) -> None:
     for sae in data.manifest["saes"]:
         for name, rows in _rows(data, sae):
             table = tables.setdefault(name, {})
-            for column, values in rows.items():
-                table.setdefault(column, []).extend(values)
+            before = max(map(len, table.values()), default=0)
+            added = len(rows["latent"])
+            for column in {**table, **rows}:  # of two SAEs one may have columns that the other has not
+                values = table.setdefault(column, [None] * before)
+                values.extend(rows.get(column, [None] * added))
     for name, columns in tables.items():
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
 
@@ -85,11 +88,21 @@ def _rows(data: Data, sae: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, l
         yield "examples", {
             "sae": [which] * len(owner), "latent": owner, "group": [groups[g] for g in columns["group"]],
             **{k: columns[k].tolist() for k in ("context", "document", "start", "peak", "act")},
+            **_sources(columns),
             "tokens": [pool[o : o + m] for o, m in spans],
             "acts": [(columns["acts"][stop - n : stop] * (s / 255)).tolist()
                      for (_, n), stop, s in zip(spans, stops, scale, strict=True)],
         }  # fmt: skip
         yield from _lists(data, columns, which)
+
+
+def _sources(columns: dict[str, Any]) -> dict[str, list[Any]]:
+    """Of an attention layer's peaks: how many tokens back, which head, how much."""
+    if "dfa_n" not in columns:
+        return {}
+    ends = np.cumsum(columns["dfa_n"], dtype=np.int64)[:-1]
+    return {f"source_{name}": [part.tolist() for part in np.split(columns[column], ends)]
+            for name, column in (("back", "dfa_back"), ("head", "dfa_head"), ("value", "dfa"))}  # fmt: skip
 
 
 def _lists(data: Data, columns: dict[str, Any], which: str) -> Iterator[tuple[str, dict[str, list[Any]]]]:
@@ -101,6 +114,8 @@ def _lists(data: Data, columns: dict[str, Any], which: str) -> Iterator[tuple[st
         real = columns[other] != codec.none_of(columns[other].dtype)
         table = _listed(columns, kind, which, len(columns[other]))
         table |= {"other": columns[other], "value": columns[value].astype(np.float64)}
+        if kind == "coactivation":
+            table |= {name: columns[f"coact_{name}"] for name in ("before", "after", "lag")}
         yield "neighbours", {name: values[real].tolist() for name, values in table.items()}
     for kind in ("top", "bottom", "raw_top", "raw_bottom"):
         if kind in columns:

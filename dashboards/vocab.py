@@ -80,12 +80,12 @@ def token_bytes(tokenizer: Any) -> Any:
     if tokenizer is None:
         return lambda i: str(i).encode()
     added = {int(i): str(token) for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
-    decoder = _decoder(tokenizer)
+    decoder, size = _decoder(tokenizer), len(tokenizer)  # milliseconds each time it is asked
 
     def known(i: int) -> bytes | None:
         if i in added:
             return _utf8(added[i])
-        token = tokenizer.convert_ids_to_tokens(i) if i < len(tokenizer) else None
+        token = tokenizer.convert_ids_to_tokens(i) if i < size else None
         if token is None:
             return None
         token = token if isinstance(token, str) else str(token)

@@ -141,11 +141,3 @@ class Norms:
         cosine = (unit_rows(dec) * unit_rows(enc)).sum(1) if same else torch.full((len(dec),), torch.nan)
         norms = [torch.linalg.vector_norm(rows, dim=1).cpu().numpy() for rows in (dec, enc)]
         return cls(norms[0], norms[1], cosine.cpu().numpy(), sae.b_enc.detach().float().cpu().numpy())
-
-
-def head_shares(W_dec_FD: Tensor, heads: int) -> np.ndarray:
-    """[F, heads]: the share of a decoder row's squared norm that each head's part holds (Kissane et al. 2024, section
-    3.2); rows sum to 1, and are even where the row is zero."""
-    parts = W_dec_FD.detach().double().view(len(W_dec_FD), heads, -1).square().sum(2)
-    total = parts.sum(1, keepdim=True)
-    return torch.where(total > 0, parts / total.clamp(min=1e-300), 1 / heads).cpu().numpy()

@@ -221,6 +221,8 @@ def test_labels_from_files(tiny_llama, sae, corpus, tmp_path):
 
 
 def test_two_saes_seeds_null_and_sweeps(tiny_llama, sae, corpus, tmp_path):
+    import pandas
+
     rival = make_sae(tiny_llama, d_sae=20, seed=5)
     twin = make_sae(tiny_llama)
     null = saelab.load_model(tiny.llama_model(seed=9), tokenizer=tiny_llama.tokenizer, device="cpu")
@@ -235,7 +237,10 @@ def test_two_saes_seeds_null_and_sweeps(tiny_llama, sae, corpus, tmp_path):
         seeds=[twin, rival],
         null=null,
         sweeps=sweeps,
+        parquet=True,
     )
+    table = pandas.read_parquet(tmp_path / "a.parquet" / "features.parquet")
+    assert table.groupby("sae").seeds.count().to_dict() == {"a": 48, "b": 0}
     data = page.data
     first, second = data.manifest["saes"]
     assert (first["matches"], second["matches"], second["prefix"], second["d_sae"]) == ("b-", "", "b-", 20)

@@ -170,6 +170,18 @@ def test_activations_that_are_not_finite_are_named(tiny_llama, sae, contexts, tm
         collect(Reader.of(tiny_llama, [sae], contexts, TOKENS), tmp_path, progress=False)
 
 
+def test_the_largest_near_misses_best_first_the_earlier_among_equals():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 3, (50, 40)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.2] = -np.inf
+    scores[scores == 0] *= rng.choice([1.0, -1.0], (scores == 0).sum())  # zeros of both signs are equal
+    rows = np.tile(np.arange(40, dtype=np.int32), (50, 1))
+    best, where = collecting._largest(scores, rows)
+    for i in range(50):
+        expected = sorted(range(40), key=lambda j: (-scores[i, j], j))[: collecting.NEAR]
+        assert where[i].tolist() == expected and best[i].tolist() == scores[i, expected].tolist()
+
+
 MEMORY = """
 import re, sys, types
 from pathlib import Path

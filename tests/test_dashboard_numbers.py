@@ -315,15 +315,6 @@ def test_coactivation(made, page):
         assert latent not in shown
 
 
-def test_heads(made, page):
-    sae = made[0]
-    if not sae.metadata["site"].endswith("hook_z"):
-        assert "heads" not in page
-        return
-    shares = sae.W_dec.detach().view(48, 4, 8).square().sum(2)
-    np.testing.assert_allclose(page["heads"], shares / shares.sum(1, keepdim=True), atol=1e-3)
-
-
 def context_loss(lm, sae, contexts, context, push=None):
     """Summed loss of a context and its log-probabilities, `push` = (position, latent, activation) taken away."""
 

@@ -14,8 +14,11 @@ def test_bytes_a_latent(smollm2, tmp_path, monkeypatch):
         saelab.TopK(k=32, d_sae=1024), 576, {"site": "blocks.0.hook_resid_post", "context_length": 256}, seed=0
     )
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(effects, "first_order", lambda *a: rng.normal(size=len(a[4])))
-    monkeypatch.setattr(effects, "full", lambda *a: effects.Changes.empty(len(a[4])))
+
+    def noise(lm, sae, site, contexts, shown, in_full, directly, **_):
+        return rng.normal(size=len(shown)), effects.Changes.empty(len(in_full)), effects.Changes.empty(len(directly))
+
+    monkeypatch.setattr(effects, "explain", noise)
     page = build(
         sae, smollm2, corpus, tmp_path / "a.html", tokens=40_000, latents=128, evaluation=None, parquet=False,
         work=tmp_path / "work", progress=False,

@@ -1,11 +1,12 @@
 """Everyone can read the page: axe, contrast of every step of colour, small screens, print, size."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
-from saelab.dashboards.shell import PAGE, joined, shell
+from saelab.dashboards.shell import DASHBOARD, PAGE, PARTS, STYLES, joined, shell
 from tests.browser import Watched, browser, single_file, synthetic_texts  # noqa: F401
 
 PLACES = [
@@ -19,6 +20,7 @@ PLACES = [
     "#f=7,9@B",
     "#view=compare",
     "#p=0",
+    "#p=0&strip=miss",
     "#p=77",
 ]
 RUN = """async () => {
@@ -97,6 +99,22 @@ def test_nothing_runs_out_of_a_narrow_page(browser, page, width):  # noqa: F811
         for place in PLACES:
             watched.go(place)
             assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, place
+        watched.go("#view=compare")  # wide tables scroll; their rows keep their names
+        names = watched.page.locator(".scroll > .pairs td:first-child")
+        assert names.count() > 8
+        assert names.evaluate_all("(all) => all.filter((name) => name.scrollWidth > name.clientWidth).length") == 0
+
+
+def test_narrow_examples_fade_nowhere(browser, page):  # noqa: F811
+    """Where a row is shown whole, at 360 px and when it is opened, its end does not fade as if it went on."""
+    faded = "[...document.querySelectorAll(QUERY)].filter((e) => getComputedStyle(e).maskImage !== 'none').length"
+    with Watched(browser) as watched:
+        watched.open(page, "#f=5")
+        watched.page.locator(".example button").first.click()
+        assert watched.page.evaluate(faded.replace("QUERY", "'.whole .line > span'")) == 0
+        assert watched.page.evaluate(faded.replace("QUERY", "'.line > span'")) > 0
+        watched.page.set_viewport_size({"width": 360, "height": 780})
+        assert watched.page.evaluate(faded.replace("QUERY", "'.line > span'")) == 0
 
 
 def test_print_and_reduced_motion(browser, page):  # noqa: F811
@@ -111,6 +129,19 @@ def test_print_and_reduced_motion(browser, page):  # noqa: F811
         assert watched.page.locator(".example").first.is_visible()
         assert watched.page.pdf()[:5] == b"%PDF-"
         assert watched.verdict() == []
+
+
+@pytest.mark.parametrize("kind, names", [("js", PARTS + DASHBOARD), ("css", STYLES)])
+def test_white_space_is_all_that_is_stripped(kind, names):
+    """No sign is lost, no quoted string changes, and where two words or signs need their space it stays."""
+    whole = "\n".join((PAGE / f"{name}.{kind}").read_text(encoding="utf-8") for name in names)
+    whole = re.sub(r"^\s*(//.*|/\*(.|\n)*?\*/\s*)$", "", whole, flags=re.MULTILINE)
+    short = joined(kind, names)
+    assert re.sub(r"\s", "", short) == re.sub(r"\s", "", whole)
+    quoted = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+    assert quoted.findall(short) == quoted.findall(whole)
+    words = re.compile({"js": r"\w+ \w+|[-+] [-+]", "css": r"\w+ \w+|\w [-+*] \w|and \(|\) [^{>\s]|\w+ [.#:]\w+"}[kind])
+    assert [m for m in words.findall(whole) if m not in short] == []
 
 
 def test_size_and_sources_of_the_shell():

@@ -20,9 +20,15 @@ def focused(watched: Watched) -> str:
     )
 
 
-def parameters(watched: Watched) -> dict[str, str]:
-    watched.page.wait_for_timeout(200)  # the URL is written at rest
-    return watched.page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+def marked(watched: Watched, **wanted: str | None) -> bool:
+    """Whether the URL comes to say so (None: not to name it); it is written at rest."""
+    read = "Object.fromEntries(new URLSearchParams(location.hash.slice(1)))"
+
+    def said() -> bool:
+        parameters = watched.page.evaluate(read)
+        return all(parameters.get(name) == value for name, value in wanted.items())
+
+    return watched.until(said)
 
 
 def test_walk_without_a_pointer(browser, page):  # noqa: F811
@@ -56,12 +62,12 @@ def test_walk_without_a_pointer(browser, page):  # noqa: F811
         assert watched.settled(at).text("h1 .num") == "#1"
         # Groups of examples by key, and by arrows on the tabs.
         keys.press("]")
-        assert parameters(watched)["tab"] == "interval"
+        assert marked(watched, tab="interval")
         keys.press("[")
-        assert "tab" not in parameters(watched)
+        assert marked(watched, tab=None)
         watched.page.locator(".right [role=tab][aria-selected=true]").first.focus()
         keys.press("ArrowRight")
-        assert parameters(watched)["tab"] == "interval"
+        assert marked(watched, tab="interval")
         keys.press("Home")
         # Tokens: Tab reaches one, arrows walk, Enter pins the card, Escape lets it go.
         while "t " not in focused(watched) + " " or "tab" in focused(watched):
@@ -72,7 +78,8 @@ def test_walk_without_a_pointer(browser, page):  # noqa: F811
         keys.press("ArrowDown")
         assert watched.page.evaluate(place)[0] != before[0]
         keys.press("ArrowRight")
-        assert [parameters(watched)["ex"], parameters(watched)["t"]] == watched.page.evaluate(place)
+        example, token = watched.page.evaluate(place)
+        assert marked(watched, ex=example, t=token)
         keys.press("Enter")
         assert "pinned" in watched.page.locator(".hover").get_attribute("class")
         keys.press("Escape")
@@ -122,6 +129,9 @@ def test_walk_without_a_pointer(browser, page):  # noqa: F811
         assert watched.page.locator(".left .chart path.bars").first.get_attribute("d") != drawn
         keys.press("r")
         watched.page.locator("button[aria-pressed=true]", has_text="misses").wait_for()
+        keys.press("s")
+        watched.page.locator("button[aria-pressed=true]", has_text="Sources").wait_for()
+        assert watched.page.locator("button[aria-pressed=true]", has_text="misses").count() == 0
         assert watched.verdict() == []
 
 

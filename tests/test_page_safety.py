@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from saelab.dashboards.codec import texts as text_columns
+from saelab.dashboards.shell import tightened
 from saelab.dashboards.synthetic import HOSTILE
 from tests.browser import Watched, browser, bundle, single_file, synthetic_texts  # noqa: F401
 
@@ -126,12 +127,14 @@ def exported(watched: Watched, kind: str) -> str:
     return Path(download.value.path()).read_bytes().decode("utf-8")
 
 
-@pytest.mark.parametrize("place, field", [("#f=5", "text"), ("#p=0", "token"), ("#s=id&show=all", "label")])
+@pytest.mark.parametrize("place, field", [("#f=5", "text"), ("#p=0", "token"), ("#s=id&show=all", "label"),
+                                          ("#view=compare", "label"), ("#f=7,9@B", "text")])  # fmt: skip
 def test_exports_carry_hostile_strings(browser, page, place, field):  # noqa: F811
     with Watched(browser, accept_downloads=True) as watched:
         watched.open(page, place)
         rows = json.loads(exported(watched, "JSON"))
-        rows = rows["examples"] if isinstance(rows, dict) else rows
+        latents = rows if isinstance(rows, list) else [rows]
+        rows = [example for latent in latents for example in latent["examples"]] if "examples" in latents[0] else rows
         cells = list(csv.DictReader(io.StringIO(exported(watched, "CSV").removeprefix("\ufeff"), newline="")))
         assert len(rows) == len(cells) > 0
         whole = "\n".join(str(row[field]) for row in rows)
@@ -190,7 +193,7 @@ def test_hostile_addresses(browser, page):  # noqa: F811
 
 
 # Does the harness bite? The same page with one function written as others write it.
-SAFE = "if (!HIDDEN.test(string)) return [document.createTextNode(string)];"
+SAFE = tightened("if (!HIDDEN.test(string)) return [document.createTextNode(string)];", "js")
 UNSAFE = "{ const span = document.createElement('span'); span.innerHTML = string; return [span]; }"
 
 

@@ -6,7 +6,7 @@ One random HookedTransformer, one TopK SAE saved by saelab and read by sae-lens,
 import argparse
 import json
 import time
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -34,13 +34,15 @@ def main() -> None:
     ).eval()  # fmt: skip
     model.tokenizer = tokenizer(args.vocab)
     ids = torch.randint(args.vocab - 1, (-(-args.tokens // 128), 128), generator=torch.Generator().manual_seed(0))
-    metadata = {"site": SITE, "context_length": 128, "skip_positions": 0, "model": "random"}
-    sae = saelab.SAE(saelab.TopK(k=args.k, d_sae=args.d_sae), args.d_model, metadata, seed=0)
+    facts = {"site": SITE, "context_length": 128, "skip_positions": 0, "model": "random"}
+    sae = saelab.SAE(saelab.TopK(k=args.k, d_sae=args.d_sae), args.d_model, facts, seed=0)
     sae.save(args.folder / "sae")
     start = time.perf_counter()
     make = by_saelab if args.who == "saelab" else by_sae_dashboard
     page = make(model, sae, ids, args)
-    answer = {"seconds": time.perf_counter() - start, "bytes": page.stat().st_size, "version": version(args.who)}
+    seconds = time.perf_counter() - start
+    version = saelab.__version__ if args.who == "saelab" else metadata.version(args.who)
+    answer = {"seconds": seconds, "bytes": page.stat().st_size, "version": version}
     (args.folder / f"{args.who}.json").write_text(json.dumps(answer))
 
 
@@ -70,6 +72,8 @@ def by_sae_dashboard(model: HookedTransformer, _: saelab.SAE, ids: torch.Tensor,
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(str(args.folder / "sae"))
+    # It folds decoder norms, which sae-lens allows only so. The rows have norm 1: the codes stay what they are.
+    sae.cfg.rescale_acts_by_decoder_norm = True
     config = SaeVisConfig(hook_point=SITE, features=list(range(args.latents)), device="cpu", dtype="float32")
     data = SaeVisRunner(config).run(encoder=sae, model=model, tokens=ids)
     page = args.folder / "sae-dashboard.html"

@@ -4,8 +4,21 @@ const WIDE = 340;
 
 /** A histogram.
     counts: heights; none: other heights drawn as a faint dashed outline; log: log heights; axis: [[share 0..1, text]];
-    kind(i): class of a bar; describe(i): what is read out; pick(i): click or Enter; rule: a share to mark. */
-function histogram({ label, counts, none, log, axis = [], kind = () => "bars", describe, pick, rule, height = 84 }) {
+    kind(i): class of a bar; describe(i): what is read out; pick(i): click or Enter; rule: a share to mark;
+    hint: what stands where the bars are read out before one looks. */
+function histogram({
+  label,
+  counts,
+  none,
+  log,
+  axis = [],
+  kind = () => "bars",
+  describe,
+  pick,
+  rule,
+  hint = "",
+  height = 84,
+}) {
   const n = counts.length;
   const scale = log ? (c) => Math.log1p(c) : (c) => c;
   let top = 0;
@@ -62,7 +75,7 @@ function histogram({ label, counts, none, log, axis = [], kind = () => "bars", d
       "d",
       i < 0 || !(c > 0) ? "" : `M${i * width} ${height}V${y(c)}h${Math.max(1, width - gap)}V${height}z`,
     );
-    readout.textContent = i < 0 ? "" : describe(i);
+    readout.textContent = i < 0 ? hint : describe(i);
     figure.setAttribute("aria-valuenow", Math.max(0, i));
     figure.setAttribute("aria-valuetext", i < 0 ? "" : describe(i));
   };

@@ -42,6 +42,8 @@ function radixSort(values, rows, descending) {
   return rows;
 }
 
+const collator = new Intl.Collator("en", { numeric: true });
+
 /** Values to sort by, one per latent. */
 async function sortColumn(sae, key) {
   const { index } = sae;
@@ -54,7 +56,7 @@ async function sortColumn(sae, key) {
     else
       [...named]
         .filter((l) => l < sae.size)
-        .sort((a, b) => sae.label(a).localeCompare(sae.label(b)) || a - b)
+        .sort((a, b) => collator.compare(sae.label(a), sae.label(b)) || a - b)
         .forEach((latent, i) => {
           ranks[latent] = i;
         });

@@ -71,7 +71,9 @@ async function comparePage(main, dataset, params, current) {
   );
   if (!current()) return;
   const [a, b] = halves_;
-  Object.assign(actions, { compare: () => !a.missing && askCompare(a.sae, a.latent) });
+  const shown = halves_.map((half) => half.feature).filter(Boolean);
+  const exporting = () => shown.length > 0 && exportFeatures(...shown);
+  Object.assign(actions, { compare: () => !a.missing && askCompare(a.sae, a.latent), export: exporting });
   const shared = new Set();
   if (a.feature && b.feature) {
     const contexts = new Set(a.feature.windows.map((w) => w.context));
@@ -101,6 +103,7 @@ async function comparePage(main, dataset, params, current) {
         null,
         button("Swap", () => go(here({ f: [...wanted].reverse().map(sameLatent).join(",") }))),
         button("Link", () => copyLink()),
+        shown.length > 0 && button("Export", exporting),
       ),
     ),
     pairs("facts", relation(a, b, shared)),

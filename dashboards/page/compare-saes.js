@@ -5,15 +5,10 @@ async function compareSaes(main, dataset, current) {
   const saes = await Promise.all(dataset.saes.map((sae) => dataset.sae(sae.letter)));
   const mores = await Promise.all(saes.map((sae) => sae.openMore().catch(() => undefined)));
   if (!current()) return;
-  actions.repaint = again;
+  const exporting = () => openExport("saes", LATENT, () => saes.flatMap((sae, i) => latentRows(sae, mores[i])));
+  Object.assign(actions, { repaint: again, export: exporting });
   const fields = [...new Set(saes.flatMap((sae) => Object.keys(sae.info.evaluation ?? {})))];
-  const row = (name, values) =>
-    el(
-      "tr",
-      null,
-      el("th", { scope: "row" }, name),
-      values.map((value) => el("td.num", null, value)),
-    );
+  const row = (name, value) => [name, ...saes.map(value)];
   const one = el("input", { type: "text", "aria-label": "First latent", placeholder: "123" }),
     two = el("input", { type: "text", "aria-label": "Second latent", placeholder: saes.length > 1 ? "45@B" : "45" });
   const matches = saes.map(
@@ -27,7 +22,12 @@ async function compareSaes(main, dataset, current) {
   );
   replace(
     main,
-    el("div.page-head", null, el("h1", null, saes.length > 1 ? "Two SAEs" : "Compare")),
+    el(
+      "div.page-head",
+      null,
+      el("h1", null, saes.length > 1 ? "Two SAEs" : "Compare"),
+      el("div.actions", null, button("Export", exporting)),
+    ),
     panel(
       "Two latents",
       null,
@@ -49,64 +49,19 @@ async function compareSaes(main, dataset, current) {
       el(
         "div.scroll",
         { tabindex: 0, role: "region", "aria-label": "Figures of the SAEs" },
-        el(
-          "table.pairs.figures",
-          null,
-          el(
-            "thead",
-            null,
-            el(
-              "tr",
-              null,
-              el("td", null),
-              saes.map((sae) =>
-                el(
-                  "th.num",
-                  { scope: "col" },
-                  `${sae.letter}: `,
-                  el("span.text", null, textNodes(sae.info.name.slice(0, 60))),
-                ),
-              ),
-            ),
-          ),
-          el(
-            "tbody",
-            null,
-            row(
-              "architecture",
-              saes.map((s) => s.info.architecture),
-            ),
-            row(
-              "site",
-              saes.map((s) => s.info.site),
-            ),
-            row(
-              "latents",
-              saes.map((s) => count(s.size)),
-            ),
-            row(
-              "dead",
-              saes.map((s) => count(s.info.dead)),
-            ),
-            row(
-              "dense",
-              saes.map((s) => count(s.info.dense)),
-            ),
-            row(
-              "duplicates",
-              saes.map((s) => count(s.info.duplicates)),
-            ),
-            row(
-              "L0 here",
-              saes.map((s) => number(s.info.l0)),
-            ),
-            fields.map((field) =>
-              row(
-                field.replaceAll("_", " "),
-                saes.map((s) => number(s.info.evaluation?.[field])),
-              ),
-            ),
-          ),
+        table(
+          ["", ...saes.map((s) => `#${s.letter}: ${s.name.slice(0, 60)}`)],
+          [
+            row("architecture", (s) => s.info.architecture),
+            row("site", (s) => s.info.site),
+            row("latents", (s) => count(s.size)),
+            row("dead", (s) => count(s.info.dead)),
+            row("dense", (s) => count(s.info.dense)),
+            row("duplicates", (s) => count(s.info.duplicates)),
+            row("L0 here", (s) => number(s.info.l0)),
+            row("variance explained here", (s) => percent(s.info.explained_variance)),
+            ...fields.map((field) => row(field.replaceAll("_", " "), (s) => number(s.info.evaluation?.[field]))),
+          ],
         ),
       ),
     ),

@@ -33,6 +33,7 @@ const KEYS = [
   ["c", "compare with another latent"],
   ["l", "logarithmic or linear counts"],
   ["r", "colour by what the SAE misses"],
+  ["s", "colour by the sources of the peak (attention)"],
   ["e", "export"],
   ["i", "index"],
   ["t", "light or dark"],

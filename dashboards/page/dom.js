@@ -68,6 +68,27 @@ function pairs(kind, entries, item = "") {
   );
 }
 
+/** A table. heads: a text a column, "#" first where its cells are numbers, "" for none; rows of cells, null for no row. */
+function table(heads, rows, hidden = false) {
+  const kind = (head) => (head.startsWith("#") ? ".num" : "");
+  const title = (head) => {
+    const words = head.replace("#", "");
+    return words ? el(`th${kind(head)}`, { scope: "col" }, textNodes(words)) : el("td");
+  };
+  const cells = (row) => row.map((cell, i) => el(`td${kind(heads[i])}`, null, cell));
+  return el(
+    "table.pairs",
+    null,
+    el("thead", { class: hidden && "offscreen" }, el("tr", null, heads.map(title))),
+    el(
+      "tbody",
+      null,
+      rows.filter(Boolean).map((row) => el("tr", null, cells(row))),
+    ),
+  );
+}
+const tinted = (x, words) => el(x < 0 ? "span.minus" : "span.plus", null, words);
+
 /** Tabs with roving focus. `choices` is [[key, label, panelMaker?]]; `onChange(key)` paints into the panel of id `panelId`. */
 function tabs(label, choices, current, panelId, onChange, small = false) {
   const bar = el(small ? "div.tabs.small" : "div.tabs", { role: "tablist", "aria-label": label });

@@ -8,12 +8,18 @@ function examplesView(feature, params, current) {
   const kinds = present.map(([kind]) => kind);
   let tab = kinds.includes(params.get("tab")) ? params.get("tab") : kinds[0];
   let misses = null; // what the SAE misses, while it colours the tokens
+  let sources = false; // whether the sources of the peak colour them
   let aimed = null; // [low, high) of a bar that was picked
   let perRow = false;
   const legend = el("div.legend");
   const pressable = (words, title, action) => button(words, action, { "aria-pressed": "false", title });
   const missButton = pressable("What the SAE misses", "colour tokens by |x − x̂|² / |x|² (r)", () =>
     view.toggleMisses(),
+  );
+  const sourceButton = pressable(
+    "Sources",
+    "colour tokens by what they give to the pre-activation at the peak (s)",
+    () => view.toggleSources(),
   );
   const scaleTitle = "end of the colour scale: this latent's maximum, or each example's";
   const scaleButton = pressable("Scale by row", scaleTitle, () => {
@@ -33,7 +39,8 @@ function examplesView(feature, params, current) {
     const largest = perRow
       ? Math.max(window.act, ...Array.from(window.tokens, (_, i) => window.activation(i)))
       : feature.value("max");
-    return { misses, effects: window.storedEffects && !misses ? window.effectScale * 127 : 0, top: largest || 1 };
+    const effects = window.storedEffects && !misses && !sources ? window.effectScale * 127 : 0;
+    return { misses, sources, effects, top: largest || 1 };
   }
   const list = (windows) => exampleList(windows, modeOf);
 
@@ -68,16 +75,31 @@ function examplesView(feature, params, current) {
   function paint() {
     hoverCard.hide(true);
     replace(body, aimed ? aimedList() : tabLists());
-    replace(legend, rampWords(), !misses && feature.columns.effects && effectWords(feature.sae.info.effects));
+    body.classList.toggle("sourced", sources);
+    missButton.setAttribute("aria-pressed", Boolean(misses));
+    sourceButton.setAttribute("aria-pressed", sources);
+    const plainly = !misses && !sources;
+    replace(legend, rampWords(), plainly && feature.columns.effects && effectWords(feature.sae.info.effects));
     rove(body, body.querySelector(".t.peak"));
   }
   const rampWords = () =>
     misses
       ? rampLegend("share of the activation missed", "0", "1")
-      : rampLegend("activation", "0", perRow ? "the row's largest" : number(feature.value("max")));
+      : sources
+        ? [
+            rampLegend("share of the row's largest source", "0", "1"),
+            el("span", null, tinted(1, "▲"), " raises · ", tinted(-1, "▽"), " lowers the pre-activation at the peak"),
+          ]
+        : rampLegend("activation", "0", perRow ? "the row's largest" : number(feature.value("max")));
 
   const view = {
-    node: el("div", null, bar, el("div.toolbar", null, legend, el("div.facets", null, missButton, scaleButton)), body),
+    node: el(
+      "div",
+      null,
+      bar,
+      el("div.toolbar", null, legend, el("div.facets", null, missButton, sourceButton, scaleButton)),
+      body,
+    ),
     paint,
     aim(range) {
       aimed = range;
@@ -96,18 +118,24 @@ function examplesView(feature, params, current) {
         return;
       }
       if (!current()) return;
-      missButton.setAttribute("aria-pressed", Boolean(misses));
+      sources = false;
+      paint();
+    },
+    toggleSources() {
+      if (sourceButton.hidden) return;
+      misses = null;
+      sources = !sources;
       paint();
     },
     start() {
       paint();
       missButton.hidden = !feature.sae.has(`m-${feature.chunkNumber}`);
+      sourceButton.hidden = !feature.layout.dfa;
       bar?.choose(tab);
       tokenCards(body, (token, focused) => {
         const row = token.closest(".example");
         const window = feature.windows[Number(row.dataset.w)];
         if (focused) mark({ ex: window.number, t: token.dataset.i });
-        if (window.sources.length) markSources(row, window);
         return tokenCard(window, Number(token.dataset.i), Number(token.dataset.n), misses);
       });
       const [ex, t] = [params.get("ex"), params.get("t")];

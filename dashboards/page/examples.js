@@ -1,6 +1,7 @@
 // Examples: windows of text around a peak, drawn with as few nodes as possible.
 
-/** Nodes for the tokens [from, to) of a window. `mode`: {misses, effects, top}: what colours, what underlines, the end of the scale. */
+/** Nodes for the tokens [from, to) of a window. `mode`: {misses, sources, effects, top}: what colours (the activation without
+    the first two), what underlines, the end of the scale. The sources of the peak are tokens whatever colours. */
 function windowNodes(window, groups, mode) {
   const nodes = [];
   let plain = "";
@@ -22,8 +23,9 @@ function windowNodes(window, groups, mode) {
         );
     }
     const peak = window.peak >= from && window.peak < to;
-    const share = mode.misses ? miss : act / mode.top;
-    if (!peak && !(share > 0) && !effect) {
+    const source = window.sourceOf(from, to);
+    const share = mode.misses ? miss : mode.sources ? Math.abs(source) / window.largestSource : act / mode.top;
+    if (!peak && !(share > 0) && !effect && !source) {
       plain += string;
       continue;
     }
@@ -37,6 +39,7 @@ function windowNodes(window, groups, mode) {
     if (peak) token.classList.add("peak");
     // A difference below a fiftieth of the latent's largest effect is not worth a line.
     if (Math.abs(effect) > mode.effects / 50) token.classList.add(effect > 0 ? "up" : "down");
+    if (source) token.dataset.source = source > 0 ? "▲" : "▽";
     nodes.push(token);
   }
   flush();
@@ -153,6 +156,8 @@ function tokenCard(window, i, n, misses) {
       "SAE misses",
       misses[window.poolStart + at_] === 255 ? "not applied here" : percent(misses[window.poolStart + at_] / 15, 2),
     ]);
+  const given = window.sourceOf(i, last + 1);
+  if (given) entries.push(["gives to the peak", `${signed(given)} of the pre-activation`]);
   entries.push(["position", `${window.start + at_} of context ${window.context}`]);
   const ids = Array.from(window.tokens.subarray(i, last + 1));
   entries.push([n > 1 ? "token ids" : "token id", ids.map((t) => vocab.ids[t]).join(" ")]);
@@ -166,13 +171,7 @@ function explainedBody(window) {
   const x = window.explained;
   if (!x) return null;
   const { vocab } = window.feature;
-  const row = ([token, delta]) =>
-    el(
-      "tr",
-      null,
-      el("td", null, vocab.chip(token)),
-      el("td.num", { class: delta > 0 ? "num plus" : "num minus" }, `${signed(100 * delta)} pp`),
-    );
+  const row = ([token, delta]) => [vocab.chip(token), tinted(delta, `${signed(100 * delta)} pp`)];
   return [
     el("h4", null, `Next token with the latent ablated (${METHODS[x.method] ?? "method unknown"})`),
     pairs("stats", [
@@ -180,42 +179,25 @@ function explainedBody(window) {
       ["KL", `${number(x.kl)} nats`],
     ]),
     x.next !== null && el("p", null, vocab.chip(x.next), ` ${percent(x.p)} → ${percent(x.ablated)}`),
-    el("table.pairs", null, el("tbody", null, x.up.map(row), x.down.map(row))),
+    table(["token", "#probability"], [...x.up, ...x.down].map(row), true),
   ];
 }
 
+/** The sources of the pre-activation at the peak, and what is left of it. */
 function sourcesBody(window) {
-  const list = window.sources.slice(0, 6);
+  const list = window.sources;
   if (!list.length) return null;
   const { vocab } = window.feature;
+  const row = ({ back, head, value }) => {
+    const token = window.tokens[window.peak - back];
+    const far = back === 0 ? "itself" : `${back} before`;
+    return [token === undefined ? "earlier" : vocab.chip(token), far, `head ${head}`, tinted(value, signed(value))];
+  };
+  const rest = ["all else", "", "", tinted(window.rest, signed(window.rest))];
   return [
-    el("h4", null, "Where the pre-activation comes from (source, head, contribution)"),
-    el(
-      "table.pairs",
-      null,
-      el(
-        "tbody",
-        null,
-        list.map(({ back, head, value }) => {
-          const token = window.tokens[window.peak - back];
-          return el(
-            "tr",
-            null,
-            el("td", null, token === undefined ? `${back} before` : vocab.chip(token)),
-            el("td.num", null, `head ${head}`),
-            el("td", { class: value > 0 ? "num plus" : "num minus" }, signed(value)),
-          );
-        }),
-      ),
-    ),
+    el("h4", null, "Where the pre-activation at the peak comes from"),
+    table(["source", "#place", "#mostly by", "#contribution"], [...list.slice(0, 8).map(row), rest], true),
   ];
-}
-
-/** Marks the sources of a window's peak in its row while the peak is looked at. */
-function markSources(row, window) {
-  for (const old of row.ownerDocument.querySelectorAll(".t.source")) old.classList.remove("source");
-  const top = new Set(window.sources.slice(0, 3).map(({ back }) => window.peak - back));
-  for (const token of row.querySelectorAll(".t")) if (top.has(Number(token.dataset.i))) token.classList.add("source");
 }
 
 /** The legend of the ramp. */

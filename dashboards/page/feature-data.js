@@ -57,6 +57,11 @@ class Sae {
   has(name) {
     return hasChunk(this.dataset.manifest, this.prefix + name);
   }
+  /** What to call the SAE: its name, or what it is where it has none but its letter. */
+  get name() {
+    const { name, architecture } = this.info;
+    return !name || name === this.letter ? `${architecture}, ${count(this.size)} latents` : name;
+  }
   key(latent) {
     return `${this.letter}:${latent}`;
   }
@@ -259,11 +264,23 @@ class Window {
     const c = this.feature.columns,
       offsets = this.feature.layout.dfa;
     if (!offsets) return [];
-    return Array.from({ length: offsets[this.w + 1] - offsets[this.w] }, (_, k) => ({
+    return (this.cutSources ??= Array.from({ length: offsets[this.w + 1] - offsets[this.w] }, (_, k) => ({
       back: c.dfa_back[offsets[this.w] + k],
       head: c.dfa_head[offsets[this.w] + k],
       value: c.dfa[offsets[this.w] + k],
-    })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+    })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value)));
+  }
+  /** What the tokens [from, to) contribute, 0 where they are not among the sources. */
+  sourceOf(from, to) {
+    const inside = ({ back }) => this.peak - back >= from && this.peak - back < to;
+    return this.sources.reduce((sum, source) => sum + (inside(source) ? source.value : 0), 0);
+  }
+  get largestSource() {
+    return Math.abs(this.sources[0]?.value ?? 0) || 1;
+  }
+  /** The pre-activation at the peak less those sources. */
+  get rest() {
+    return this.sources.reduce((left, { value }) => left - value, this.act);
   }
 }
 

@@ -73,7 +73,7 @@ function featureHead(sae, latent, feature, more, stepTo, position) {
       button("Compare", () => askCompare(sae, latent)),
       button("Link", () => copyLink()),
       button("Python", () => copy(python, "Python")),
-      feature && button("Export", () => exportFeature(feature)),
+      feature && button("Export", () => exportFeatures(feature)),
     ),
   );
 }
@@ -90,34 +90,31 @@ function notesPanel(sae, latent) {
   return panel("Note", null, area);
 }
 
-function exportFeature(feature) {
+const EXAMPLE = "sae,latent,label,group,activation,document,context,position,peak_token,text,repeat".split(",");
+
+/** The examples of a latent as rows under EXAMPLE. */
+function exampleRows({ vocab, sae, latent, heading, windows }) {
+  const { groups } = sae.dataset.manifest;
+  const place = (w) => [w.document, w.context, w.start + w.peak];
+  return windows.map((w) => [
+    sae.letter,
+    latent,
+    heading,
+    groups[w.group].name,
+    w.act,
+    ...place(w),
+    vocab.string(w.tokens[w.peak]),
+    w.text,
+    w.repeat ? 1 : 0,
+  ]);
+}
+
+const FIGURES = "count,contexts,max,min,mean,std,skew,kurtosis,square,dec_norm,enc_norm,enc_dec,b_enc".split(",");
+
+/** All that the page knows of a latent, as JSON. */
+function featureJson(feature) {
   const { vocab, sae, latent } = feature;
   const kinds = sae.dataset.manifest.groups;
-  const header = [
-    "latent",
-    "label",
-    "group",
-    "activation",
-    "document",
-    "context",
-    "position",
-    "peak_token",
-    "text",
-    "repeat",
-  ];
-  const rows = () =>
-    feature.windows.map((w) => [
-      latent,
-      feature.heading,
-      kinds[w.group].name,
-      w.act,
-      w.document,
-      w.context,
-      w.start + w.peak,
-      vocab.string(w.tokens[w.peak]),
-      w.text,
-      w.repeat ? 1 : 0,
-    ]);
   const tokens = (name, value) =>
     Array.from(feature.list(name), (t, i) => ({ token: at(feature.list(name), i), value: feature.list(value)[i] }))
       .filter(({ token }) => token !== null)
@@ -126,22 +123,8 @@ function exportFeature(feature) {
     Array.from(feature.list(name), (l, i) => ({ latent: l, value: feature.list(value)[i] })).filter(
       ({ latent: l }) => l < sae.size,
     );
-  const names = [
-    "count",
-    "contexts",
-    "max",
-    "min",
-    "mean",
-    "std",
-    "skew",
-    "kurtosis",
-    "square",
-    "dec_norm",
-    "enc_norm",
-    "enc_dec",
-    "b_enc",
-  ];
-  openExport(`latent-${latent}`, header, rows, () => ({
+  const bins = "bin b is [2^(b/4), 2^((b+1)/4))";
+  return {
     latent,
     sae: sae.info.name,
     site: sae.info.site,
@@ -149,14 +132,16 @@ function exportFeature(feature) {
     label: feature.heading,
     note: notes.notes.get(sae.key(latent)) ?? "",
     density: feature.density,
-    ...Object.fromEntries(names.map((name) => [name, feature.value(name)])),
-    histogram: { base: "bin b is [2^(b/4), 2^((b+1)/4))", ...feature.histogram() },
+    ...Object.fromEntries(FIGURES.map((name) => [name, feature.value(name)])),
+    histogram: { bins, ...feature.histogram() },
+    null_histogram: feature.histogram("null") ?? undefined,
+    heads: feature.columns.heads && feature.list("heads", sae.info.heads),
     tokens: tokens("tok", "tok_count"),
     raises: tokens("top", "top_value"),
     lowers: tokens("bottom", "bottom_value"),
     decoder_neighbours: near("dec_near", "dec_cos"),
     encoder_neighbours: near("enc_near", "enc_cos"),
-    together: near("coact", "coact_both"),
+    together: coactive(feature),
     examples: feature.windows.map((w) => ({
       group: kinds[w.group].name,
       document: w.document,
@@ -169,6 +154,19 @@ function exportFeature(feature) {
       token_ids: Array.from(w.tokens, (t) => vocab.ids[t]),
       activations: Array.from(w.tokens, (_, i) => w.activation(i)),
       effects: w.storedEffects && Array.from(w.tokens, (_, i) => w.effect(i)),
+      sources: w.sources.length ? w.sources : undefined,
     })),
-  }));
+  };
+}
+
+/** Asks how to export these latents: all their examples as rows, or all that is known of them. */
+function exportFeatures(...features) {
+  const name = features.map(({ latent, sae: { letter } }) => sameLatent({ latent, letter })).join("-");
+  const json = features.map(featureJson);
+  openExport(
+    `latent-${name}`,
+    EXAMPLE,
+    () => features.flatMap(exampleRows),
+    () => (features.length > 1 ? json : json[0]),
+  );
 }

@@ -90,7 +90,8 @@ function featureBody(main, feature, params, current) {
     nextGroup: () => examples.turn(1),
     previousGroup: () => examples.turn(-1),
     errors: () => examples.toggleMisses(),
-    export: () => exportFeature(feature),
+    sources: () => examples.toggleSources(),
+    export: () => exportFeatures(feature),
     repaint: () => {
       const charts = () => [...left.querySelectorAll("[role=slider]")];
       const at = charts().indexOf(document.activeElement);

@@ -2,6 +2,7 @@
 // Firefox), so the spacer stops at a height that every browser takes and a far jump maps its share of the way to a row.
 
 const ROW = 32;
+const GAP = 0.8; // rem, between columns
 const TALLEST = 8_000_000;
 
 /** columns: [{key, title, width, right?, sort?: "-key"|"key", cell(row) -> node|string}]; count(): rows; onSort(key); onOpen(row). */
@@ -17,6 +18,9 @@ function virtualGrid({ label, columns, count, sorted, onSort, onOpen }) {
   const [, spacer] = view.children;
   const grid = el("div.grid", null, view);
   grid.style.setProperty("--columns", columns.map((c) => c.width).join(" "));
+  // The rows are grids of their own: they line up as long as each has room for the narrowest of all columns.
+  const least = columns.reduce((sum, { width }) => sum + parseFloat(width.replace("minmax(", "")) + GAP, 0);
+  grid.style.setProperty("--least", `${least}rem`);
   const sticky = el("div.window", { role: "presentation" }, rows);
   spacer.append(sticky);
   let virtual = 0; // pixels from the first row

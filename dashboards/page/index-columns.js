@@ -16,7 +16,8 @@ function saeCards(sae) {
       `${count(info.dead)} silent in ${count(manifest.corpus.counted)} tokens`,
     ),
     card("dense", count(info.dense), "fire on over a tenth"),
-    card("L0", number(e.l0 ?? info.l0), "latents a token"),
+    card("duplicates", count(info.duplicates), "decoder cosine above 0.9"),
+    card("L0", number(e.l0 ?? info.l0), `latents a token${info.null ? `; null ${number(info.null.l0)}` : ""}`),
     card(
       "variance explained",
       percent(e.explained_variance ?? info.explained_variance),
@@ -33,103 +34,117 @@ function saeCards(sae) {
 }
 
 function indexColumns(sae, view) {
-  const { index } = sae;
+  const { index, info } = sae;
   const compact = matchMedia("(max-width: 48rem)").matches;
+  const other = sae.dataset.saes.find((one) => one.prefix === info.matches);
+  const mark = (star, on) => {
+    star.setAttribute("aria-pressed", on);
+    star.textContent = on ? "★" : "☆";
+  };
   const pin = (latent) => {
-    const star = el(
-      "button.star",
-      {
-        type: "button",
-        tabindex: -1,
-        "aria-pressed": notes.pins.has(sae.key(latent)),
-        "aria-label": `Pin latent ${latent}`,
-        click: (event) => {
-          const on = togglePin(sae.key(latent));
-          event.currentTarget.setAttribute("aria-pressed", on);
-          event.currentTarget.textContent = on ? "★" : "☆";
-        },
-      },
-      notes.pins.has(sae.key(latent)) ? "★" : "☆",
-    );
+    const action = (event) => mark(event.currentTarget, togglePin(sae.key(latent)));
+    const star = el("button.star", {
+      type: "button",
+      tabindex: -1,
+      "aria-label": `Pin latent ${latent}`,
+      click: action,
+    });
+    mark(star, notes.pins.has(sae.key(latent)));
     return star;
   };
+  const link = (latent, words, to = sae) => el("a", { href: latentHash(to, latent, { tab: "" }), tabindex: -1 }, words);
+  // Where nothing has a label, or there is little room, what a latent fires on stands for it.
+  const named = sae.labels.size > 0 || latentsOf(sae, notes.labels.keys()).length > 0;
   const name = (latent) => {
     const label = sae.label(latent);
-    return el(
-      "a",
-      {
-        href: here({ f: sae.letter === "A" ? latent : `${latent}@${sae.letter}`, tab: "", ex: "", t: "" }),
-        tabindex: -1,
-      },
-      label
-        ? el("span.text", null, textNodes(label.slice(0, 300)))
-        : compact
-          ? tokenChips(sae, latent)
-          : el("span.muted", null, sae.hasPage(latent) ? "unlabelled" : "no page"),
-    );
+    if (label) return link(latent, el("span.text", null, textNodes(label.slice(0, 300))));
+    const chips = compact || !named ? tokenChips(sae, latent) : [];
+    if (chips.length) return link(latent, chips);
+    const words = !sae.hasPage(latent) ? "no page" : named && !compact ? "unlabelled" : "silent";
+    return link(latent, el("span.muted", null, words));
   };
-  const more = (key, show) => (latent) => (view.more ? show(view.more[key][latent]) : "…");
-  const has = (key) =>
-    sae.has("idx-1") && (key !== "match_cos" || sae.info.matches !== null) && (key !== "seeds" || sae.info.seeds);
-  return [
-    { key: "pin", title: "★", width: "1.6rem", sort: true, cell: pin },
-    {
-      key: "id",
-      title: "latent",
-      width: compact ? "3.4rem" : "4.6rem",
-      right: true,
-      sort: true,
-      cell: (l) => latentLinkCell(sae, l),
-    },
-    { key: "label", title: "label", width: compact ? "minmax(0, 1fr)" : "minmax(9rem, 1.5fr)", sort: true, cell: name },
-    { key: "tokens", title: "fires on", width: "minmax(9rem, 1.2fr)", cell: (l) => tokenChips(sae, l) },
-    {
-      key: "density",
-      title: "density",
-      width: compact ? "4.6rem" : "5.6rem",
-      right: true,
-      sort: true,
-      cell: (l) => density(sae.density(l)),
-    },
-    { key: "max", title: "max", width: "4rem", right: true, sort: true, cell: (l) => number(index.max[l]) },
-    { key: "mean", title: "mean", width: "4rem", right: true, sort: true, cell: (l) => number(index.mean[l]) },
-    has("near_cos") && {
-      key: "near_cos",
-      title: "nearest",
-      width: "4.6rem",
-      right: true,
-      sort: true,
-      cell: more("near_cos", (v) => number(v, 2)),
-    },
-    has("match_cos") && {
-      key: "match_cos",
-      title: "in other SAE",
-      width: "6rem",
-      right: true,
-      sort: true,
-      cell: more("match_cos", (v) => number(v, 2)),
-    },
-    has("seeds") && {
-      key: "seeds",
-      title: "seeds",
-      width: "3.6rem",
-      right: true,
-      sort: true,
-      cell: more("seeds", (v) => `${v} of ${sae.info.seeds.others}`),
-    },
-  ]
-    .filter(Boolean)
-    .filter((c) => !compact || ["pin", "id", "label", "density"].includes(c.key));
+  const near = (latent, key, to) => {
+    const found = at(view.more[key], latent);
+    return found === null ? "–" : [link(found, `#${found}`, to), " ", number(view.more[`${key}_cos`][latent], 2)];
+  };
+  const later = (cell) => (latent) => (view.more ? cell(latent) : "…");
+  const column = (key, title, rem, cell, more = {}) => ({
+    key,
+    title,
+    width: `${rem}rem`,
+    right: true,
+    sort: true,
+    cell,
+    ...more,
+  });
+  const wide = (least, share) => ({ width: `minmax(${least}rem, ${share}fr)`, right: false });
+  const density_ = (count_) => density(count_ / sae.dataset.manifest.corpus.counted);
+  const all = [
+    column("pin", "★", 1.6, pin, { right: false }),
+    column("id", "latent", compact ? 3.4 : 4.6, (l) => link(l, l)),
+    (named || compact) && column("label", "label", 0, name, wide(compact ? 0 : 8, 1.5)),
+    column("tokens", "fires on", 0, named ? (l) => tokenChips(sae, l) : name, { ...wide(9, 1.2), sort: false }),
+    column("density", "density", compact ? 4.6 : 5.2, (l) => density(sae.density(l))),
+    info.null &&
+      column(
+        "null_count",
+        "null",
+        5.2,
+        later((l) => el("span.muted", null, density_(view.more.null_count[l]))),
+      ),
+    column("max", "max", 3.8, (l) => number(index.max[l])),
+    column("mean", "mean", 3.8, (l) => number(index.mean[l])),
+    sae.has("idx-1") &&
+      column(
+        "near_cos",
+        "nearest",
+        6.4,
+        later((l) => near(l, "near", sae)),
+      ),
+    other &&
+      column(
+        "match_cos",
+        `in SAE ${other.letter}`,
+        6.4,
+        later((l) => near(l, "match", other)),
+      ),
+    info.seeds &&
+      column(
+        "seeds",
+        "seeds",
+        3.6,
+        later((l) => `${view.more.seeds[l]} of ${info.seeds.others}`),
+      ),
+  ];
+  return all.filter((c) => c && (!compact || ["pin", "id", "label", "density"].includes(c.key)));
 }
-const latentLinkCell = (sae, latent) =>
-  el(
-    "a",
-    {
-      href: here({ f: sae.letter === "A" ? latent : `${latent}@${sae.letter}`, tab: "", ex: "", t: "" }),
-      tabindex: -1,
-    },
-    latent,
-  );
+
+const LATENT = (
+  "sae,latent,label,note,pinned,density,count,max,mean,dead,silent,dense,duplicate,nearest,nearest_cosine,match,match_cosine," +
+  "seeds,null_count,null_max,token_1,token_2,token_3"
+).split(",");
+
+/** Latents of the index as rows under LATENT: all, or those of `rows`. */
+function latentRows(sae, more, rows = sae.index.count.keys()) {
+  const { index } = sae;
+  const flagged = [FLAG.dead, FLAG.silent, FLAG.dense, FLAG.duplicate];
+  const later = ["near", "near_cos", "match", "match_cos", "seeds", "null_count", "null_max"];
+  const token = (t) => (t === null ? "" : sae.dataset.vocab.string(t));
+  return Array.from(rows, (l) => [
+    sae.letter,
+    l,
+    sae.label(l),
+    notes.notes.get(sae.key(l)) ?? "",
+    notes.pins.has(sae.key(l)) ? 1 : 0,
+    sae.density(l),
+    index.count[l],
+    index.max[l],
+    index.mean[l],
+    ...flagged.map((flag) => (index.flags[l] & flag ? 1 : 0)),
+    ...later.map((key) => at(more?.[key], l)),
+    ...[index.tok0, index.tok1, index.tok2].map((column) => token(at(column, l))),
+  ]);
+}
 
 /** The rows that j and k walk through: those of the index as the URL has it. */
 const order = { key: "", rows: new Uint32Array(0), message: "" };

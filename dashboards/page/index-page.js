@@ -17,8 +17,7 @@ async function indexPage(main, dataset, params, current) {
       const [now, down] = sortOf(route.params);
       refresh({ s: (key === now ? !down : key !== "id" && key !== "label" && key !== "pin") ? `-${key}` : key });
     },
-    onOpen: (row) =>
-      go(here({ f: sae.letter === "A" ? view.rows[row] : `${view.rows[row]}@${sae.letter}`, tab: "", ex: "", t: "" })),
+    onOpen: (row) => go(latentHash(sae, view.rows[row], { tab: "" })),
   });
   const map = densityMap(sae, (d, m) => refresh({ d: d ? rangeText(...d) : "", m: m ? rangeText(...m) : "" }));
   const chooser = el("div.facets", { role: "group", "aria-label": "Which latents" });
@@ -75,44 +74,7 @@ async function indexPage(main, dataset, params, current) {
     map.bounds(d, m);
     grid.renew();
   }
-  const exportRows = () =>
-    openExport(
-      "index",
-      [
-        "latent",
-        "label",
-        "note",
-        "density",
-        "count",
-        "max",
-        "mean",
-        "dead",
-        "dense",
-        "duplicate",
-        "nearest",
-        "nearest_cosine",
-        "token_1",
-        "token_2",
-        "token_3",
-      ],
-      () =>
-        Array.from(view.rows, (l) => [
-          l,
-          sae.label(l),
-          notes.notes.get(sae.key(l)) ?? "",
-          sae.density(l),
-          sae.index.count[l],
-          sae.index.max[l],
-          sae.index.mean[l],
-          ...[FLAG.dead, FLAG.dense, FLAG.duplicate].map((f) => (sae.index.flags[l] & f ? 1 : 0)),
-          view.more?.near[l],
-          view.more?.near_cos[l],
-          ...[sae.index.tok0, sae.index.tok1, sae.index.tok2].map((c) => {
-            const t = at(c, l);
-            return t === null ? "" : dataset.vocab.string(t);
-          }),
-        ]),
-    );
+  const exportRows = () => openExport("index", LATENT, () => latentRows(sae, view.more, view.rows));
   Object.assign(actions, {
     export: exportRows,
     next: () => {
@@ -129,8 +91,11 @@ async function indexPage(main, dataset, params, current) {
     el(
       "div.page-head",
       null,
-      el("h1", null, el("span.text", null, textNodes(sae.info.name || "SAE"))),
-      el("span.muted.text", null, `${sae.info.architecture} · ${sae.info.site}`),
+      el("h1", null, el("span.text", null, textNodes(sae.name))),
+      el("span.muted.text", null, [
+        sae.name.startsWith(sae.info.architecture) ? "" : `${sae.info.architecture} · `,
+        sae.info.site,
+      ]),
       el(
         "div.actions",
         null,

@@ -19,6 +19,7 @@ const SHORTCUTS = {
   c: "compare",
   e: "export",
   r: "errors",
+  s: "sources",
 };
 
 function startKeys() {

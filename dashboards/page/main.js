@@ -8,7 +8,7 @@ function nav(dataset, params) {
     : params.get("view") === "compare" || (params.get("f") ?? "").includes(",")
       ? "compare"
       : "index";
-  const to = { f: "", p: "", view: "", tab: "", ex: "", t: "", metric: "" };
+  const to = { f: "", p: "", view: "", tab: "", ex: "", t: "", metric: "", strip: "" };
   const link = (key, words, hash) =>
     el("a.button.plain", { href: hash, "aria-current": key === view ? "page" : undefined }, words);
   replace(
@@ -84,7 +84,8 @@ function startSearch(dataset) {
 
 async function start() {
   loadPreferences();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => prefer({}));
+  for (const feature of ["color-scheme: dark", "contrast: more"])
+    matchMedia(`(prefers-${feature})`).addEventListener("change", () => prefer({}));
   addEventListener("scroll", () => hoverCard.hide(), { passive: true });
   byId("help").addEventListener("click", openHelp);
   byId("view").addEventListener("click", openView);

@@ -21,9 +21,10 @@ function loadPreferences() {
 }
 function applyPreferences() {
   const root = document.documentElement;
+  const contrast = preferences.contrast || (matchMedia("(prefers-contrast: more)").matches ? "more" : "");
   for (const [name, value] of [
     ["theme", preferences.theme],
-    ["contrast", preferences.contrast],
+    ["contrast", contrast],
     ["mono", preferences.mono ? "on" : ""],
   ]) {
     if (value) root.dataset[name] = value;

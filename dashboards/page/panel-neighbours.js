@@ -3,97 +3,126 @@
 function neighboursPanel(feature) {
   const body = el("div", { id: freshId("near"), role: "tabpanel", tabindex: -1 });
   const { sae } = feature;
-  const row = (latent, value, share) =>
-    el(
-      "tr",
-      null,
-      el("td.num", null, latentLink(sae, latent)),
-      el("td", null, latentName(sae, latent)),
-      el("td", { "aria-hidden": "true" }, meter(share)),
-      el("td.num", null, value),
-    );
-  const rows = {
-    dec: () =>
-      Array.from(feature.list("dec_near"), (l, i) => [l, feature.list("dec_cos")[i]])
-        .filter(([l]) => l < sae.size)
-        .map(([l, cos]) => row(l, number(cos), cos)),
-    enc: () =>
-      Array.from(feature.list("enc_near"), (l, i) => [l, feature.list("enc_cos")[i]])
-        .filter(([l]) => l < sae.size)
-        .map(([l, cos]) => row(l, number(cos), cos)),
-    coact: () =>
-      Array.from(feature.list("coact"), (l, i) => {
-        if (l >= sae.size) return null;
-        const both = feature.list("coact_both")[i],
-          jaccard = both / (feature.value("contexts") + feature.list("coact_contexts")[i] - both);
-        return row(l, percent(jaccard, 2), jaccard);
-      }),
+  const named = (latent) => [latentLink(sae, latent), latentName(sae, latent)];
+  const byCosine = (kind) => {
+    const cosines = feature.list(`${kind}_cos`);
+    const row = (l, i) => (l < sae.size ? [...named(l), meter(cosines[i]), number(cosines[i])] : null);
+    return table(["#latent", "label or tokens", "", "#cosine"], Array.from(feature.list(`${kind}_near`), row));
   };
-  const headings = { dec: "cosine", enc: "cosine", coact: "shared contexts" };
-  const paint = (kind) =>
-    replace(
-      body,
+  const together = () => {
+    const found = coactive(feature);
+    const lags = found.some(({ lag }) => lag !== null);
+    const row = ({ latent, jaccard, pmi, phi, lag, before, after, both }) => [
+      ...named(latent),
+      percent(jaccard, 2),
+      number(pmi, 2),
+      number(phi, 2),
+      ...(lags ? [el("span", { title: order(before, after, both) }, lag === null ? "–" : signed(lag, 2))] : []),
+    ];
+    const order = (before, after, both) =>
+      `of ${plural(both, "context")} with both, the other fires first in ${count(before)}, later in ${count(after)}`;
+    return [
+      table(["#latent", "label or tokens", "#shared", "#PMI", "#φ", ...(lags ? ["#lag"] : [])], found.map(row)),
       el(
-        "table.pairs",
+        "p.note",
         null,
-        el(
-          "thead",
-          null,
-          el(
-            "tr",
-            null,
-            el("th", { scope: "col" }, "latent"),
-            el("th", { scope: "col" }, "label or tokens"),
-            el("th.num", { scope: "col", colspan: 2 }, headings[kind]),
-          ),
-        ),
-        el("tbody", null, rows[kind]()),
+        "Over contexts. Shared: with both of those with either; PMI in bits.",
+        lags && " Lag: by how many tokens the other fires before this one.",
       ),
-    );
+    ];
+  };
+  const paint = (kind) => replace(body, kind === "coact" ? together() : byCosine(kind));
+  const choices = [
+    ["dec", "decoder"],
+    ["enc", "encoder"],
+    ["coact", "together in a context"],
+  ];
   paint("dec");
-  return panel(
-    "Neighbours",
-    null,
-    tabs(
-      "Neighbours by",
-      [
-        ["dec", "decoder"],
-        ["enc", "encoder"],
-        ["coact", "together in a context"],
-      ],
-      "dec",
-      body.id,
-      paint,
-      true,
-    ),
-    body,
-  );
+  return panel("Neighbours", null, tabs("Neighbours by", choices, "dec", body.id, paint, true), body);
 }
 
+/** Latents that fire in the same contexts, with what is known of each pair, from counts of contexts (N in all). */
+function coactive(feature) {
+  const { sae } = feature;
+  const all = sae.dataset.manifest.coactivation.contexts;
+  const a = feature.value("contexts");
+  const one = (name, i) => at(feature.list(name), i);
+  return Array.from(feature.list("coact"), (latent, i) => {
+    const [both, b] = [one("coact_both", i), one("coact_contexts", i)];
+    const spread = Math.sqrt(a * b * (all - a) * (all - b));
+    return {
+      latent,
+      both,
+      jaccard: both / (a + b - both),
+      pmi: Math.log2((all * both) / (a * b)),
+      phi: spread ? (all * both - a * b) / spread : null,
+      before: one("coact_before", i),
+      after: one("coact_after", i),
+      lag: one("coact_lag", i),
+    };
+  }).filter(({ latent }) => latent < sae.size);
+}
+
+/** Attention heads: the decoder row's share by head and, at the peaks of the top examples, what the heads contribute. */
 function headsPanel(feature) {
-  const heads = feature.list("heads", feature.sae.info.heads ?? 0);
+  const heads = Array.from(feature.list("heads", feature.sae.info.heads ?? 0));
   if (!heads.length) return null;
-  const shares = Array.from(heads);
-  const best = shares.indexOf(Math.max(...shares));
-  return panel(
-    "Heads",
-    null,
-    histogram({
-      label: `Share of latent ${feature.latent}'s decoder by attention head`,
-      counts: shares,
-      axis: [
-        [0.5 / shares.length, "0"],
-        [1 - 0.5 / shares.length, String(shares.length - 1)],
-      ],
-      describe: (i) => `head ${i}: ${percent(shares[i])}`,
-      height: 56,
-    }),
-    el(
-      "p.note",
-      null,
-      `Share of the decoder row's squared norm. Most in head ${best} (${percent(shares[best], 2)}). Hover an example's peak for its sources by position and head.`,
-    ),
+  const found = feature.windows.filter((w) => kindOf(w) === "top").flatMap((w) => w.sources);
+  const sum = (list) => list.reduce((total, { value }) => total + value, 0);
+  const whole = found.reduce((total, { value }) => total + Math.abs(value), 0);
+  const given = heads.map((_, h) => sum(found.filter(({ head }) => head === h)) / (whole || 1));
+  const best = heads.indexOf(Math.max(...heads));
+  const far = Math.min(24, Math.max(0, ...found.map(({ back }) => back)));
+  const byPlace = Array.from(
+    { length: far + 1 },
+    (_, d) => sum(found.filter(({ back }) => Math.min(back, far) === d)) / (whole || 1),
   );
+  const place = (d) => (d === 0 ? "the peak itself" : d === far && far === 24 ? "24 and more before" : `${d} before`);
+  return [
+    panel(
+      "Heads",
+      null,
+      histogram({
+        label: `Attention heads of latent ${feature.latent}`,
+        counts: heads,
+        none: whole ? given.map(Math.abs) : undefined,
+        axis: [
+          [0.5 / heads.length, "0"],
+          [1 - 0.5 / heads.length, String(heads.length - 1)],
+        ],
+        describe: (h) =>
+          `head ${h}: ${percent(heads[h])} of the weights${whole ? `, ${signed(100 * given[h])}% at peaks` : ""}`,
+        height: 56,
+      }),
+      el(
+        "p.note",
+        null,
+        `Bars: share of the decoder row's norm by head; most in head ${best} (${percent(heads[best], 2)}).`,
+        whole > 0 && " Dashed: share of the sources' contributions at the peaks of the top examples.",
+      ),
+    ),
+    whole > 0 &&
+      panel(
+        "Where it reads from",
+        null,
+        histogram({
+          label: `Contributions to latent ${feature.latent} by distance of the source`,
+          counts: byPlace.map(Math.abs),
+          kind: (d) => (byPlace[d] < 0 ? "minus" : "plus"),
+          axis: [
+            [0.5 / byPlace.length, "peak"],
+            [1 - 0.5 / byPlace.length, place(far)],
+          ],
+          describe: (d) => `${place(d)}: ${signed(100 * byPlace[d])}% of the contributions`,
+          height: 56,
+        }),
+        el(
+          "p.note",
+          null,
+          "Sources of the peaks of the top examples, by tokens back. See each in its text: Sources (s).",
+        ),
+      ),
+  ];
 }
 
 function weightsPanel(feature) {
@@ -109,21 +138,19 @@ function weightsPanel(feature) {
   );
 }
 
-const latentLink = (sae, latent, changes = {}) =>
-  el(
-    "a",
-    {
-      href: here({
-        f: sae.letter === "A" ? latent : `${latent}@${sae.letter}`,
-        p: "",
-        view: "",
-        ex: "",
-        t: "",
-        ...changes,
-      }),
-    },
-    `#${latent}`,
-  );
+/** The address of a latent's page. */
+const latentHash = (sae, latent, changes = {}) =>
+  here({
+    f: sameLatent({ latent, letter: sae.letter }),
+    sae: sae.prefix && sae.letter,
+    p: "",
+    view: "",
+    ex: "",
+    t: "",
+    ...changes,
+  });
+
+const latentLink = (sae, latent, changes = {}) => el("a", { href: latentHash(sae, latent, changes) }, `#${latent}`);
 
 /** What to call a latent where there is little room: its label, or the tokens it fires on. */
 function latentName(sae, latent) {

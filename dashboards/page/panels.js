@@ -2,6 +2,14 @@
 
 const binEdge = (b) => 2 ** (b / 4);
 
+/** The model that stands behind the figures, and what the latent does there. */
+function nullWords({ sae, latent }) {
+  const { null_count: times, null_max: largest } = sae.more ?? {};
+  const name = sae.info.null?.name ?? "the model re-initialised";
+  if (!times) return name;
+  return `${name}: fires on ${density(times[latent] / sae.dataset.manifest.corpus.counted)}, maximum ${number(largest[latent])}`;
+}
+
 function activationPanel(feature, onPick) {
   const { first, counts } = feature.histogram();
   const none = feature.histogram("null");
@@ -33,8 +41,9 @@ function activationPanel(feature, onPick) {
         describe: (i) =>
           `${number(binEdge(low + i))} to ${number(binEdge(low + i + 1))}: ${plural(heights[i], "firing")}`,
         pick: (i) => onPick([binEdge(low + i), binEdge(low + i + 1)]),
+        hint: `${preferences.logY ? "logarithmic" : "linear"} counts (l)`,
       }),
-      none && el("p.note", null, `Dashed: the same with ${feature.sae.info.null?.name ?? "the model re-initialised"}.`),
+      none && el("p.note", null, `Dashed: the same with ${nullWords(feature)}.`),
     ];
   }
   return panel("Activations", null, body, pairs("stats", facts));
@@ -42,42 +51,20 @@ function activationPanel(feature, onPick) {
 
 function tokensPanel(feature) {
   const tokens = Array.from(feature.list("tok"))
-    .map((t, i) => [at(feature.list("tok"), i), feature.list("tok_count")[i], feature.list("tok_mean")[i]])
+    .map((_, i) => [at(feature.list("tok"), i), feature.list("tok_count")[i], feature.list("tok_mean")[i]])
     .filter(([t]) => t !== null);
   if (!tokens.length) return null;
   const n = feature.value("tok_n");
+  const row = ([token, times, mean]) => [
+    feature.vocab.chip(token),
+    meter(times / n),
+    percent(times / n, 2),
+    number(mean),
+  ];
   return panel(
     "Fires on",
     null,
-    el(
-      "table.pairs",
-      null,
-      el(
-        "thead",
-        null,
-        el(
-          "tr",
-          null,
-          el("th", { scope: "col" }, "token"),
-          el("th", { scope: "col", colspan: 2 }, "share of firings"),
-          el("th.num", { scope: "col" }, "mean"),
-        ),
-      ),
-      el(
-        "tbody",
-        null,
-        tokens.map(([token, times, mean]) =>
-          el(
-            "tr",
-            null,
-            el("td", null, feature.vocab.chip(token)),
-            el("td", { "aria-hidden": "true" }, meter(times / n)),
-            el("td.num", null, percent(times / n, 2)),
-            el("td.num", null, number(mean)),
-          ),
-        ),
-      ),
-    ),
+    table(["token", "share of firings", "#", "#mean"], tokens.map(row)),
     el("p.note", null, `Counted on ${plural(n, "firing")} in all.`),
   );
 }
@@ -86,57 +73,27 @@ function logitsPanel(feature) {
   if (!feature.columns.top) return null;
   const body = el("div", { id: freshId("logits"), role: "tabpanel", tabindex: -1 });
   const paint = (kind) => {
-    const largest =
-      Math.max(
-        Math.abs(feature.list(`${kind}top_value`)[0] ?? 0),
-        Math.abs(feature.list(`${kind}bottom_value`)[0] ?? 0),
-      ) || 1;
-    const side = (name, sign, words) =>
-      el(
-        "table.pairs",
-        null,
-        el("colgroup", null, el("col"), el("col.bar-column"), el("col.value-column")),
-        el(
-          "thead",
-          { class: "offscreen" },
-          el(
-            "tr",
-            null,
-            el("th", { scope: "col" }, words),
-            el("th", { scope: "col" }, "size"),
-            el("th", { scope: "col" }, "logit"),
-          ),
-        ),
-        el(
-          "tbody",
-          null,
-          Array.from(feature.list(kind + name), (_, i) => {
-            const token = at(feature.list(kind + name), i),
-              value = feature.list(`${kind}${name}_value`)[i];
-            return token === null
-              ? null
-              : el(
-                  "tr",
-                  null,
-                  el("td", null, feature.vocab.chip(token)),
-                  el("td", { "aria-hidden": "true" }, meter(Math.abs(value) / largest, sign)),
-                  el("td", { class: `num ${sign}` }, signed(value)),
-                );
-          }),
-        ),
-      );
+    const values = (name) => feature.list(`${kind}${name}_value`);
+    const largest = Math.max(Math.abs(values("top")[0] ?? 0), Math.abs(values("bottom")[0] ?? 0)) || 1;
+    const side = (name, sign, words) => {
+      const row = (value, i) => {
+        const token = at(feature.list(kind + name), i);
+        if (token === null) return null;
+        return [feature.vocab.chip(token), meter(Math.abs(value) / largest, sign), tinted(value, signed(value))];
+      };
+      return table([words, "size", "#logit"], Array.from(values(name), row), true);
+    };
     replace(
       body,
       el("div.columns", null, side("top", "plus", "raised tokens"), side("bottom", "minus", "lowered tokens")),
     );
   };
-  const raw = feature.columns.raw_top;
   const choices = [
     ["", "with the final norm"],
     ["raw_", "without"],
   ];
   paint("");
-  return panel("Logits", null, raw && tabs("Logits", choices, "", body.id, paint, true), body);
+  return panel("Logits", null, feature.columns.raw_top && tabs("Logits", choices, "", body.id, paint, true), body);
 }
 
 function logitHistogramPanel(feature) {

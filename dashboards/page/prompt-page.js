@@ -5,6 +5,17 @@ const METRICS = {
   quantile: ["percentile of its firings", (v) => percent(v)],
   effect: ["effect on the loss when ablated", (v) => `${signed(v)} nats`],
 };
+// What may colour the text instead of the metric: [name, share of the ramp's end at token t, words of both ends].
+const SURPRISE = 10; // nats, the end of the ramp
+const STRIP = {
+  miss: ["what the SAE misses", ({ miss }, t) => (miss[t] === 255 ? 0 : miss[t] / 15), "0", "1"],
+  loss: [
+    "surprise of the token",
+    ({ logprob }, t) => Math.min(1, -(at(logprob, t) ?? 0) / SURPRISE),
+    "0",
+    `${SURPRISE} nats`,
+  ],
+};
 const MATRIX_CELLS = 1100; // rows are dropped beyond, so that a page stays light
 
 /** A prompt's columns, with its latents gathered over tokens. */
@@ -61,6 +72,8 @@ async function promptPage(main, dataset, params, current) {
   const asked = params.get("t") ?? "";
   let metric = prompt.metrics.includes(params.get("metric")) ? params.get("metric") : "act";
   let chosen = /^\d+$/.test(asked) && Number(asked) < prompt.length ? Number(asked) : null;
+  let coloured = Object.hasOwn(STRIP, params.get("strip") ?? "") ? params.get("strip") : "";
+  const legend = el("p.legend");
   const strip = el("div.strip.row-of-tokens", { role: "group", "aria-label": "Tokens of the prompt" });
   const body = el("div.matrix");
 
@@ -70,9 +83,16 @@ async function promptPage(main, dataset, params, current) {
     const top = metric === "quantile" ? 1 : Math.max(1e-12, ...ranked.map(([, , size]) => size));
     const shown = ranked.slice(0, clamp(Math.floor(MATRIX_CELLS / prompt.length), 5, 32));
     const silent = chosen === null ? "in the prompt" : `at token ${chosen}`;
+    const [words, share, low, high] = STRIP[coloured] ?? [
+      METRICS[metric][0],
+      (_, t) => Math.max(0, ...prompt.entries(t).map((k) => prompt.size(metric, k))) / top,
+      "0",
+      metric === "quantile" ? "100%" : number(top),
+    ];
+    replace(legend, rampLegend(`text: ${words}`, low, high));
     replace(
       strip,
-      prompt.groups.map((group) => stripToken(prompt, group, metric, top, chosen)),
+      prompt.groups.map((group) => stripToken(prompt, group, (t) => share(prompt.columns, t), chosen)),
     );
     replace(
       body,
@@ -109,6 +129,21 @@ async function promptPage(main, dataset, params, current) {
     mark({ metric: m === "act" ? "" : m });
     paint();
   };
+  const colours = choice(
+    "Text",
+    coloured,
+    [["", "by the metric"], ...Object.entries(STRIP).map(([k, [w]]) => [k, w])],
+    (k) => {
+      coloured = k;
+      mark({ strip: k });
+      paint();
+    },
+  );
+  actions.errors = () => {
+    const select = colours.querySelector("select");
+    select.value = coloured === "miss" ? "" : "miss";
+    select.dispatchEvent(new Event("change"));
+  };
   replace(
     main,
     el(
@@ -120,9 +155,11 @@ async function promptPage(main, dataset, params, current) {
         null,
         choice("Prompt", String(n), prompts, turnTo),
         choice("Metric", metric, metrics, useMetric),
+        prompt.columns.miss && colours,
         button("Export", exporting),
       ),
     ),
+    legend,
     strip,
     body,
   );
@@ -147,16 +184,15 @@ function noSuchPrompt(manifest) {
   );
 }
 
-function stripToken(prompt, { from, to, text: string }, metric, top, chosen) {
+function stripToken(prompt, { from, to, text: string }, share, chosen) {
   let strongest = 0;
-  for (let k = prompt.offsets[from]; k < prompt.offsets[to]; k++)
-    strongest = Math.max(strongest, prompt.size(metric, k));
+  for (let t = from; t < to; t++) strongest = Math.max(strongest, share(t));
   const token = el(
     "span.t",
     { tabindex: -1, data: { t: from }, role: "button", "aria-pressed": chosen === from },
     string === "" ? "∅" : textNodes(string),
   );
-  if (step(strongest / top)) token.dataset.a = step(strongest / top);
+  if (step(strongest)) token.dataset.a = step(strongest);
   if (chosen === from) token.classList.add("peak");
   return token;
 }
@@ -227,11 +263,12 @@ function promptCard({ sae, columns, strings, metrics }, token) {
 
 function exportPrompt(prompt, n) {
   const { sae, columns } = prompt;
-  const header = ["position", "token", "logprob", "latent", "label", "activation", "quantile", "effect"];
+  const header = ["position", "token", "logprob", "missed", "latent", "label", "activation", "quantile", "effect"];
   const row = (t, k) => [
     t,
     sae.dataset.vocab.string(columns.token[t]),
     at(columns.logprob, t),
+    columns.miss && columns.miss[t] !== 255 ? columns.miss[t] / 15 : null,
     columns.latent[k],
     sae.label(columns.latent[k]),
     columns.act[k],

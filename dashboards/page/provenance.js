@@ -13,6 +13,9 @@ function provenance(dataset) {
           .map(([k, v]) => `${k.replaceAll("_", " ")} ${number(v)}`)
           .join(", ")
       : "not evaluated";
+  const effects = ({ mode, rank_correlation: rho, n }) =>
+    mode + (rho == null ? "" : `; rank correlation with full ablation ${number(rho)} over ${plural(n, "pair")}`);
+  const versions = Object.entries(manifest.versions).map(([name, version]) => `${name} ${version}`);
   return el(
     "div",
     null,
@@ -27,28 +30,24 @@ function provenance(dataset) {
         "left out",
         `first ${plural(corpus.skip_positions, "position")}, special tokens${corpus.norm_limit == null ? "" : `, norms above ${number(corpus.norm_limit)}`}`,
       ],
-      ...manifest.saes.flatMap((info, i) =>
-        [
-          [manifest.saes.length > 1 ? `SAE ${"AB"[i]}` : "SAE", [plain(info.name), " ", short(info.digest)]],
-          [
-            "architecture, site",
-            [plain(info.architecture), ", ", plain(info.site), `, ${count(info.d_in)} to ${count(info.d_sae)}`],
-          ],
-          ["evaluation", evaluated(info)],
-          info.effects && [
-            "effects",
-            `${info.effects.mode}${info.effects.rank_correlation == null ? "" : `; rank correlation with full ablation ${number(info.effects.rank_correlation)} over ${plural(info.effects.n, "pair")}`}`,
-          ],
-        ].filter(Boolean),
-      ),
-      [
-        "versions",
-        plain(
-          Object.entries(manifest.versions)
-            .map(([k, v]) => `${k} ${v}`)
-            .join(", "),
-        ),
-      ],
+      ["versions", plain(versions.join(", "))],
     ]),
+    dataset.saes.map(({ info, name, letter }) =>
+      pairs("facts", [
+        [manifest.saes.length > 1 ? `SAE ${letter}` : "SAE", [plain(name), " ", short(info.digest)]],
+        [
+          "architecture, site",
+          [plain(info.architecture), ", ", plain(info.site), `, ${count(info.d_in)} to ${count(info.d_sae)}`],
+        ],
+        ["evaluation", evaluated(info)],
+        ["effects", info.effects && effects(info.effects)],
+        [
+          "other seeds",
+          info.seeds &&
+            `${plural(info.seeds.others, "SAE")}; found again: decoder cosine at least ${number(info.seeds.threshold)}`,
+        ],
+        ["null", info.null && [plain(info.null.name), `, L0 ${number(info.null.l0)}`]],
+      ]),
+    ),
   );
 }

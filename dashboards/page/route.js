@@ -1,7 +1,7 @@
 // Where one is, as the fragment of the URL: #f=123&tab=random&q=…. Everything a person can share is in it.
 
 // What the page that is shown can do, by name: next, previous, nextGroup, previousGroup, pin, note, compare, export, errors,
-// repaint. Keys call them; each new page fills it anew.
+// sources, repaint. Keys call them; each new page fills it anew.
 const actions = {};
 
 const route = { params: new URLSearchParams(), listeners: [] };

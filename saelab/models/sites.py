@@ -136,7 +136,7 @@ def run_recording(
         with torch.no_grad():
             found = first_runs(targets, lambda: lm.forward(tokens))
         return {name: flat(x) for name, x in found.items()}
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(lm.runner):
+    with torch.inference_mode(False), torch.enable_grad(), frozen(lm.runner):
         losses: list[Tensor] = []
         live = first_runs(
             targets,
@@ -159,7 +159,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient: nothing before the first site is kept, and nothing for the weights after it."""
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
