@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saelab.dashboards.shell import DASHBOARD, PAGE, PARTS, STYLES, joined, shell
+from saelab.dashboards.shell import CIRCUIT, CIRCUIT_STYLES, DASHBOARD, PAGE, PARTS, STYLES, joined, shell
 from tests.browser import Watched, browser, single_file, synthetic_texts  # noqa: F401
 
 PLACES = [
@@ -147,8 +147,6 @@ def test_white_space_is_all_that_is_stripped(kind, names):
 def test_size_and_sources_of_the_shell():
     assert len("".join(shell()).encode()) <= 150_000
     names = {path.stem for path in PAGE.glob("*.js")}, {path.stem for path in PAGE.glob("*.css")}
-    from saelab.dashboards.shell import CIRCUIT, CIRCUIT_STYLES, DASHBOARD, PARTS, STYLES
-
     assert names == ({*PARTS, *DASHBOARD, *CIRCUIT}, {*STYLES, *CIRCUIT_STYLES})  # no orphan, nothing missing
     source = joined("js", PARTS + DASHBOARD + CIRCUIT)
     assert "</script" not in source.lower() and "<!--" not in source
