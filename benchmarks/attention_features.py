@@ -108,6 +108,7 @@ class Study:
         self.step("agreement", self.agreement)
         for block in Z_BLOCKS:
             self.step(f"families-{block}", lambda block=block: self.block_families(block))
+        self.step("monosemantic", self.monosemantic)
         self.step("ioi", self.ioi_noising)
         self.step("ioi-latents", self.ioi_latents)
         self.step("circuit", self.circuit)
@@ -149,7 +150,7 @@ class Study:
         return found
 
     def block_families(self, block: int) -> Any:
-        """Families at k 16: real text, shuffled text, an untrained dictionary; examples, proxies, monosemantic heads."""
+        """Families at k 16: real text, shuffled text, an untrained dictionary; examples and proxies."""
         sae, found = self.trained[block][KS[0]], {}
         cases = {"real": (sae, False), "shuffled": (sae, True), "untrained": (self.untrained(sae), False)}
         for name, (own, shuffled) in cases.items():
@@ -160,11 +161,21 @@ class Study:
                 "chance": {m: families.matched_by_chance(m) for m in ("induction", "duplicate token")},
                 "labels": {str(latent): label for latent, label in labels.items()},
             }  # fmt: skip
-            heads = attention.polysemanticity(own, labels.to_dict(), seed=0)
-            found[name]["heads"] = heads.drop(columns=["latents", "labels"]).to_dict("records")
             if name == "real":
                 found["examples"] = {family: self.examples(families, family) for family in SHOWN}
                 found["proxies"] = self.proxies(families)
+        return found
+
+    def monosemantic(self) -> Any:
+        """Heads of which nine of ten latents have one family; "mixed" is none."""
+        found = []
+        for block in sorted(Z_BLOCKS):
+            sae = self.trained[block][KS[0]]
+            families = json.loads((self.folder / f"families-{block}.json").read_text())
+            for name, own in (("real", sae), ("untrained", self.untrained(sae))):
+                labels = {int(i): label for i, label in families[name]["labels"].items() if label != "mixed"}
+                heads = attention.polysemanticity(own, labels, seed=0).drop(columns=["latents", "labels"])
+                found += heads.assign(block=block, dictionary=name).to_dict("records")
         return found
 
     def examples(self, families: LatentFamilies, family: str) -> Any:

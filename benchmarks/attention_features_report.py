@@ -20,13 +20,13 @@ def write(folder: Path, size: dict[str, Any], out: Path) -> None:
     families = {b: found[f"families-{b}"] for b in BLOCKS if f"families-{b}" in found}
     parts = ["# Attention-output features of SmolLM2", workers.machine(torch.get_num_threads()), setting(size)]
     made = (
-        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("ioi", noising), ("effects", effects),
+        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("monosemantic", monosemantic), ("ioi", noising), ("effects", effects),
         ("ioi-latents", ablations), ("circuit", circuit),
     )  # fmt: skip
     sections = {name: make(found[name]) for name, make in made if found.get(name)}
     ordered = [sections.pop(name) for name in ("heads", "prefixes", "agreement") if name in sections]
     if families:
-        ordered += [family_counts(families), monosemantic(families), shown(families), proxies(families)]
+        ordered += [family_counts(families), shown(families), proxies(families)]
     parts += [*ordered, *sections.values()]
     with whole_file(out) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
@@ -150,21 +150,22 @@ def family_counts(families: dict[int, Any]) -> str:
     )
 
 
-def monosemantic(families: dict[int, Any]) -> str:
+def monosemantic(figures: Any) -> str:
+    frame = pd.DataFrame(figures).replace({"dictionary": {"real": "trained"}})
     rows = []
-    for block, found in families.items():
-        for name in ("real", "untrained"):
-            own = pd.DataFrame(found[name]["heads"])
-            rows.append({
-                "block": block, "dictionary": "trained" if name == "real" else name, "heads": len(own),
-                "look monosemantic": int(own.looks_monosemantic.sum()),
-                "which": ", ".join(f"{block}.{r.head} {r.common}" for r in own[own.looks_monosemantic].itertuples()) or "-",
-                "mean largest share": own.share.mean(), "expected by chance": own.chance.mean() * len(own),
-            })  # fmt: skip
+    for (block, dictionary), own in frame.groupby(["block", "dictionary"]):
+        named = [f"{block}.{r.head} {r.common}" for r in own[own.looks_monosemantic].itertuples()]
+        rows.append({
+            "block": block, "dictionary": dictionary, "heads": len(own), "look monosemantic": len(named),
+            "which": ", ".join(named) or "-", "mean share of the commonest": own.share.mean(),
+            "expected by chance": own.chance.mean() * len(own),
+        })  # fmt: skip
+    trained = frame[frame.dictionary == "trained"]
     return (
-        "## How many heads look monosemantic\n\nA head looks so where at least 9 of its 10 latents with the largest share of "
-        "it have one family; `expected by chance` with families shuffled over latents. Families are coarse, so this is an "
-        f"upper bound next to reading the latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
+        f"## How many heads look monosemantic\n\n{int(trained.looks_monosemantic.sum())} of {len(trained)}. A head looks so "
+        'where at least 9 of its 10 latents with the largest share of it have one family ("mixed" is none); `expected by '
+        "chance` with families shuffled over latents. Families are coarse, so this is an upper bound next to reading the "
+        f"latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
     )
 
 

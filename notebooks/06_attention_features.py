@@ -172,7 +172,10 @@ pandas.concat(shown, ignore_index=True).drop(columns=["context", "destination", 
 
 # %%
 pandas.concat(
-    {block: attention.polysemanticity(z_saes[block], found.labels.to_dict()) for block, found in families.items()}
+    {
+        block: attention.polysemanticity(z_saes[block], found.labels[found.labels != "mixed"].to_dict())
+        for block, found in families.items()
+    }
 )[["head", "common", "share", "distinct", "own", "looks_monosemantic", "chance"]].round(2)
 
 # %% [markdown]
