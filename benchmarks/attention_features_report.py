@@ -20,8 +20,8 @@ def write(folder: Path, size: dict[str, Any], out: Path) -> None:
     families = {b: found[f"families-{b}"] for b in BLOCKS if f"families-{b}" in found}
     parts = ["# Attention-output features of SmolLM2", workers.machine(torch.get_num_threads()), setting(size)]
     made = (
-        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("monosemantic", monosemantic), ("ioi", noising), ("effects", effects),
-        ("ioi-latents", ablations), ("circuit", circuit),
+        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("monosemantic", monosemantic),
+        ("ioi", noising), ("effects", effects), ("ioi-latents", ablations), ("circuit", circuit),
     )  # fmt: skip
     sections = {name: make(found[name]) for name, make in made if found.get(name)}
     ordered = [sections.pop(name) for name in ("heads", "prefixes", "agreement") if name in sections]
