@@ -134,19 +134,19 @@ def family_counts(families: dict[int, Any]) -> str:
         for family in ("induction", "previous token"):
             mine = [latent for latent, label in real.items() if label == family]
             fp = [latent for latent, label in shuffled.items() if label == family]
+            untrained = list(found["untrained"]["labels"].values())
             kept.append({
-                "block": block, "family": family, "on real text": len(mine),
-                "of them again on shuffled text": sum(shuffled.get(latent) == family for latent in mine),
-                "only on shuffled text": len(set(fp) - set(mine)),
-                "rate on shuffled text": len(fp) / max(found["shuffled"]["tested"], 1),
+                "block": block, "family": family, "real text": len(mine), "share": len(mine) / len(real),
+                "untrained share": untrained.count(family) / len(untrained), "shuffled share": len(fp) / len(shuffled),
+                "of the real ones again on shuffled text": sum(shuffled.get(latent) == family for latent in mine),
             })  # fmt: skip
     return (
         "## Families\n\n`shuffled`: each text's tokens in random order before the model reads them. `by chance`: the share of "
         "latents tested that would be in the family if the tokens were shuffled in the matching only: the false positives of "
-        f"the rule itself.\n\n{table(rows)}\n\nOn shuffled text (`rate`: share of those tested there):\n\n{table(kept)}\n\n"
-        "Shuffled text is no empty control: a token's copies are still there, and an induction head finds them; attention to "
-        "the position before needs no content at all. What the rate bounds is how many latents a rule names where nothing can "
-        "be read."
+        f"the rule itself.\n\n{table(rows)}\n\nShares of the latents tested:\n\n{table(kept)}\n\n"
+        "Shuffled text is no empty control: copies of tokens are still there, and an induction head finds them; attention to "
+        "the position before needs no content at all. What a family owes to the layer's heads rather than to the SAE, the "
+        "untrained dictionary shows: compare the shares."
     )
 
 
