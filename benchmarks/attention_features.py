@@ -111,6 +111,7 @@ class Study:
         self.step("monosemantic", self.monosemantic)
         self.step("ioi", self.ioi_noising)
         self.step("ioi-latents", self.ioi_latents)
+        self.step("ioi-order", self.ioi_order)
         self.step("circuit", self.circuit)
         self.step("prefixes", self.prefixes)
         self.step("effects", self.ioi_effects)
@@ -228,6 +229,28 @@ class Study:
             str(block): json.loads(ioi.by_latent(table, len(prompts)).to_json(orient="records"))
             for block, table in tables.items()
         }
+
+    def ioi_order(self) -> Any:
+        """Of each block's latent with the largest effect: its activation at S2 by the order of names and kind of prompt."""
+        effects = json.loads((self.folder / "ioi-latents.json").read_text())
+        prompts = ioi.prompts(self.lm, n=self.size["prompts"], seed=0)
+        cases = {
+            "clean": prompts,
+            "alongside": prompts.alongside(self.lm),
+            "other names": prompts.with_other_names(self.lm),
+        }
+        found = []
+        for block in sorted(Z_BLOCKS):
+            latent = next(row["latent"] for row in effects[str(block)] if row["part"] == "latent")
+            sae = self.trained[block][KS[0]]
+            for name, own in cases.items():
+                x = self.lm.record(own.tokens, z_site(block))[torch.arange(len(own)), own.s2]
+                activation = sae.encode(x)[:, latent].detach()
+                for order, chosen in (("ABBA", own.abba == 1), ("BABA", own.abba == 0)):
+                    mine = activation[chosen]
+                    found.append({"block": block, "latent": latent, "prompts": name, "order": order,
+                                  "live": int((mine > 0).sum()), "of": len(mine), "mean": float(mine.mean())})  # fmt: skip
+        return found
 
     def ioi_effects(self) -> Any:
         """Blocks whose attention output at S2 matters, and the noising of the three that matter most, on other prompts."""

@@ -21,7 +21,7 @@ def write(folder: Path, size: dict[str, Any], out: Path) -> None:
     parts = ["# Attention-output features of SmolLM2", workers.machine(torch.get_num_threads()), setting(size)]
     made = (
         ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("monosemantic", monosemantic),
-        ("ioi", noising), ("effects", effects), ("ioi-latents", ablations), ("circuit", circuit),
+        ("ioi", noising), ("effects", effects), ("ioi-latents", ablations), ("ioi-order", order), ("circuit", circuit),
     )  # fmt: skip
     sections = {name: make(found[name]) for name, make in made if found.get(name)}
     ordered = [sections.pop(name) for name in ("heads", "prefixes", "agreement") if name in sections]
@@ -228,6 +228,14 @@ def ablations(figures: Any) -> str:
         chosen = pd.concat([frame[frame.part == "latent"].head(5), frame[frame.part == "error"]])
         parts.append(f"Block {block}, {int((frame.part == 'latent').sum())} live latents\n\n{table(chosen)}")
     return "\n\n".join(parts)
+
+
+def order(figures: Any) -> str:
+    return (
+        "What is it? Each block's latent with the largest effect, at S2 of all prompts: on how many it is live and its mean "
+        'activation, by the order of names (ABBA: the subject stands behind " and" the first time, BABA: before it) and by '
+        f"the kind of prompt. An afterthought, looked at once the effects were known.\n\n{table(figures)}"
+    )
 
 
 def circuit(figures: Any) -> str:
