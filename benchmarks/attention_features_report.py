@@ -160,9 +160,10 @@ def monosemantic(figures: Any) -> str:
             "which": ", ".join(named) or "-", "mean share of the commonest": own.share.mean(),
             "expected by chance": own.chance.mean() * len(own),
         })  # fmt: skip
-    trained = frame[frame.dictionary == "trained"]
+    counts = frame.groupby("dictionary").looks_monosemantic.agg(["sum", "size"])
+    told = ", ".join(f"{row['sum']} of {row['size']} with {name} dictionaries" for name, row in counts.iterrows())
     return (
-        f"## How many heads look monosemantic\n\n{int(trained.looks_monosemantic.sum())} of {len(trained)}. A head looks so "
+        f"## How many heads look monosemantic\n\n{told}. A head looks so "
         'where at least 9 of its 10 latents with the largest share of it have one family ("mixed" is none); `expected by '
         "chance` with families shuffled over latents. Families are coarse, so this is an upper bound next to reading the "
         f"latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
