@@ -9,7 +9,7 @@ width of a site.
 >>> lm = saelab.load_model("smollm2-135m")  # doctest: +SKIP
 >>> some = ioi.prompts(lm, n=40)  # doctest: +SKIP
 >>> ioi.task(lm, some)  # doctest: +SKIP
-Task(smollm2-135m does it: logit difference 5.03 +- 0.22, 40 of 40 prompts)
+Task(smollm2-135m does it: logit difference 3.80 +- 0.32, 40 of 40 prompts)
 """
 
 import contextlib

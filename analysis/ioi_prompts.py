@@ -128,7 +128,7 @@ def prompts(lm: "LanguageModel", n: int = 100, seed: int = 0) -> Prompts:
     >>> from saelab.analysis import ioi
     >>> some = ioi.prompts(saelab.load_model("smollm2-135m"), n=2)  # doctest: +SKIP
     >>> some.texts[0]  # doctest: +SKIP
-    'Then Amy and Daniel came back from the office where Daniel had promised a ring to'
+    'Then Rachel and Amy came back from the school where Amy had promised a ring to'
     """
     if n < 1:
         raise ConfigError(f"{n} prompts were asked for: n must be at least 1")

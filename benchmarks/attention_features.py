@@ -108,8 +108,10 @@ class Study:
         self.step("agreement", self.agreement)
         for block in Z_BLOCKS:
             self.step(f"families-{block}", lambda block=block: self.block_families(block))
+        self.step("monosemantic", self.monosemantic)
         self.step("ioi", self.ioi_noising)
         self.step("ioi-latents", self.ioi_latents)
+        self.step("ioi-order", self.ioi_order)
         self.step("circuit", self.circuit)
         self.step("prefixes", self.prefixes)
         self.step("effects", self.ioi_effects)
@@ -149,7 +151,7 @@ class Study:
         return found
 
     def block_families(self, block: int) -> Any:
-        """Families at k 16: real text, shuffled text, an untrained dictionary; examples, proxies, monosemantic heads."""
+        """Families at k 16: real text, shuffled text, an untrained dictionary; examples and proxies."""
         sae, found = self.trained[block][KS[0]], {}
         cases = {"real": (sae, False), "shuffled": (sae, True), "untrained": (self.untrained(sae), False)}
         for name, (own, shuffled) in cases.items():
@@ -160,11 +162,21 @@ class Study:
                 "chance": {m: families.matched_by_chance(m) for m in ("induction", "duplicate token")},
                 "labels": {str(latent): label for latent, label in labels.items()},
             }  # fmt: skip
-            heads = attention.polysemanticity(own, labels.to_dict(), seed=0)
-            found[name]["heads"] = heads.drop(columns=["latents", "labels"]).to_dict("records")
             if name == "real":
                 found["examples"] = {family: self.examples(families, family) for family in SHOWN}
                 found["proxies"] = self.proxies(families)
+        return found
+
+    def monosemantic(self) -> Any:
+        """Heads of which nine of ten latents have one family; "mixed" is none."""
+        found = []
+        for block in sorted(Z_BLOCKS):
+            sae = self.trained[block][KS[0]]
+            families = json.loads((self.folder / f"families-{block}.json").read_text())
+            for name, own in (("real", sae), ("untrained", self.untrained(sae))):
+                labels = {int(i): label for i, label in families[name]["labels"].items() if label != "mixed"}
+                heads = attention.polysemanticity(own, labels, seed=0).drop(columns=["latents", "labels"])
+                found += heads.assign(block=block, dictionary=name).to_dict("records")
         return found
 
     def examples(self, families: LatentFamilies, family: str) -> Any:
@@ -217,6 +229,28 @@ class Study:
             str(block): json.loads(ioi.by_latent(table, len(prompts)).to_json(orient="records"))
             for block, table in tables.items()
         }
+
+    def ioi_order(self) -> Any:
+        """Of each block's latent with the largest effect: its activation at S2 by the order of names and kind of prompt."""
+        effects = json.loads((self.folder / "ioi-latents.json").read_text())
+        prompts = ioi.prompts(self.lm, n=self.size["prompts"], seed=0)
+        cases = {
+            "clean": prompts,
+            "alongside": prompts.alongside(self.lm),
+            "other names": prompts.with_other_names(self.lm),
+        }
+        found = []
+        for block in sorted(Z_BLOCKS):
+            latent = next(row["latent"] for row in effects[str(block)] if row["part"] == "latent")
+            sae = self.trained[block][KS[0]]
+            for name, own in cases.items():
+                x = self.lm.record(own.tokens, z_site(block))[torch.arange(len(own)), own.s2]
+                activation = sae.encode(x)[:, latent].detach()
+                for order, chosen in (("ABBA", own.abba == 1), ("BABA", own.abba == 0)):
+                    mine = activation[chosen]
+                    found.append({"block": block, "latent": latent, "prompts": name, "order": order,
+                                  "live": int((mine > 0).sum()), "of": len(mine), "mean": float(mine.mean())})  # fmt: skip
+        return found
 
     def ioi_effects(self) -> Any:
         """Blocks whose attention output at S2 matters, and the noising of the three that matter most, on other prompts."""

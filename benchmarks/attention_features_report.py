@@ -20,13 +20,13 @@ def write(folder: Path, size: dict[str, Any], out: Path) -> None:
     families = {b: found[f"families-{b}"] for b in BLOCKS if f"families-{b}" in found}
     parts = ["# Attention-output features of SmolLM2", workers.machine(torch.get_num_threads()), setting(size)]
     made = (
-        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("ioi", noising), ("effects", effects),
-        ("ioi-latents", ablations), ("circuit", circuit),
+        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("monosemantic", monosemantic),
+        ("ioi", noising), ("effects", effects), ("ioi-latents", ablations), ("ioi-order", order), ("circuit", circuit),
     )  # fmt: skip
     sections = {name: make(found[name]) for name, make in made if found.get(name)}
     ordered = [sections.pop(name) for name in ("heads", "prefixes", "agreement") if name in sections]
     if families:
-        ordered += [family_counts(families), monosemantic(families), shown(families), proxies(families)]
+        ordered += [family_counts(families), shown(families), proxies(families)]
     parts += [*ordered, *sections.values()]
     with whole_file(out) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
@@ -134,37 +134,39 @@ def family_counts(families: dict[int, Any]) -> str:
         for family in ("induction", "previous token"):
             mine = [latent for latent, label in real.items() if label == family]
             fp = [latent for latent, label in shuffled.items() if label == family]
+            untrained = list(found["untrained"]["labels"].values())
             kept.append({
-                "block": block, "family": family, "on real text": len(mine),
-                "of them again on shuffled text": sum(shuffled.get(latent) == family for latent in mine),
-                "only on shuffled text": len(set(fp) - set(mine)),
-                "rate on shuffled text": len(fp) / max(found["shuffled"]["tested"], 1),
+                "block": block, "family": family, "real text": len(mine), "share": len(mine) / len(real),
+                "untrained share": untrained.count(family) / len(untrained), "shuffled share": len(fp) / len(shuffled),
+                "of the real ones again on shuffled text": sum(shuffled.get(latent) == family for latent in mine),
             })  # fmt: skip
     return (
         "## Families\n\n`shuffled`: each text's tokens in random order before the model reads them. `by chance`: the share of "
         "latents tested that would be in the family if the tokens were shuffled in the matching only: the false positives of "
-        f"the rule itself.\n\n{table(rows)}\n\nOn shuffled text (`rate`: share of those tested there):\n\n{table(kept)}\n\n"
-        "Shuffled text is no empty control: a token's copies are still there, and an induction head finds them; attention to "
-        "the position before needs no content at all. What the rate bounds is how many latents a rule names where nothing can "
-        "be read."
+        f"the rule itself.\n\n{table(rows)}\n\nShares of the latents tested:\n\n{table(kept)}\n\n"
+        "Shuffled text is no empty control: copies of tokens are still there, and an induction head finds them; attention to "
+        "the position before needs no content at all. What a family owes to the layer's heads rather than to the SAE, the "
+        "untrained dictionary shows: compare the shares."
     )
 
 
-def monosemantic(families: dict[int, Any]) -> str:
+def monosemantic(figures: Any) -> str:
+    frame = pd.DataFrame(figures).replace({"dictionary": {"real": "trained"}})
     rows = []
-    for block, found in families.items():
-        for name in ("real", "untrained"):
-            own = pd.DataFrame(found[name]["heads"])
-            rows.append({
-                "block": block, "dictionary": "trained" if name == "real" else name, "heads": len(own),
-                "look monosemantic": int(own.looks_monosemantic.sum()),
-                "which": ", ".join(f"{block}.{r.head} {r.common}" for r in own[own.looks_monosemantic].itertuples()) or "-",
-                "mean largest share": own.share.mean(), "expected by chance": own.chance.mean() * len(own),
-            })  # fmt: skip
+    for (block, dictionary), own in frame.groupby(["block", "dictionary"]):
+        named = [f"{block}.{r.head} {r.common}" for r in own[own.looks_monosemantic].itertuples()]
+        rows.append({
+            "block": block, "dictionary": dictionary, "heads": len(own), "look monosemantic": len(named),
+            "which": ", ".join(named) or "-", "mean share of the commonest": own.share.mean(),
+            "expected by chance": own.chance.mean() * len(own),
+        })  # fmt: skip
+    counts = frame.groupby("dictionary").looks_monosemantic.agg(["sum", "size"])
+    told = ", ".join(f"{row['sum']} of {row['size']} with {name} dictionaries" for name, row in counts.iterrows())
     return (
-        "## How many heads look monosemantic\n\nA head looks so where at least 9 of its 10 latents with the largest share of "
-        "it have one family; `expected by chance` with families shuffled over latents. Families are coarse, so this is an "
-        f"upper bound next to reading the latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
+        f"## How many heads look monosemantic\n\n{told}. A head looks so "
+        'where at least 9 of its 10 latents with the largest share of it have one family ("mixed" is none); `expected by '
+        "chance` with families shuffled over latents. Families are coarse, so this is an upper bound next to reading the "
+        f"latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
     )
 
 
@@ -227,6 +229,14 @@ def ablations(figures: Any) -> str:
         chosen = pd.concat([frame[frame.part == "latent"].head(5), frame[frame.part == "error"]])
         parts.append(f"Block {block}, {int((frame.part == 'latent').sum())} live latents\n\n{table(chosen)}")
     return "\n\n".join(parts)
+
+
+def order(figures: Any) -> str:
+    return (
+        "What is it? Each block's latent with the largest effect, at S2 of all prompts: on how many it is live and its mean "
+        'activation, by the order of names (ABBA: the subject stands behind " and" the first time, BABA: before it) and by '
+        f"the kind of prompt. An afterthought, looked at once the effects were known.\n\n{table(figures)}"
+    )
 
 
 def circuit(figures: Any) -> str:
