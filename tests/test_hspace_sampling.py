@@ -45,6 +45,8 @@ def test_every_step_is_the_schedulers(kind, prediction, spacing):
         for eta in (0.0, 0.5, 1.0) if kind is DDIMScheduler else (1.0,):
             trajectory = hspace.sample(den, n=2, steps=steps, eta=eta)
             expected = toy.scheduler_steps(den, trajectory)
+            if prediction == "epsilon" and kind is DDIMScheduler:
+                assert torch.equal(trajectory.x[:, 1:], expected)
             size = expected.abs().amax((2, 3, 4), keepdim=True)
             assert ((trajectory.x[:, 1:] - expected) / size).abs().max() < 1e-6
 
