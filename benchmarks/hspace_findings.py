@@ -4,7 +4,8 @@
     python benchmarks/hspace_findings.py pca --denoisers digits-unet     one study of one denoiser
     python benchmarks/hspace_findings.py --toy --out trial.md            seconds
 
-Directions come from 500 samples (seed 0, 50 steps, eta 1) and are tried on 100 others (seed 1). Expected beforehand:
+Directions come from one set of samples (seed 0, eta 1) and are tried on another (seed 1): 500, 100 and 50 steps for the 8x8
+digits, 200, 50 and 25 steps for the 28x28 ones. Expected beforehand:
 
 - pca: components change the image at least twice as much as isotropic random directions of equal norm (strengths 1 and 2);
 - mean: the probability of a class rises with the strength of its mean difference, Spearman at least .9 over strengths 0, .25,
@@ -33,7 +34,8 @@ from saelab.hspace.measures import CONTROLS
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache" / "hspace_findings"
-POOL, TEST, STEPS = 500, 100, 50
+SIZES = {"digits-unet": (500, 100, 50), "mnist-unet": (200, 50, 25)}  # pool, edited samples, steps: as two cores allow
+TOY = (40, 6, 4)
 COMPONENTS, DRAWS = 3, 2
 FIGURES = ("rms", "flip_rate", "confidence", "identity")
 RISING = [0.0, 0.25, 0.5, 1.0, 1.5]
@@ -47,7 +49,7 @@ class Setting:
 
     def __init__(self, name: str, toy: bool) -> None:
         self.denoiser = saelab.load_denoiser(name, device="cpu")
-        self.n, self.test, self.steps = (40, 6, 4) if toy else (POOL, TEST, STEPS)
+        self.n, self.test, self.steps = TOY if toy else SIZES[name]
         self.toy = toy
         self._made: dict[str, Any] = {}
 
@@ -198,8 +200,9 @@ def inversion(setting: Setting) -> Table:
 
 def spectrum(setting: Setting) -> Table:
     """Rank and effective dimension of the posterior mean's Jacobian along the noise."""
-    some = setting.samples[: 1 if setting.toy else 3]
-    steps = range(0, setting.steps, max(1, setting.steps // 10))
+    small = setting.denoiser.sample_shape[-1] <= 8 and not setting.toy
+    some = setting.samples[: 3 if small else 1]
+    steps = range(0, setting.steps, max(1, setting.steps // (10 if small else 5)))
     return geometry.jacobian_spectrum(setting.denoiser, some, list(steps)).to_dict("records")
 
 

@@ -208,7 +208,7 @@ def test_a_copy_in_double_precision(small, x):
     double = small.to(torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(double.epsilon(x.double(), 5).float(), small.epsilon(x, 5))
-    assert small.dtype == torch.float32
+    assert small.dtype == torch.float32 and double.digest == small.digest
 
 
 @pytest.mark.parametrize("name", diffusion.bundled_names())

@@ -15,15 +15,17 @@ def images() -> torch.Tensor:
     return torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("method", ["edit-friendly", "edict"])
-@pytest.mark.parametrize("dtype, bar", [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize(
+    "dtype, bar, prediction",
+    [(torch.float32, 1e-5, "epsilon"), (torch.float32, 1e-5, "v_prediction"), (torch.float64, 1e-8, "epsilon")],
+)
 def test_exact_inversions(images, method, dtype, bar, prediction):
     from diffusers import DDIMScheduler
 
     den = toy.denoiser(DDIMScheduler(clip_sample=False, prediction_type=prediction))
     den = den if dtype == torch.float32 else den.to(dtype)
-    trajectory = hspace.invert(den, images.to(dtype), method, steps=20, batch_size=2)
+    trajectory = hspace.invert(den, images.to(dtype), method, steps=10, batch_size=2)
     assert trajectory.errors.shape == (3,) and float(trajectory.errors.max()) < bar
     again = hspace.replay(den, trajectory)
     assert torch.equal(again.samples, trajectory.samples) and torch.equal(again.h, trajectory.h)
@@ -39,7 +41,7 @@ def test_exact_inversions_of_real_images(name, method):
 
 def test_ddim_comes_nearer_with_more_steps():
     den = saelab.load_denoiser("digits-unet")
-    images = den.examples()[0][:8]
+    images = den.examples()[0][:4]
     few, many = (
         float(hspace.invert(den, images, "ddim", steps=s, record=(), progress=False).errors.mean()) for s in (10, 100)
     )

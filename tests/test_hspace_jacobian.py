@@ -1,5 +1,7 @@
 """Jacobians as linear maps: products and singular vectors against the dense matrix, on functions and on a small U-Net."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ import saelab
 from saelab import hspace
 from saelab.errors import ConfigError, DataError
 from saelab.hspace.linear_maps import LinearMap, Stacked, singular_vectors
+from tests.toy_denoiser import conditional_unet
 from tests.toy_hspace import unet
 
 
@@ -127,6 +130,15 @@ def test_the_scale_is_the_standard_deviation_over_samples(denoiser, trajectory):
     torch.testing.assert_close(found.scales[:, 0], along.std(0))
     one = hspace.jacobian(denoiser, trajectory[:1], 1, 1)
     torch.testing.assert_close(one.scales[0, 0], trajectory.h[0, 1].square().mean().sqrt())
+
+
+def test_one_condition_serves_all_samples():
+    conditional = saelab.load_denoiser(conditional_unet())
+    cond = torch.randn(1, 3, 12)
+    shared = hspace.sample(conditional, n=2, steps=2, eta=1.0, cond=cond, progress=False)
+    each = dataclasses.replace(shared, cond=cond.expand(2, 3, 12))
+    one, other = (hspace.jacobian(conditional, trajectory, 0, 1) for trajectory in (shared, each))
+    torch.testing.assert_close(one.details["singular_values"], other.details["singular_values"])
 
 
 def test_jacobian_errors(denoiser, trajectory):

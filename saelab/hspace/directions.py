@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+import saelab
 from saelab.errors import ConfigError, FormatError
 from saelab.files import whole_file
 
@@ -185,7 +186,13 @@ class Directions(Sequence[Direction]):
         }
         tensors |= {_DETAIL + name: value for name, value in self.details.items()}
         kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
-        header = {"format": FORMAT, "denoiser": self.denoiser, "site": self.site, "method": self.method}
+        header = {
+            "format": FORMAT,
+            "saelab": saelab.__version__,
+            "denoiser": self.denoiser,
+            "site": self.site,
+            "method": self.method,
+        }
         with whole_file(path) as temporary:
             save_file(kept, temporary, {**header, "names": json.dumps(self.names)})
 

@@ -53,16 +53,22 @@ def gallery(effects: "Effects", direction: str | None) -> Any:
     figure = go.Figure(go.Heatmap(z=sheet, colorscale="gray", zmin=-1, zmax=1, showscale=False, hoverinfo="skip"))
     figure.update_xaxes(
         tickvals=[cell[1] * i + (cell[1] - 1) / 2 for i in range(len(strengths))], ticktext=[f"{s:g}" for s in strengths],
-        title_text=f"strength along {name}", constrain="domain",
+        title_text=f"strength along {name}", constrain="domain", showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(
-        autorange="reversed", scaleanchor="x", showticklabels=False, title_text="samples", constrain="domain"
+        autorange="reversed",
+        scaleanchor="x",
+        showticklabels=False,
+        title_text="samples",
+        constrain="domain",
+        showgrid=False,
+        zeroline=False,
     )
     figure.update_layout(
         width=120 + 72 * images.shape[0],
         height=120 + 72 * images.shape[1],
         margin={"t": 24, "r": 12},
-        plot_bgcolor="#888",
+        plot_bgcolor="white",
     )
     return figure
 

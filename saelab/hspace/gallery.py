@@ -58,7 +58,12 @@ def page(effects: "Effects", title: str) -> str:
 
 def _matrix(effects: "Effects", strength: float) -> str:
     found = effects.matrix(strength)
-    return matrix([str(name) for name in found.index], [str(name) for name in found.columns], found.to_numpy().tolist())
+    return matrix(
+        "direction",
+        [str(name) for name in found.index],
+        [str(name) for name in found.columns],
+        found.to_numpy().tolist(),
+    )
 
 
 def _direction(effects: "Effects", name: str, number: int) -> str:
@@ -119,4 +124,4 @@ def _figures(mine: "DataFrame") -> str:
     lines = [
         [row.kind, f"{row.strength:g}", *(float(getattr(row, name)) for name in measures)] for row in rows.itertuples()
     ]
-    return table(["", "strength", *(WORDS.get(name, name) for name in measures)], lines)
+    return table(["kind", "strength", *(WORDS.get(name, name) for name in measures)], lines)

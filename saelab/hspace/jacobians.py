@@ -100,11 +100,11 @@ def _prediction(
 ) -> Callable[[Tensor], Tensor]:
     """epsilon as a function of a batch of h, at one sample's x_t."""
     weight = None if mask is None else mask.to(x)
+    given = trajectory.cond
+    own = None if given is None else given[0 if len(given) == 1 else i]
 
     def of_h(h: Tensor) -> Tensor:
-        cond = (
-            None if trajectory.cond is None else trajectory.cond[i : i + 1].expand(len(h), *trajectory.cond.shape[1:])
-        )
+        cond = None if own is None else own.expand(len(h), *own.shape)
         with denoiser.intervene(trajectory.site, lambda *_: h):
             epsilon = denoiser.epsilon(x.expand(len(h), *x.shape), t, cond)
         return epsilon if weight is None else epsilon * weight

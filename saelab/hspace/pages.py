@@ -49,7 +49,7 @@ svg text { font: 11px var(--sans); fill: var(--muted); }
 """
 # Eleven steps from lower to higher, for cells of a matrix.
 HEAT = "".join(
-    f".heat{level} {{ background: color-mix(in oklab, var(--{'plus' if level > 0 else 'minus'}) {abs(level) * 14}%, "
+    f".heat{level} {{ background: color-mix(in oklab, var(--{'plus' if level > 0 else 'minus'}) {abs(level) * 9}%, "
     "transparent); }\n"
     for level in range(-5, 6)
 )
@@ -107,10 +107,10 @@ def number(value: Any) -> str:
     return shown(f"{value:.3g}" if isinstance(value, float) else value)
 
 
-def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> str:
+def matrix(corner: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> str:
     """A table whose cells are tinted by their share of the largest absolute value, or of a tenth where all are smaller."""
     largest = max([abs(v) for row in values for v in row if not math.isnan(v)] + [0.1])
-    head = "".join(f"<th>{shown(name)}</th>" for name in ("", *columns))
+    head = "".join(f"<th>{shown(name)}</th>" for name in (corner, *columns))
     lines = []
     for name, row in zip(rows, values, strict=True):
         cells = [f"<td class=heat{0 if math.isnan(v) else round(5 * v / largest)}>{v:+.2f}</td>" for v in row]

@@ -175,11 +175,15 @@ class Bottleneck:
 def update(
     plan: Steps, step: int, x: Tensor, seen: Tensor, plain: Tensor, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One step: (x', x0), with epsilon `seen` in the predicted clean image and `plain` in the direction back to x_t."""
-    a, following = float(plan.alpha[step]), float(plan.alpha_next[step])
+    """One step: (x', x0), with epsilon `seen` in the predicted clean image and `plain` in the direction back to x_t.
+
+    Coefficients are worked out in the precision of `x`, as the schedulers do: to the bit `DDIMScheduler.step`.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    a, following = plan.alpha[step].to(exact), plan.alpha_next[step].to(exact)
+    sigma = float(plan.eta[step]) * ((1 - following) / (1 - a) * (1 - a / following)) ** 0.5
     x0 = (x - (1 - a) ** 0.5 * seen) / a**0.5
-    x = following**0.5 * x0 + float(plan.direction[step]) * plain
-    sigma = float(plan.sigma[step])
+    x = following**0.5 * x0 + (1 - following - sigma**2).clamp(min=0) ** 0.5 * plain
     return (x + sigma * noise if noise is not None and sigma > 0 else x), x0
 
 

@@ -100,9 +100,9 @@ def boundary(
         seed: of that split.
 
     Returns: `Directions` of length 1, of one step. `scales`: the standard deviation of h along the normal, over the samples.
-        `details`: `accuracy` and `accuracy_x` (held out, of h and of x_t, the better of a probe being no surprise
-        when both are high), `chance` (the larger class), `intercept` (of the unit normal) [1, 1], and for a search
-        `accuracies` and `norm_ratio`, [1, S]. To edit to a distance: `shift`.
+        `details` [1, 1]: `accuracy` and `accuracy_x`, held out, of h and of x_t (a boundary of h is worth something where it
+        beats that of x_t), `chance` (the larger class), `intercept` (of the unit normal); of a search also `accuracies` and
+        `norm_ratio`, [1, S]. To edit to a distance: `shift`.
 
     Raises `DataError` unless there are two classes with 4 samples each; `ConfigError` for a step or kind that is not there.
 

@@ -112,9 +112,10 @@ class Denoiser:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of weights, noise schedule and kind of prediction, when first asked."""
+        """SHA-256 (hex) of weights (as fp32, so that a copy in float64 has the same), noise schedule and prediction."""
         kind = {"alphas": self.alphas_cumprod, f"predicts {self.prediction}": torch.zeros(0)}
-        return cache.tensors_digest(dict(self.unet.state_dict()) | kind)
+        weights = {name: p.float() if p.is_floating_point() else p for name, p in self.unet.state_dict().items()}
+        return cache.tensors_digest(weights | kind)
 
     def to(self, dtype: torch.dtype) -> "Denoiser":
         """A copy in another dtype (its weights are its own); float64 brings inversion to rounding."""
