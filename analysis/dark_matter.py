@@ -11,7 +11,7 @@ True
 """
 
 from saelab.analysis.decomposition import Decomposition, decompose
-from saelab.analysis.downstream import downstream_cost
+from saelab.analysis.downstream import downstream_cost, unseen_documents
 from saelab.analysis.earlier import predict_from_earlier
 from saelab.analysis.error_saes import train_on_parts
 from saelab.analysis.norm_baselines import norm_baselines
@@ -35,4 +35,5 @@ __all__ = [
     "predict_from_earlier",
     "settled",
     "train_on_parts",
+    "unseen_documents",
 ]

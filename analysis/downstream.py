@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saelab.analysis.decomposition import Decomposition
-from saelab.errors import DataError
+from saelab.errors import ConfigError, DataError
 from saelab.evaluation.fidelity import context_ce, context_kl, putting, ratio
 from saelab.models.splice import check_width, sae_site
 from saelab.models.tokens import Tokens
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 SETTINGS = ("sae", "sae + linear", "sae + nonlinear")
+
+
+def unseen_documents(parts: Decomposition, corpus: "Corpus") -> "Corpus":
+    """The documents that the map of `parts` was not fitted on, as a corpus, for `downstream_cost(..., split="all")`.
+
+    `corpus` is the one that the decomposed store was harvested from. Raises `ConfigError` where no documents were held out.
+
+    >>> unseen_documents(dark_matter.decompose(sae, x), corpus)  # doctest: +SKIP
+    """
+    import saelab
+
+    if parts.held_out_by != "document" or corpus.documents is None:
+        raise ConfigError(
+            f"rows were held out by {parts.held_out_by}: decompose an ActivationStore of several documents of text"
+        )
+    return saelab.load_corpus([corpus.documents[number] for number in parts.groups.tolist()])
 
 
 def downstream_cost(
@@ -33,7 +49,7 @@ def downstream_cost(
     """Replace the activation by the reconstruction, alone and with one part of the error restored, and compare.
 
     The positions replaced are those of `saelab.evaluate`; others keep the model's activation. Contexts should be none that the
-    map was fitted on: by default they are of the held-out split.
+    map was fitted on: those of the held-out split, or of `unseen_documents`.
 
     A pandas.DataFrame indexed by setting ("clean", "sae", "sae + linear", "sae + nonlinear"): `ce`, `delta_ce` = CE - CE of the
     clean model and `kl` = KL(clean || intervened), in nats a token; `recovered` = 100 (CE_sae - CE) / (CE_sae - CE_clean);

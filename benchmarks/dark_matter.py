@@ -219,6 +219,9 @@ class Study:
             found[chosen] = []
             for k in self.size["ks"]:
                 of_k = dark_matter.Family([parts for parts in some if parts.sae.cfg.k == k])
+                if not of_k:
+                    found[chosen].append({"k": k, "widths": 0, "law": "no width is settled"})
+                    continue
                 try:
                     (fit,) = of_k.fit()
                     found[chosen].append(
@@ -229,7 +232,7 @@ class Study:
                             "exponent_profile": fit.law.exponent_profile, "floor": fit.law.floor,
                         }
                     )  # fmt: skip
-                except (saelab.ConfigError, ValueError) as error:
+                except saelab.ConfigError as error:
                     found[chosen].append({"k": k, "widths": len(of_k), "law": f"not identifiable: {error}"})
         return found
 
@@ -269,7 +272,7 @@ class Study:
         found = []
         for k, d_sae in self.size["costed"]:
             parts = self.decomposed(k, d_sae)
-            unseen = saelab.load_corpus([self.corpus.documents[i] for i in parts.groups.tolist()])
+            unseen = dark_matter.unseen_documents(parts, self.corpus)
             table = dark_matter.downstream_cost(
                 parts, self.lm, unseen, site=SITE, tokens=self.size["downstream"], split="all"
             )

@@ -159,7 +159,7 @@ dark_matter.per_token_scaling(family, x).round(3)
 # is of the documents that the map was not fitted on.
 
 # %%
-unseen = saelab.load_corpus([corpus.documents[i] for i in parts.groups.tolist()])
+unseen = dark_matter.unseen_documents(parts, corpus)
 cost = dark_matter.downstream_cost(parts, lm, unseen, site=SITE, tokens=COST, split="all")
 cost.round(3)
 

@@ -19,8 +19,9 @@ from saelab.analysis.dark_matter import (
     predict_from_earlier,
     settled,
     train_on_parts,
+    unseen_documents,
 )
-from saelab.analysis.rows import LEARN, SCORE
+from saelab.analysis.rows import LEARN, MAP, SCORE
 from saelab.training.run import COLUMNS, Run
 from tests import tiny
 from tests.toy_dark_matter import dead, multiple, planted, trained
@@ -171,6 +172,15 @@ def test_downstream_errors(tiny_llama, corpus, stores):
     parts.sae.state.norm_limit.fill_(0.0)
     with pytest.raises(DataError, match="no position"):
         downstream_cost(parts, tiny_llama, corpus, site=SITE, tokens=64, context_length=64, progress=False)
+
+
+def test_unseen_documents_are_those_that_were_held_out(corpus, stores):
+    parts = decompose(trained(stores[SITE], d_sae=64, tokens=4000), stores[SITE], progress=False)
+    fitted = {int(i) for c in parts.chunks(stores[SITE]) if c.use == MAP for i in stores[SITE].documents[c.row]}
+    texts = set(unseen_documents(parts, corpus).documents)
+    assert texts and not texts & {corpus.documents[i] for i in fitted}
+    with pytest.raises(ConfigError, match="held out by row"):
+        unseen_documents(decompose(dead(12), planted(), progress=False), corpus)
 
 
 # SAEs of the parts

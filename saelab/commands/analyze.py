@@ -14,7 +14,7 @@ OPTIONS = (
     Option("model", str, None, "the model (default: the one it was trained on)"),
     Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
     Option("site", str, None, "the site (default: the one it was trained on)"),
-    Option("tokens", positive, None, "activations to read (default: 50,000 for dark-matter, 10,000 for attention)"),
+    Option("tokens", positive, None, "activations to read (dark-matter: 100,000, half held out; attention: 10,000)"),
     Option("split", str, "heldout", "the part of the corpus that is read: heldout, train or all"),
     Option("downstream-tokens", positive, 4_096, "dark-matter: tokens for the cross-entropy with each part restored"),
     Option(
@@ -45,7 +45,7 @@ def _dark_matter(values: dict[str, Any]) -> int:
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
     site = known(values, sae, "site")
     length = sae.metadata.get("context_length") or 256
-    tokens = values["tokens"] or 50_000
+    tokens = values["tokens"] or 100_000
     x = saelab.harvest(lm, corpus, site=site, tokens=tokens, split=values["split"], context_length=length)
     tables = {
         name: dark_matter.decompose(sae, x, high_norm=high) for name, high in (("ordinary", False), ("all", True))
@@ -59,9 +59,12 @@ def _dark_matter(values: dict[str, Any]) -> int:
         seen = Reconstruction(sae.d_in)
         seen.add(some, sae.decode(codes).detach())
         print(f"  {name:22} {seen.fvu:.4f}  (L0 {codes.l0:.2f})")
-    print("\nCross-entropy with each part restored, on held-out text")
+    print("\nR2 of the error's squared norm, from less than the activation")
+    print(dark_matter.norm_baselines(tables["ordinary"], x).round(4).to_string())
+    print("\nCross-entropy with each part restored, on documents that the map was not fitted on")
+    unseen = dark_matter.unseen_documents(tables["ordinary"], corpus)
     cost = dark_matter.downstream_cost(
-        tables["ordinary"], lm, corpus, site=site, tokens=values["downstream_tokens"], split="heldout"
+        tables["ordinary"], lm, unseen, site=site, tokens=values["downstream_tokens"], split="all"
     )
     print(cost.round(4).to_string())
     if values["csv"]:
