@@ -4,7 +4,8 @@
 
 collect   made-up codes (16,384 latents, k 32, Zipf latents and tokens) through everything but the model's forward pass, the
           encoder's product and the decoder: grouping into shards, the figures of the index, then histograms, moments,
-          token statistics and examples of every latent. Tokens a second of processor time, on one thread.
+          token statistics and examples of every latent, or of 512 with co-activation over all. Tokens a second of processor
+          time, on one thread.
 build     512 latents, 200,000 tokens, effects off, of one random HookedTransformer and TopK SAE, by saelab and by
           sae-dashboard 0.8 in the environment that benchmarks/peers.sh makes; each in a process of its own, rounds interleaved.
 size      bytes a latent of a single file on the bundled model and corpus, by chunk, and of the shell.
@@ -27,7 +28,7 @@ import torch
 import workers
 
 import saelab
-from saelab.dashboards import bundle, collect, examples, figures
+from saelab.dashboards import bundle, coactivation, collect, examples, figures
 from saelab.dashboards.reading import Tile
 from saelab.dashboards.shell import shell
 
@@ -81,9 +82,20 @@ def tile(number: int, args: argparse.Namespace) -> Tile:
                 torch.full((args.d_sae,), number * TILE, dtype=torch.int32))  # fmt: skip
 
 
+def paged(found: collect.Collection, ids: np.ndarray, chosen: np.ndarray, tokens: int) -> None:
+    """What the pages of these latents take from the firings."""
+    layout = examples.Layout.of(45, 48)
+    for first in range(0, len(chosen), 64):
+        latents = chosen[first : first + 64]
+        firings = found.take(latents)
+        figures.histograms(firings), figures.moments(firings, tokens), figures.top_tokens(firings, ids, 10)
+        examples.choose(found, latents, firings, layout, 0)
+
+
 def collected(args: argparse.Namespace) -> list[str]:
     """Rates of the collector alone; making the codes up is not counted."""
-    rates: dict[str, list[float]] = {"shards and index": [], "all, with a page for every latent": []}
+    names = ["shards and index", "with a page for every latent", f"with {args.latents} pages, and co-activation"]
+    rates: dict[str, list[float]] = {name: [] for name in names}
     ids = zipf(49_152, args.tokens, 3, torch.Generator().manual_seed(0)).int().numpy()
     per_shard = max(collect.SHARD_FIRINGS // args.k // TILE, 1)
     for _ in range(args.rounds):
@@ -99,15 +111,14 @@ def collected(args: argparse.Namespace) -> list[str]:
         start = time.process_time()
         figures.index(found, ids, np.ones(found.n_contexts, bool))
         spent += time.process_time() - start
-        rates["shards and index"].append(args.tokens / spent)
-        layout = examples.Layout.of(45, 48)
-        start = time.process_time()
-        for first in range(0, args.d_sae, 64):
-            latents = np.arange(first, min(first + 64, args.d_sae))
-            firings = found.take(latents)
-            figures.histograms(firings), figures.moments(firings, args.tokens), figures.top_tokens(firings, ids, 10)
-            examples.choose(found, latents, firings, layout, 0)
-        rates["all, with a page for every latent"].append(args.tokens / (spent + time.process_time() - start))
+        rates[names[0]].append(args.tokens / spent)
+        for name, pages in zip(names[1:], (args.d_sae, args.latents), strict=True):
+            chosen = examples.selected(pages, found.counts, 0)
+            start = time.process_time()
+            paged(found, ids, chosen, args.tokens)
+            if pages == args.latents:
+                coactivation.coactivation(found, chosen, np.ones(found.n_contexts, bool))
+            rates[name].append(args.tokens / (spent + time.process_time() - start))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rows = [[name, f"{statistics.median(r):,.0f}", f"{min(r):,.0f} to {max(r):,.0f}"] for name, r in rates.items()]
     table = workers.table(["collecting", "tokens/s of processor time, median", "range"], rows)

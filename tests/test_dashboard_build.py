@@ -185,6 +185,8 @@ def test_without_a_tokenizer(sae, tmp_path):
 
 
 def test_hostile_strings_come_through_verbatim(tiny_llama, sae, tmp_path):
+    import pandas
+
     hostile = saelab.load_corpus([text[:200] * 3 for text in HOSTILE] * 8)
     labels = dict(enumerate([*HOSTILE, "\ud800 lone"]))
     page = make(
@@ -196,6 +198,8 @@ def test_hostile_strings_come_through_verbatim(tiny_llama, sae, tmp_path):
         prompts=HOSTILE[:3],
         labels=labels,
         title=HOSTILE[0],
+        parquet=True,
+        window=48,
     )
     text = page.path.read_text(encoding="utf-8")
     assert "__pwned" not in text and HOSTILE[1] not in text
@@ -205,6 +209,23 @@ def test_hostile_strings_come_through_verbatim(tiny_llama, sae, tmp_path):
     assert [p["text"] for p in data.manifest["prompts"]] == HOSTILE[:3] and data.manifest["title"] == HOSTILE[0]
     words = np.array(data._words, object)
     assert b"".join(words[data["p-000"]["token"]]).decode() == HOSTILE[0]
+
+    examples = pandas.read_parquet(tmp_path / "a.parquet" / "examples.parquet").tokens
+    features = pandas.read_parquet(tmp_path / "a.parquet" / "features.parquet").label
+    assert features[: len(HOSTILE)].tolist() == HOSTILE
+    exported = json.loads(page.to_neuronpedia(tmp_path / "np.json").read_text(encoding="ascii"))["features"]
+    texts = ["".join(a["tokens"]) for feature in exported for a in feature["activations"]]
+    # a token of this tokenizer is a byte: what is not ASCII is cut into pieces that are no text by themselves
+    columns = data["f-00000"]
+    windows = [
+        b"".join(words[columns["pool"][o : o + n]]) for o, n in zip(columns["offset"], columns["length"], strict=True)
+    ]
+    shown = [
+        part for part in (text[:12] for text in HOSTILE if text.isascii()) if any(part.encode() in w for w in windows)
+    ]
+    assert len(shown) >= 12
+    for part in shown:
+        assert any(part in "".join(tokens) for tokens in examples) and any(part in text for text in texts)
 
 
 def test_labels_from_files(tiny_llama, sae, corpus, tmp_path):

@@ -105,6 +105,14 @@ def test_nothing_runs_out_of_a_narrow_page(browser, page, width):  # noqa: F811
         assert names.evaluate_all("(all) => all.filter((name) => name.scrollWidth > name.clientWidth).length") == 0
 
 
+@pytest.mark.parametrize("width", [360, 1100, 1400])
+def test_no_figure_is_broken_in_two(browser, page, width):  # noqa: F811
+    with Watched(browser, viewport={"width": width, "height": 780}) as watched:
+        watched.open(page, "#f=8")
+        lines = "(all) => all.map((dd) => Math.round(dd.offsetHeight / parseFloat(getComputedStyle(dd).lineHeight)))"
+        assert set(watched.page.locator(".feature .stats dd").evaluate_all(lines)) == {1}
+
+
 def test_narrow_examples_fade_nowhere(browser, page):  # noqa: F811
     """Where a row is shown whole, at 360 px and when it is opened, its end does not fade as if it went on."""
     faded = "[...document.querySelectorAll(QUERY)].filter((e) => getComputedStyle(e).maskImage !== 'none').length"

@@ -68,6 +68,29 @@ def test_a_link_carries_the_view(browser, page, data):  # noqa: F811
             assert other.page.evaluate(place) == token
 
 
+def test_what_colours_the_tokens_is_kept(browser, tmp_path):  # noqa: F811
+    """In the URL, over the next latent, and with the focus where it was."""
+    path = single_file(tmp_path / "x.html", synthetic_texts(d_sae=64, heads=4, vocab=400))
+    pressed = "[...document.querySelectorAll('.toolbar [aria-pressed=true]')].map((b) => b.textContent)"
+    place = "[document.activeElement.closest('.example')?.dataset.w, document.activeElement.dataset.i]"
+    with Watched(browser) as watched:
+        watched.open(path, "#f=8&s=id")
+        watched.page.locator(".example .t.peak").nth(2).focus()
+        token = watched.page.evaluate(place)
+        for key, by in (("s", "Sources"), ("r", "What the SAE misses")):
+            watched.page.keyboard.press(key)
+            assert watched.until(lambda by=by: watched.page.evaluate(pressed) == [by])  # type: ignore[misc]
+            assert watched.page.evaluate(place) == token
+        watched.page.locator(".toolbar button", has_text="Scale").click()
+        at = watched.shown
+        watched.page.keyboard.press("j")
+        assert watched.settled(at).text("h1 .num") == "#9"
+        assert watched.page.evaluate(pressed) == ["What the SAE misses", "Scale by row"]
+        assert watched.until(lambda: "by=miss&scale=row" in watched.page.url)
+        assert watched.go("#f=8&by=source").page.evaluate(pressed) == ["Sources"]
+        assert watched.verdict() == []
+
+
 def test_index_sorts_and_filters_as_the_data_says(browser, page, data):  # noqa: F811
     index, more = data["idx-0"], data["idx-1"]
     with Watched(browser) as watched:

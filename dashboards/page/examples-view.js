@@ -8,9 +8,10 @@ function examplesView(feature, params, current) {
   const kinds = present.map(([kind]) => kind);
   let tab = kinds.includes(params.get("tab")) ? params.get("tab") : kinds[0];
   let misses = null; // what the SAE misses, while it colours the tokens
-  let sources = false; // whether the sources of the peak colour them
+  let sources = params.get("by") === "source" && Boolean(feature.layout.dfa); // whether the sources of the peak do
   let aimed = null; // [low, high) of a bar that was picked
-  let perRow = false;
+  let perRow = params.get("scale") === "row";
+  const remember = () => mark({ by: misses ? "miss" : sources ? "source" : "", scale: perRow ? "row" : "" });
   const legend = el("div.legend");
   const pressable = (words, title, action) => button(words, action, { "aria-pressed": "false", title });
   const missButton = pressable("What the SAE misses", "colour tokens by |x − x̂|² / |x|² (r)", () =>
@@ -24,7 +25,7 @@ function examplesView(feature, params, current) {
   const scaleTitle = "end of the colour scale: this latent's maximum, or each example's";
   const scaleButton = pressable("Scale by row", scaleTitle, () => {
     perRow = !perRow;
-    scaleButton.setAttribute("aria-pressed", perRow);
+    remember();
     paint();
   });
   const bar = kinds.length ? tabs("Examples", present, tab, "examples", (key) => show(key)) : null;
@@ -72,15 +73,25 @@ function examplesView(feature, params, current) {
       tab === "near" && el("p.muted", null, near),
     ];
   }
+  const locate = (ex, t) => body.querySelector(`.example[data-w="${Number(ex)}"] .t[data-i="${Number(t)}"]`);
   function paint() {
     hoverCard.hide(true);
+    const { activeElement: held } = document;
+    const [ex, t] = body.contains(held) ? [held.closest(".example")?.dataset.w, held.dataset.i] : [];
     replace(body, aimed ? aimedList() : tabLists());
     body.classList.toggle("sourced", sources);
     missButton.setAttribute("aria-pressed", Boolean(misses));
     sourceButton.setAttribute("aria-pressed", sources);
+    scaleButton.setAttribute("aria-pressed", perRow);
     const plainly = !misses && !sources;
     replace(legend, rampWords(), plainly && feature.columns.effects && effectWords(feature.sae.info.effects));
     rove(body, body.querySelector(".t.peak"));
+    look(locate(ex, t));
+  }
+  function look(token) {
+    if (!token) return;
+    rove(body, token);
+    token.focus();
   }
   const rampWords = () =>
     misses
@@ -111,20 +122,24 @@ function examplesView(feature, params, current) {
       bar.choose(tab);
     },
     async toggleMisses() {
+      body.setAttribute("aria-busy", "true");
       try {
         misses = misses ? null : await feature.misses();
+        if (!current()) return;
+        sources = false;
+        remember();
+        paint();
       } catch (error) {
         if (current()) body.prepend(errorCard("What the SAE misses could not be read", error));
-        return;
+      } finally {
+        body.removeAttribute("aria-busy");
       }
-      if (!current()) return;
-      sources = false;
-      paint();
     },
     toggleSources() {
       if (sourceButton.hidden) return;
       misses = null;
       sources = !sources;
+      remember();
       paint();
     },
     start() {
@@ -138,13 +153,8 @@ function examplesView(feature, params, current) {
         if (focused) mark({ ex: window.number, t: token.dataset.i });
         return tokenCard(window, Number(token.dataset.i), Number(token.dataset.n), misses);
       });
-      const [ex, t] = [params.get("ex"), params.get("t")];
-      const numbers = /^\d+$/.test(ex ?? "") && /^\d+$/.test(t ?? "");
-      const token = numbers ? body.querySelector(`.example[data-w="${ex}"] .t[data-i="${t}"]`) : null;
-      if (token) {
-        rove(body, token);
-        token.focus();
-      }
+      if (params.has("ex") && params.has("t")) look(locate(params.get("ex"), params.get("t")));
+      if (params.get("by") === "miss") view.toggleMisses();
     },
   };
   return view;
