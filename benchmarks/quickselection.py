@@ -219,8 +219,9 @@ def report(out: str, names: list[str], machine: str) -> str:
         "digits, 50 for the others. Mean and standard deviation over the runs; Laplacian score, MCFS and all features "
         "vary only with the seed of the trees and of k-means. Below them the ablations. MiB is the growth of memory above the "
         "loaded data. "
-        f"Seconds: one run on an idle machine. {PAPER} Ahead: the difference of the means and its standard error over runs and "
-        "subsets, on the one split."
+        "Seconds: one run, two threads, nothing else running; the costs and kernels below likewise. The accuracies were made "
+        "with one thread beside other work; the load in the last line is that of writing this. "
+        f"{PAPER} Ahead: the difference of the means and its standard error over runs and subsets, on the one split."
     )
     parts = [notes, against_random(names, rows), *parts, costs_section(costs), kernels_section(kernels)]
     return "\n\n".join(["# QuickSelection", *filter(None, parts), machine + "."])
