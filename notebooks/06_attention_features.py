@@ -36,7 +36,6 @@ import torch
 
 import saelab
 from saelab.analysis import attention, induction, ioi, proxies, recursive_dfa
-from saelab.analysis.attention_families import latent_families
 from saelab.models.tokens import Tokens
 
 # The tests run this notebook on a small random model: these sizes are the only difference.
@@ -127,12 +126,14 @@ pandas.DataFrame(rows)[["block", "dictionary", "latents", "agreement", "null", "
 #
 # Each firing is attributed to its source positions. The shares of the positive part make a latent an induction latent
 # (most from the token after an earlier copy of the current one), a previous-token latent, one of local or long-range
-# context, and so on; the exact rules are in `attention_families`, and they are ours. The paper's authors read and
-# sorted by hand.
+# context, and so on; the exact rules are in `saelab.analysis.attention_families`, and they are ours. The paper's
+# authors read and sorted by hand.
 
 # %%
 families = {
-    block: latent_families(sae, lm, corpus, tokens=READ, split=SPLIT, context_length=LENGTH, progress=not SMALL)
+    block: attention.latent_families(
+        sae, lm, corpus, tokens=READ, split=SPLIT, context_length=LENGTH, progress=not SMALL
+    )
     for block, sae in z_saes.items()
 }
 pandas.DataFrame({block: found.counts() for block, found in families.items()})
@@ -143,7 +144,7 @@ pandas.DataFrame({block: found.counts() for block, found in families.items()})
 # tokens, so that true induction latents may survive it; attention to the position before needs no content at all.
 
 # %%
-shuffled = latent_families(
+shuffled = attention.latent_families(
     z_saes[ROOT], lm, corpus, tokens=READ, split=SPLIT, context_length=LENGTH, shuffled=True, progress=not SMALL
 )
 real = families[ROOT]
