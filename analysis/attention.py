@@ -10,6 +10,7 @@ After "Interpreting Attention Layer Outputs with Sparse Autoencoders" (Kissane, 
 (torch.Size([6, 2]), True)
 """
 
+from saelab.analysis.attention_families import LatentFamilies, latent_families
 from saelab.analysis.attention_heads import (
     HeadAgreement,
     firing_head_attribution,
@@ -25,12 +26,14 @@ __all__ = [
     "DirectAttribution",
     "FeatureAttribution",
     "HeadAgreement",
+    "LatentFamilies",
     "at_positions",
     "direct_attribution",
     "feature_attribution",
     "firing_head_attribution",
     "head_agreement",
     "head_attribution",
+    "latent_families",
     "patterns",
     "polysemanticity",
     "top_latents",

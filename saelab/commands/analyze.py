@@ -75,7 +75,6 @@ def _dark_matter(values: dict[str, Any]) -> int:
 def _attention(values: dict[str, Any]) -> int:
     """Heads and families of an attention layer's latents, and the sources of some of them."""
     from saelab.analysis import attention
-    from saelab.analysis.attention_families import latent_families
 
     sae = load(values["sae"])
     sae.metadata["site"] = known(values, sae, "site")
@@ -83,7 +82,7 @@ def _attention(values: dict[str, Any]) -> int:
     lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=int(sae.metadata.get("seed") or 0))
     length, tokens = sae.metadata.get("context_length") or 256, values["tokens"] or 10_000
-    families = latent_families(sae, lm, corpus, tokens=tokens, split=values["split"], context_length=length)
+    families = attention.latent_families(sae, lm, corpus, tokens=tokens, split=values["split"], context_length=length)
     mine = shares[families.table.index.to_list()].cpu()
     table = families.table.assign(head=mine.argmax(1).numpy(), head_share=mine.amax(1).numpy())
     print(repr(sae))
