@@ -62,7 +62,7 @@ RECIPES = {
         average=0.998,
         held_out=297,
         examples=200,
-        origin="scikit-learn's digits: UCI Optical Recognition of Handwritten Digits, CC BY 4.0",
+        origin="scikit-learn's digits: Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI), CC BY 4.0",
     ),
     "mnist-unet": Recipe(
         unet={

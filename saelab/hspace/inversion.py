@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ConfigError, DataError
-from saelab.hspace.sampling import BATCH, EDICT_MIX, Bottleneck, draws, run, update
+from saelab.hspace.sampling import BATCH, EDICT_MIX, Bottleneck, advance, draws, run
 from saelab.hspace.schedule import Steps, steps_of
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import AFTER, Denoiser
@@ -94,9 +94,8 @@ def ascend(
     for rows, net in _batches(denoiser, len(x0), batch_size, cond):
         for step in reversed(range(steps)):
             a, b = _affine(plan, step)
-            path[rows, step] = (
-                path[rows, step + 1] - b * net.epsilon(path[rows, step + 1], int(plan.timesteps[step]))
-            ) / a
+            epsilon, _ = net.both(path[rows, step + 1], int(plan.timesteps[step]))
+            path[rows, step] = (path[rows, step + 1] - b * epsilon) / a
     return path
 
 
@@ -116,23 +115,18 @@ def _edit_friendly(denoiser: Denoiser, plan: Steps, bare: Trajectory) -> Traject
     x0, seed = bare.start, bare.seed or 0
     free = draws(denoiser, len(x0), seed, "edit-friendly", len(plan))
     a = plan.alpha.to(x0).view(1, -1, 1, 1, 1)
-    levels = (
-        a.sqrt() * x0[:, None] + (1 - a).sqrt() * free
-    )  # independent at every level: that is what makes them editable
+    # independent at every level: that is what makes them editable
+    levels = a.sqrt() * x0[:, None] + (1 - a).sqrt() * free
     noise, residual = torch.zeros_like(levels), torch.zeros_like(x0)
     for rows, net in _batches(denoiser, len(x0), bare.batch_size, bare.cond):
         x = levels[rows, 0]
         for step, t in enumerate(plan.timesteps.tolist()):
-            epsilon = net.epsilon(x, t)
-            mean, _ = update(plan, step, x, epsilon, epsilon, None)
-            sigma, last = float(plan.sigma[step]), step + 1 == len(plan)
-            if sigma > 0:
-                noise[rows, step] = ((x0[rows] if last else levels[rows, step + 1]) - mean) / sigma
-                x, _ = update(
-                    plan, step, x, epsilon, epsilon, noise[rows, step]
-                )  # set again: what the run will come to
-            elif last:
-                x = mean
+            epsilon, clean_image = net.both(x, t)
+            mean = advance(plan, step, clean_image, epsilon, None)
+            target = x0[rows] if step + 1 == len(plan) else levels[rows, step + 1]
+            if plan.sigma[step] > 0:
+                noise[rows, step] = (target - mean) / float(plan.sigma[step])
+            x = advance(plan, step, clean_image, epsilon, noise[rows, step])  # set again: what the run will come to
         residual[rows] = x0[rows] - x
     return dataclasses.replace(bare, start=levels[:, 0].clone(), noise=noise, residual=residual)
 
@@ -146,8 +140,8 @@ def _edict(denoiser: Denoiser, plan: Steps, bare: Trajectory) -> Trajectory:
             t, (a, b) = int(plan.timesteps[step]), _affine(plan, step)
             y = (y - (1 - p) * x) / p
             x = (x - (1 - p) * y) / p
-            y = (y - b * net.epsilon(x, t)) / a
-            x = (x - b * net.epsilon(y, t)) / a
+            y = (y - b * net.both(x, t)[0]) / a
+            x = (x - b * net.both(y, t)[0]) / a
         start[rows], partner[rows] = x, y
     return dataclasses.replace(bare, start=start, partner=partner)
 

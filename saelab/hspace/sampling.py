@@ -134,10 +134,7 @@ def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: b
 
 
 class Bottleneck:
-    """The denoiser over one batch, with one hook on the site that reads h and adds to it.
-
-    `predict(x, t, edit)` gives the epsilons that P and D use, the same tensor unless the edit is asymmetric.
-    """
+    """The denoiser over one batch, with one hook on the site that reads h and adds to it."""
 
     def __init__(self, denoiser: Denoiser, site: str, cond: Tensor | None, hooked: bool) -> None:
         self.denoiser, self.cond = denoiser, cond
@@ -156,35 +153,42 @@ class Bottleneck:
         self.h = h
         return h if self._added is None else h + self._added.to(h)
 
-    def epsilon(self, x: Tensor, t: int, added: Tensor | None = None) -> Tensor:
-        """Epsilon with `added` on h, in the precision of `x` whatever the network's."""
+    def both(self, x: Tensor, t: int, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(epsilon, x0) with `added` on h, in the precision of `x` whatever the network's."""
         self._added = added
-        return self.denoiser.epsilon(x.to(self.denoiser.dtype), t, self.cond).to(x.dtype)
+        epsilon, x0 = self.denoiser.both(x.to(self.denoiser.dtype), t, self.cond)
+        return epsilon.to(x.dtype), x0.to(x.dtype)
 
-    def predict(self, x: Tensor, t: int, edit: Injection | None, step: int, rows: slice) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, x: Tensor, t: int, edit: Injection | None, step: int, rows: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(epsilon, x0, the epsilon of the direction back to x_t): the last is the first unless an edit is asymmetric."""
         added = None if edit is None else edit.at(step, rows)
-        seen = self.epsilon(x, t, added)
+        seen, x0 = self.both(x, t, added)
         if added is None or edit is None or edit.mode == "symmetric":
-            return seen, seen
+            return seen, x0, seen
         h = self.h
-        plain = self.epsilon(x, t)
+        plain, _ = self.both(x, t)
         self.h = h
-        return seen, plain
+        return seen, x0, plain
 
 
-def update(
-    plan: Steps, step: int, x: Tensor, seen: Tensor, plain: Tensor, noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """One step: (x', x0), with epsilon `seen` in the predicted clean image and `plain` in the direction back to x_t.
+def clean(plan: Steps, step: int, x: Tensor, epsilon: Tensor) -> Tensor:
+    """The predicted clean image P = (x - sqrt(1 - a) e) / sqrt(a)."""
+    a = plan.alpha[step].to(torch.promote_types(x.dtype, torch.float32))
+    return (x - (1 - a) ** 0.5 * epsilon) / a**0.5
 
-    Coefficients are worked out in the precision of `x`, as the schedulers do: to the bit `DDIMScheduler.step`.
+
+def advance(plan: Steps, step: int, x0: Tensor, epsilon: Tensor, noise: Tensor | None) -> Tensor:
+    """x' from the predicted clean image, the epsilon that points back to x_t, and noise.
+
+    Coefficients are worked out in the precision of `x0`, as the schedulers do: to the bit `DDIMScheduler.step`.
     """
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = torch.promote_types(x0.dtype, torch.float32)
     a, following = plan.alpha[step].to(exact), plan.alpha_next[step].to(exact)
     sigma = float(plan.eta[step]) * ((1 - following) / (1 - a) * (1 - a / following)) ** 0.5
-    x0 = (x - (1 - a) ** 0.5 * seen) / a**0.5
-    x = following**0.5 * x0 + (1 - following - sigma**2).clamp(min=0) ** 0.5 * plain
-    return (x + sigma * noise if noise is not None and sigma > 0 else x), x0
+    x = following**0.5 * x0 + (1 - following - sigma**2).clamp(min=0) ** 0.5 * epsilon
+    return x + sigma * noise if noise is not None and sigma > 0 else x
 
 
 Keep = Callable[[str, slice, int, Tensor], None]
@@ -194,12 +198,12 @@ def _single(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: K
     x = bare.start[rows]
     for step, t in enumerate(plan.timesteps.tolist()):
         keep("x", rows, step, x)
-        seen, plain = net.predict(x, t, bare.injection, step, rows)
+        seen, x0, plain = net.predict(x, t, bare.injection, step, rows)
         if net.h is not None:
             keep("h", rows, step, net.h)
         keep("epsilon", rows, step, seen)
-        x, x0 = update(plan, step, x, seen, plain, None if bare.noise is None else bare.noise[rows, step])
         keep("x0", rows, step, x0)
+        x = advance(plan, step, x0, plain, None if bare.noise is None else bare.noise[rows, step])
         bar.update()
     if bare.residual is not None:
         x = x + bare.residual[rows]
@@ -215,14 +219,15 @@ def _edict(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: Ke
     p = EDICT_MIX
     for step, t in enumerate(plan.timesteps.tolist()):
         keep("x", rows, step, x)
-        seen, plain = net.predict(y, t, bare.injection, step, rows)
+        seen, _, plain = net.predict(y, t, bare.injection, step, rows)
+        x0 = clean(plan, step, x, seen)
         if net.h is not None:
             keep("h", rows, step, net.h)
         keep("epsilon", rows, step, seen)
-        x_next, x0 = update(plan, step, x, seen, plain, None)
         keep("x0", rows, step, x0)
-        seen, plain = net.predict(x_next, t, bare.injection, step, rows)
-        y_next, _ = update(plan, step, y, seen, plain, None)
+        x_next = advance(plan, step, x0, plain, None)
+        seen, _, plain = net.predict(x_next, t, bare.injection, step, rows)
+        y_next = advance(plan, step, clean(plan, step, y, seen), plain, None)
         x = p * x_next + (1 - p) * y_next
         y = p * y_next + (1 - p) * x
         bar.update()

@@ -127,6 +127,21 @@ class Denoiser:
 
     # what the network predicts
 
+    def both(self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(epsilon, x0) of one pass, each from what the network predicts and not from the other; see those."""
+        t = self._timesteps(x, t)
+        out = self._output(x, t, cond)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        a = self.alphas_cumprod.to(x.device, exact)[t].view(-1, 1, 1, 1)
+        signal, noise = a**0.5, (1 - a) ** 0.5
+        if self.prediction == "epsilon":
+            epsilon, x0 = out, (x - noise * out) / signal
+        elif self.prediction == "sample":
+            epsilon, x0 = (x - signal * out) / noise, out
+        else:
+            epsilon, x0 = signal * out + noise * x, signal * x - noise * out
+        return epsilon.to(x.dtype), x0.to(x.dtype)
+
     def epsilon(
         self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None
     ) -> Float[Tensor, "n C H W"]:
@@ -135,20 +150,11 @@ class Denoiser:
         `cond` is what the network is conditioned on: `encoder_hidden_states` [n or 1, length, width] of a
         `UNet2DConditionModel`, or class labels [n]. A variance predicted beside the noise is left out.
         """
-        t = self._timesteps(x, t)
-        out = self._output(x, t, cond)
-        if self.prediction == "epsilon":
-            return out
-        a = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
-        if self.prediction == "sample":
-            return (x - a.sqrt().to(x) * out) / (1 - a).sqrt().to(x)
-        return a.sqrt().to(x) * out + (1 - a).sqrt().to(x) * x
+        return self.both(x, t, cond)[0]
 
     def x0(self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None) -> Float[Tensor, "n C H W"]:
         """The clean image that the network sees in `x` at timestep `t`: (x - sqrt(1 - a) e) / sqrt(a)."""
-        t = self._timesteps(x, t)
-        a = self.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
-        return (x - (1 - a).sqrt().to(x) * self.epsilon(x, t, cond)) / a.sqrt().to(x)
+        return self.both(x, t, cond)[1]
 
     def _output(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         from saelab.models import diffusion
