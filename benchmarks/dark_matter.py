@@ -78,7 +78,7 @@ def speed(size: dict[str, Any]) -> dict[str, Any]:
     reading.CODES_KEPT = kept
     sae.encode_sparse = timed
     started = time.perf_counter()
-    memory.append(peak(size["rows"]))
+    dark_matter.decompose(sae, Stream(size["rows"], size["d"]))
     total = time.perf_counter() - started
     sae.encode_sparse = encode
     x = Stream(size["pursuit_rows"], size["d"]).pool[: size["pursuit_rows"]]
