@@ -22,7 +22,7 @@
 # features that it has (wrong strengths, wrong directions) is not. We repeat the paper's figures on SmolLM2 with SAEs of six
 # widths at two sparsities, and say at the end what agrees and what does not.
 #
-# On two cores the notebook takes about an hour and a half, nearly all of it training; `out=` makes it resumable.
+# Nearly all of the notebook's time is training, an hour or more on two cores; `out=` makes it resumable.
 
 # %%
 import os
