@@ -196,7 +196,7 @@ def decompose(
         dropped=reader.dropped.n / (reader.dropped.n + fit_rows.n + heldout.n),
         dropped_variance=_dropped_variance(reader.dropped, fit_rows, heldout),
         groups=torch.tensor(sorted(norms.groups)),
-        sums=torch.stack([norms.groups[group] for group in sorted(norms.groups)]),
+        sums=torch.tensor([norms.groups[group] for group in sorted(norms.groups)], dtype=torch.float64),
         holdout=holdout,
         seed=seed,
         high_norm=high_norm,
@@ -208,14 +208,14 @@ class _Norms:
     moments: dict[int, Moments]  # of the squared norms of the parts, given x
     lengths: Tensor  # [5], summed over held-out rows
     squares: Tensor  # [5], likewise
-    groups: dict[int, Tensor]
+    groups: dict[int, list[float]]
 
 
 def _norms(reader: Reader, sae: Any, fit: LinearFit, known: dict[int, Moments], mean_D: Tensor) -> _Norms:
     """The second pass; `mean_D` of the held-out rows."""
     targets = {use: TargetMoments(known[use], len(PARTS)) for use in (LEARN, SCORE)}
     lengths, squares = (torch.zeros(len(PARTS), dtype=torch.float64) for _ in range(2))
-    groups: dict[int, Tensor] = {}
+    groups: dict[int, list[float]] = {}
     for chunk, codes in reader.read("norms of the parts", again=True):
         x_ND, reconstruction = chunk.x, sae.decode(codes)
         error, linear = x_ND - reconstruction, fit(x_ND)
@@ -229,8 +229,8 @@ def _norms(reader: Reader, sae: Any, fit: LinearFit, known: dict[int, Moments], 
         sums = torch.stack([deviation, squares_N5[:, 2], squares_N5[:, 4]], 1)
         names, place = chunk.group.unique(return_inverse=True)
         added = torch.zeros(len(names), 3, dtype=torch.float64).index_add_(0, place, sums)
-        for name, row in zip(names.tolist(), added, strict=True):
-            groups[name] = groups.get(name, 0) + row
+        for name, row in zip(names.tolist(), added.tolist(), strict=True):
+            groups[name] = [a + b for a, b in zip(groups.get(name, (0.0, 0.0, 0.0)), row, strict=True)]
     for use, total in targets.items():
         seen, before = float(total.moments().mean_y[2]) if total.n else 0.0, known[use].squares / known[use].n
         if total.n != known[use].n or abs(seen - before) > 1e-4 * before + 1e-12:

@@ -16,7 +16,10 @@ from saelab.activations.store import ActivationStore
 from saelab.errors import ConfigError, DataError
 
 CHUNK_ROWS = 4096
-BLOCK = 64  # rows of a group where nothing says which document they are of
+BLOCK, GROUPS = (
+    64,
+    1024,
+)  # where nothing says which document rows are of: blocks of so many, dealt out to so many groups
 
 
 MAP, LEARN, SCORE = 0, 1, 2  # what a row is for: fit the map; held out: learn from the parts, score what was learnt
@@ -42,7 +45,8 @@ class Rows:
     Of a store, documents are held out whole, taken evenly from the beginning to the end of the corpus (whole contexts where
     there are under three documents, with a warning); elsewhere each row is held out with probability `holdout`, drawn from
     `seed`. Half of what is held out is there to learn from the parts, half to score. A chunk has rows of one use only. Groups,
-    for the bootstrap, are documents (or contexts) of a store and blocks of 64 rows elsewhere. Iterating again gives the same.
+    for the bootstrap, are documents (or contexts) of a store, elsewhere blocks of 64 rows, dealt out to 1,024 groups so that
+    a long stream has no more of them. Iterating again gives the same.
 
     Raises `ConfigError` for a one-shot iterator or a `holdout` that is not between 0 and 1, `DataError` for too few rows to
     split.
@@ -81,7 +85,7 @@ class Rows:
                 group, uses = self._groups[start : start + len(x)], self._uses[start : start + len(x)]
             else:
                 drawn = torch.rand(len(x), generator=generator)
-                group, uses = numbers // BLOCK, (drawn < self.holdout).int() + (drawn < self.holdout / 2).int()
+                group, uses = numbers // BLOCK % GROUPS, (drawn < self.holdout).int() + (drawn < self.holdout / 2).int()
             for use in (MAP, LEARN, SCORE):
                 mine = (uses == use).nonzero().squeeze(1)
                 if len(mine):

@@ -61,7 +61,7 @@ class Scaling:
         figure.add_scatter(
             x=table.width, y=list(self.fvu_nonlinear.values()), name="FVU nonlinear", mode="markers+lines"
         )
-        figure.update_xaxes(type="log", title_text="latents")
+        figure.update_xaxes(type="log", title_text="latents", tickvals=list(table.width))
         figure.update_yaxes(title_text="fraction of the variance", rangemode="tozero")
         figure.update_layout(title=f"L0 about {self.sparsity:g}: {self.law}")
         return figure

@@ -74,11 +74,11 @@ def speed(size: dict[str, Any]) -> dict[str, Any]:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     kept, reading.CODES_KEPT = reading.CODES_KEPT, 0
-    memory = [peak(size["rows"] // 20), peak(size["rows"] // 5)]
+    memory = [(rows, peak(rows)) for rows in (size["rows"] // 20, size["rows"] // 5)]
     reading.CODES_KEPT = kept
     sae.encode_sparse = timed
     started = time.perf_counter()
-    memory.append(peak(size["rows"]))
+    dark_matter.decompose(sae, Stream(size["rows"], size["d"]))
     total = time.perf_counter() - started
     sae.encode_sparse = encode
     x = Stream(size["pursuit_rows"], size["d"]).pool[: size["pursuit_rows"]]

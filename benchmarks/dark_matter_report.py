@@ -51,7 +51,7 @@ def _shown(value: Any) -> str:
 
 
 def speed(f: dict[str, Any]) -> str:
-    small, large, whole = (f"{peak / 2**20:,.0f}" for peak in f["peaks"])
+    peaks = ", ".join(f"{peak / 2**20:,.0f} MiB after {rows:,} rows" for rows, peak in f["peaks"])
     loops = [
         f"{name}: {f[name]:,.0f} us a token over {f['pursuit_rows']:,} tokens, loop {f[f'{name}_loop']:,.0f} us "
         f"({f[f'{name}_loop'] / f[name]:.1f} times as fast)"
@@ -60,8 +60,7 @@ def speed(f: dict[str, Any]) -> str:
     return (
         f"## Speed ({f['threads']} threads, d {f['d']}, d_sae {f['d_sae']:,}, k {f['k']}, synthetic rows)\n\n"
         f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). Peak "
-        f"memory of the process: {small} MiB after {f['rows'] // 20:,} rows and {large} MiB after {f['rows'] // 5:,} with no "
-        f"codes kept for the second pass; {whole} MiB after {f['rows']:,} with up to 512 MiB of them kept.\n\n"
+        f"memory of the process: {peaks}, with no codes kept for the second pass, which take up to 512 MiB more.\n\n"
         f"Pursuit against a dense loop over tokens. {'; '.join(loops)}."
     )
 

@@ -267,6 +267,12 @@ def test_a_store_is_held_out_by_document(store):
     assert found.held_out_by == "document" and set(found.groups.tolist()) == set(store.documents[held].tolist())
 
 
+def test_a_long_stream_has_no_more_groups_than_a_short_one():
+    groups = torch.cat([chunk.group for chunk in Rows(torch.zeros(200_000, 1), 0.5, 0)])
+    assert groups.unique().tolist() == list(range(1024))
+    assert groups.bincount().max() < 1.5 * groups.bincount().min()
+
+
 @pytest.mark.parametrize("holdout", [0.1, 0.25, 0.8])
 def test_the_share_held_out_is_near_the_one_asked_for(store, holdout):
     use = uses(Rows(store, holdout, 0))

@@ -28,7 +28,7 @@ def test_gemma_scope(tmp_path, lower):
     w = arrays()
     numpy.savez(folder / "params.npz", **{name.lower() if lower else name: value.numpy() for name, value in w.items()})
     sae = load_gemma_scope(folder, site="blocks.1.hook_resid_post")
-    x = torch.randn(500, D)
+    x = torch.randn(1200, D)
     p = x @ w["W_enc"] + w["b_enc"]
     codes = p * (p > w["threshold"]) * (p > 0)
     assert torch.allclose(sae.encode(x), codes, atol=1e-5)
