@@ -127,9 +127,9 @@ class Part:
         late = mode == "direct" and self.path is not None and fx.is_late(self.lm, self.target)
         directly = ~in_full if late else np.zeros_like(in_full)
         shown = fx.Places(unique >> 32, unique & 0xFFFFFFFF, value)
-        some = [fx.Places(latent[which], row[which], act[which]) for which in (in_full, directly)]
+        full, straight = (fx.Places(latent[which], row[which], act[which]) for which in (in_full, directly))
         self._effect_values, *made = fx.explain(
-            self.lm, self.sae, self.target, self.contexts, shown, *some, path=self.path, progress=progress
+            self.lm, self.sae, self.target, self.contexts, shown, full, straight, self.path, progress
         )
         estimate = self._effect_values[np.searchsorted(unique, (latent[in_full] << 32) | row[in_full])]
         self.full_pairs, self.correlation = int(in_full.sum()), fx.rank_correlation(estimate, made[0].loss)
