@@ -58,5 +58,5 @@ sae_dashboard() {
 [ $# -gt 0 ] || set -- sae-lens dictionary-learning sparsify sae-dashboard
 for name in "$@"; do
     "${name//-/_}"
-    HF_HUB_OFFLINE=1 WANDB_MODE=disabled "$PEERS/$name/bin/python" "$here/drivers/${name//-/_}_driver.py" --check
+    PYTHONPATH="$here/.." HF_HUB_OFFLINE=1 WANDB_MODE=disabled "$PEERS/$name/bin/python" "$here/drivers/${name//-/_}_driver.py" --check
 done

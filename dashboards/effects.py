@@ -269,16 +269,16 @@ class _Bar:
         from tqdm import tqdm
 
         self.bar = tqdm(total=total, desc="effects", unit="pass", delay=2, disable=not progress)
-        self.began, self.told = time.perf_counter(), not progress
+        self.total, self.began, self.told = total, time.perf_counter(), not progress
 
     def __enter__(self) -> "_Bar":
         return self
 
     def update(self, passes: int) -> None:
         self.bar.update(passes)
-        left = (time.perf_counter() - self.began) / passes * (self.bar.total - passes)
+        left = (time.perf_counter() - self.began) / passes * (self.total - passes)
         if not self.told and left > _TELL:
-            self.bar.write(f"effects: {self.bar.total:,} passes, about {left / 60:.1f} min to go", file=sys.stderr)
+            self.bar.write(f"effects: {self.total:,} passes, about {left / 60:.1f} min to go", file=sys.stderr)
         self.told = True
 
     def __exit__(self, *_: Any) -> None:

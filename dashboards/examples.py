@@ -166,9 +166,11 @@ def _drawn(
     keys = keys_of(sieved)
     best = _lowest(keys, priority[sieved], f.rows[sieved] // length, n)
     chosen, mine = sieved[best], keys[best]
-    short = (np.bincount(mine, minlength=len(total)) < n) & (np.bincount(keys, minlength=len(total)) < total)
+    few, sifted = (np.bincount(some, minlength=len(total)) for some in (mine, keys))
+    short = (few < n) & (sifted < total)
     if short.any():  # the sieve let too few contexts through: those again, without it
-        again = np.flatnonzero(short.reshape(-1, PARTS).any(1)[f.latents])
+        owners = np.unique(np.flatnonzero(short) // PARTS)
+        again = np.flatnonzero(np.isin(f.latents, owners))
         keys = keys_of(again)
         again, keys = again[short[keys]], keys[short[keys]]
         more = _lowest(keys, priority[again], f.rows[again] // length, n)

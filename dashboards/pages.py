@@ -2,6 +2,7 @@
 chunk."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from saelab.dashboards.collect import Collection
 from saelab.dashboards.effects import Places
 from saelab.dashboards.sources import Sources, block_of, sources
 from saelab.dashboards.vocab import Ids
+from saelab.errors import ConfigError
 from saelab.evaluation.sparsity import ENOUGH
 from saelab.models.sites import Site
 
@@ -127,9 +129,9 @@ class Part:
         late = mode == "direct" and self.path is not None and fx.is_late(self.lm, self.target)
         directly = ~in_full if late else np.zeros_like(in_full)
         shown = fx.Places(unique >> 32, unique & 0xFFFFFFFF, value)
-        some = [fx.Places(latent[which], row[which], act[which]) for which in (in_full, directly)]
+        full, straight = (fx.Places(latent[which], row[which], act[which]) for which in (in_full, directly))
         self._effect_values, *made = fx.explain(
-            self.lm, self.sae, self.target, self.contexts, shown, *some, path=self.path, progress=progress
+            self.lm, self.sae, self.target, self.contexts, shown, full, straight, self.path, progress
         )
         estimate = self._effect_values[np.searchsorted(unique, (latent[in_full] << 32) | row[in_full])]
         self.full_pairs, self.correlation = int(in_full.sum()), fx.rank_correlation(estimate, made[0].loss)
@@ -139,7 +141,10 @@ class Part:
         self._methods = np.repeat([fx.FULL, fx.DIRECT], [self.full_pairs, int(directly.sum())])
 
     def trace(self, progress: bool) -> None:
-        """Find where the peaks come from that fire, or nearly do; for SAEs of attention layers."""
+        """Find where the peaks come from that fire, or nearly do; for SAEs of attention layers.
+
+        A page is worth having without: where the model does not show its pattern, a warning says so.
+        """
         if self.block is None:
             return
         keys = []
@@ -149,7 +154,10 @@ class Part:
             keys.append((latents[found.latent[peaks]] << 32) | found.row[peaks])
         unique = np.unique(np.concatenate(keys))
         places = Places(unique >> 32, unique & 0xFFFFFFFF, np.zeros(len(unique)))
-        self._sources = unique, sources(self.lm, self.sae, self.block, self.contexts, places, progress)
+        try:
+            self._sources = unique, sources(self.lm, self.sae, self.block, self.contexts, places, progress)
+        except ConfigError as error:
+            warnings.warn(f"the page does not say where attention reads from: {error}", stacklevel=3)
 
     def _in_full(self, latent: np.ndarray, mode: str) -> np.ndarray:
         """Which top windows are explained by full passes: the first contexts of every latent, or of some, evenly

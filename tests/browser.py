@@ -43,6 +43,7 @@ class Watched:
 
     def __init__(self, browser: Any, **context: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, "offline": True, **context})
+        self.context.set_default_timeout(120_000)  # a busy machine takes its time
         self.context.add_init_script(WATCH)
         self.page = self.context.new_page()
         self.complaints: list[str] = []

@@ -40,8 +40,12 @@ def make(sae, lm, corpus, path, **options):
     return build(sae, lm, corpus, path, **{"tokens": 4_000, "window": 12, **QUIET, **options})
 
 
-@pytest.mark.parametrize("options", [{"shards": 4}, {"batch_tiles": 1}, {"batch_tiles": 3, "shards": 2}])
-def test_identical_bytes(tiny_llama, sae, corpus, tmp_path, options):
+@pytest.mark.parametrize(
+    ("site", "options"),
+    [(SITE, {"shards": 4}), (SITE, {"batch_tiles": 1}), ("blocks.3.attn.hook_z", {"batch_tiles": 3, "shards": 2})],
+)
+def test_identical_bytes(tiny_llama, corpus, tmp_path, site, options):
+    sae = make_sae(tiny_llama, site)
     same = {"tokens": 9_000, "effects": "direct", "prompts": ["The union"], "null": None}
     first = make(sae, tiny_llama, corpus, tmp_path / "a.html", work=tmp_path / "a", shards=1, **same)
     other = make(sae, tiny_llama, corpus, tmp_path / "b.html", work=tmp_path / "b", **options, **same)

@@ -103,6 +103,24 @@ def test_other_sites_have_no_sources(tiny_llama):
     assert sources.block_of(tiny_llama, tiny_llama.site("blocks.3.attn.hook_z")) == 3
 
 
+def test_attention_that_shows_no_pattern_costs_the_sources_only(tiny_llama, tmp_path, monkeypatch):
+    def unknown(*_):
+        raise saelab.ConfigError("the attention of block 2 gives no weights")
+
+    monkeypatch.setattr(sources.frozen, "read", unknown)
+    options = {"evaluation": None, "parquet": False, "effects": None, "progress": False, "work": tmp_path / "work"}
+    with pytest.warns(UserWarning, match="where attention reads from: the attention of block 2 gives no weights"):
+        page = build(
+            make_sae(tiny_llama, SITE),
+            tiny_llama,
+            saelab.load_corpus(TEXTS),
+            tmp_path / "a.html",
+            tokens=500,
+            **options,
+        )
+    assert "dfa_n" not in page.data["f-00000"] and "heads" in page.data["f-00000"]
+
+
 def test_which_of_two_latents_fires_before(made, tiny_llama):
     sae, contexts, data = made
     page = data["f-00000"]

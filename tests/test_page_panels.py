@@ -54,6 +54,21 @@ def test_a_chip_is_one_line_whatever_its_token(browser, page):  # noqa: F811
         assert len(heights) >= 20 and max(heights) - min(heights) <= 1  # two lines differ by some twenty pixels
 
 
+@pytest.mark.parametrize("width", [360, 1440])
+def test_chips_are_whole_or_not_there(browser, page, width):  # noqa: F811
+    """Where there is no room for a chip it goes to a line that is not seen: none is cut at the edge of its cell."""
+    cut = """(lines) => lines.flatMap((line) => [...line.children].filter((chip) =>
+      chip.getBoundingClientRect().right > line.getBoundingClientRect().right + 1))"""
+    with Watched(browser, viewport={"width": width, "height": 780}) as watched:
+        watched.open(page, "#show=all&s=id")
+        for place in ("#show=all&s=-id", "#f=8", "#p=0"):
+            watched.go(place)
+            chips = watched.page.locator(".chips")
+            assert chips.count() >= 5
+            assert chips.evaluate_all(cut) == []
+            assert max(chips.evaluate_all("(lines) => lines.map((line) => line.offsetHeight)")) <= 20
+
+
 def test_latents_that_fire_together(browser, page, data):  # noqa: F811
     """Jaccard, pointwise mutual information (bits) and phi, from the counts of contexts; the lag as it is stored."""
     chunk, n = data["f-00000"], synthetic.manifest(**ARGUMENTS)["coactivation"]["contexts"]

@@ -5,6 +5,8 @@ One random HookedTransformer, one TopK SAE saved by saelab and read by sae-lens,
 
 import argparse
 import json
+import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +19,25 @@ import saelab
 SITE = "blocks.2.hook_resid_post"
 
 
-def main() -> None:
+TOY = "--tokens 4096 --latents 16 --d-sae 256 --k 8 --d-model 64 --vocab 500 --threads 1".split()
+
+
+def check() -> None:
+    """A small page by each library: the environment works."""
+    for who in ("saelab", "sae-dashboard"):
+        with tempfile.TemporaryDirectory() as folder:
+            main(["--who", who, "--folder", folder, *TOY])
+            print(who, (Path(folder) / f"{who}.json").read_text())
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     for name in ("tokens", "latents", "d-sae", "k", "d-model", "vocab"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--who", choices=("saelab", "sae-dashboard"), required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     model = HookedTransformer(
         HookedTransformerConfig(
@@ -82,4 +95,4 @@ def by_sae_dashboard(model: HookedTransformer, _: saelab.SAE, ids: torch.Tensor,
 
 
 if __name__ == "__main__":
-    main()
+    check() if "--check" in sys.argv else main()

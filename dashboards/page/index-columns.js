@@ -58,8 +58,8 @@ function indexColumns(sae, view) {
   const name = (latent) => {
     const label = sae.label(latent);
     if (label) return link(latent, el("span.text", null, textNodes(label.slice(0, 300))));
-    const chips = compact || !named ? tokenChips(sae, latent) : [];
-    if (chips.length) return link(latent, chips);
+    const chips = compact || !named ? tokenChips(sae, latent) : null;
+    if (chips) return link(latent, chips);
     const words = !sae.hasPage(latent) ? "no page" : named && !compact ? "unlabelled" : "silent";
     return link(latent, el("span.muted", null, words));
   };

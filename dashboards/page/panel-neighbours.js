@@ -158,12 +158,13 @@ function latentName(sae, latent) {
   return el("span.text", null, label ? textNodes(label.slice(0, 300)) : tokenChips(sae, latent));
 }
 
-/** The tokens a latent fires on most, from the index. */
+/** The tokens a latent fires on most, from the index: as many as there is room for; null where it never fired. */
 function tokenChips(sae, latent) {
   const tokens = [sae.index.tok0, sae.index.tok1, sae.index.tok2]
     .map((column) => at(column, latent))
     .filter((t) => t !== null);
-  return tokens.map((token) => [sae.dataset.vocab.chip(token), " "]);
+  const chips = tokens.map((token) => [sae.dataset.vocab.chip(token), " "]);
+  return chips.length > 0 ? el("span.chips", null, chips) : null;
 }
 
 function badges(sae, latent, more) {
