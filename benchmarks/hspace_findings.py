@@ -260,7 +260,12 @@ def report(names: list[str], toy: bool) -> str:
     ]
     for name in names:
         digest = saelab.load_denoiser(name).digest
-        parts += [f"## {name} (weights {digest[:12]})", ""]
+        missing = [study for study in STUDIES if not cell(digest, study, toy).exists()]
+        parts += [
+            f"## {name} (weights {digest[:12]})",
+            "",
+            *([f"Not run: {', '.join(missing)}.", ""] if missing else []),
+        ]
         for study, run in STUDIES.items():
             path = cell(digest, study, toy)
             if path.exists():
