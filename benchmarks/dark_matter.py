@@ -13,12 +13,12 @@ parts, which need more rows, are trained and scored on other thirds of the train
 import argparse
 import functools
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import workers
 from torch import Tensor
@@ -57,8 +57,23 @@ class Stream:
             yield self.pool[: self.n - start].roll(start // len(self.pool), 1)
 
 
+class Watched(Stream):
+    """A stream that notes the process's resident memory at each fifth of every pass."""
+
+    def __init__(self, n: int, d: int) -> None:
+        super().__init__(n, d)
+        self.resident: list[tuple[int, int]] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        every = max(1, self.n // len(self.pool) // 5)
+        for number, x in enumerate(super().__iter__(), start=1):
+            yield x
+            if number % every == 0:
+                self.resident.append((number * len(self.pool), psutil.Process().memory_info().rss))
+
+
 def speed(size: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and peak memory of a decomposition beyond its SAE's encoding, and of pursuit against the loops."""
+    """Seconds and resident memory of a decomposition beyond its SAE's encoding, and of pursuit against the loops."""
     sae = saelab.SAE(saelab.TopK(k=size["k"], d_sae=size["d_sae"]), size["d"])
     spent, encode = 0.0, sae.encode_sparse
 
@@ -69,12 +84,9 @@ def speed(size: dict[str, Any]) -> dict[str, Any]:
         spent += time.perf_counter() - started
         return codes
 
-    def peak(rows: int) -> int:
-        dark_matter.decompose(sae, Stream(rows, size["d"]))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     kept, reading.CODES_KEPT = reading.CODES_KEPT, 0
-    memory = [(rows, peak(rows)) for rows in (size["rows"] // 20, size["rows"] // 5)]
+    watched = Watched(size["rows"] // 2, size["d"])
+    dark_matter.decompose(sae, watched)
     reading.CODES_KEPT = kept
     sae.encode_sparse = timed
     started = time.perf_counter()
@@ -85,7 +97,7 @@ def speed(size: dict[str, Any]) -> dict[str, Any]:
     few = x[: size["loop_rows"]]
     return {
         "rows": size["rows"], "d": size["d"], "d_sae": size["d_sae"], "k": size["k"], "threads": torch.get_num_threads(),
-        "encoding": spent, "beyond": total - spent, "peaks": memory, "pursuit_rows": len(x),
+        "encoding": spent, "beyond": total - spent, "resident": watched.resident, "pursuit_rows": len(x),
         "gradient_loop": _microseconds(lambda: gradient_loop(sae, few), len(few)),
         "orthogonal_loop": _microseconds(lambda: orthogonal_loop(sae, few), len(few)),
         "gradient": _microseconds(lambda: pursuit.gradient_pursuit(sae, x), len(x)),

@@ -51,7 +51,7 @@ def _shown(value: Any) -> str:
 
 
 def speed(f: dict[str, Any]) -> str:
-    peaks = ", ".join(f"{peak / 2**20:,.0f} MiB after {rows:,} rows" for rows, peak in f["peaks"])
+    resident = ", ".join(f"{size / 2**20:,.0f} after {rows:,} rows" for rows, size in f["resident"])
     loops = [
         f"{name}: {f[name]:,.0f} us a token over {f['pursuit_rows']:,} tokens, loop {f[f'{name}_loop']:,.0f} us "
         f"({f[f'{name}_loop'] / f[name]:.1f} times as fast)"
@@ -59,8 +59,9 @@ def speed(f: dict[str, Any]) -> str:
     ]
     return (
         f"## Speed ({f['threads']} threads, d {f['d']}, d_sae {f['d_sae']:,}, k {f['k']}, synthetic rows)\n\n"
-        f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). Peak "
-        f"memory of the process: {peaks}, with no codes kept for the second pass, which take up to 512 MiB more.\n\n"
+        f"Decomposing {f['rows']:,} rows takes {f['beyond']:.1f} s beyond the SAE's encoding ({f['encoding']:.1f} s). "
+        "Resident memory in MiB over the two passes, with no codes kept for the second one (they take up to 512 more): "
+        f"{resident}.\n\n"
         f"Pursuit against a dense loop over tokens. {'; '.join(loops)}."
     )
 
