@@ -139,7 +139,7 @@ def lower_edges(bins: np.ndarray) -> np.ndarray:
     """The first float32 of each bin.
 
     >>> lower_edges(np.array([0, 1, 4, -4]))
-    array([1.       , 1.1892071, 2.       , 0.5      ], dtype=float32)
+    array([1.       , 1.1892072, 2.       , 0.5      ], dtype=float32)
     """
     octave, j = np.divmod(bins, BINS_AN_OCTAVE)
     exact = np.ldexp(1 + np.array([0, *_EDGES])[j] / 2**23, octave)

@@ -1,5 +1,7 @@
 """Untrained autoencoders of the small random models, and the oracles of attribution written out with dense sums."""
 
+import copy
+
 import torch
 
 import saelab
@@ -35,11 +37,9 @@ def pre_activation(sae, x, latent):
 
 
 def eager_pattern(model, ids, block):
-    """A [batch, head, destination, source] as transformers' own eager attention gives it."""
-    before = model.config._attn_implementation
+    """A [batch, head, destination, source] as transformers' own eager attention gives it, on a copy: asked for patterns, a
+    model keeps transformers' hooks."""
+    model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return model(ids, output_attentions=True).attentions[block]
-    finally:
-        model.set_attn_implementation(before)
+    with torch.no_grad():
+        return model(ids, output_attentions=True).attentions[block]
