@@ -91,7 +91,8 @@ def build(
             `saelab.Report` that one, None nothing.
         seeds: SAEs of other seeds; latents that they have too (decoder cosine at least 0.9) get a badge.
         null: a re-initialised model (`LanguageModel`) whose figures stand behind the real ones; it is read once too.
-        sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", ...}, shown on the latents' pages.
+        sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
+            latents' pages.
         parquet: also write tables (None: where pyarrow is installed).
         shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collect`): a killed build goes on in
             `work` (a folder in the cache by default), and the result is the same for any of them.

@@ -3,13 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saelab.errors import ConfigError
+from saelab.steering.grid import NONE, STEERED
+from saelab.steering.sweep_table import Sweep
 
 
 def labels_of(labels: Mapping[int, str] | str | os.PathLike | None) -> dict[int, str]:
@@ -37,10 +39,11 @@ def _first(row: Mapping[str, Any], *names: str) -> Any:
 
 
 def sweep_rows(sweeps: Any) -> dict[int, list[dict[str, Any]]]:
-    """Rows of a steering sweep by latent, as JSON can hold them."""
+    """Rows of a steering sweep by latent, as JSON can hold them: those given, or of a `steering.Sweep` the steered texts,
+    each with the unsteered one of its prompt and seed as `baseline`."""
     if sweeps is None:
         return {}
-    rows = sweeps.to_pandas().to_dict("records") if hasattr(sweeps, "to_pandas") else list(sweeps)
+    rows = _steered(sweeps.to_pandas().to_dict("records")) if isinstance(sweeps, Sweep) else list(sweeps)
     found: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         latent = row.get("latent")
@@ -49,6 +52,16 @@ def sweep_rows(sweeps: Any) -> dict[int, list[dict[str, Any]]]:
         kept = {str(key): plain(value) for key, value in row.items() if key != "latent"}
         found.setdefault(int(latent), []).append(kept)
     return dict(sorted(found.items()))
+
+
+def _steered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    unsteered = {(row["prompt_id"], row["seed"]): row["text"] for row in rows if row["baseline"] == NONE}
+    return [
+        {name: row[name] for name in ("latent", "operation", "strength", "unit", "prompt", "seed", "text")}
+        | {"baseline": unsteered[row["prompt_id"], row["seed"]], "kl": row["kl_text"]}
+        for row in rows
+        if row["baseline"] == STEERED
+    ]
 
 
 def plain(value: Any) -> Any:

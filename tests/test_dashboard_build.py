@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import saelab
+from saelab import steering
 from saelab.cli import main
 from saelab.dashboards import bundle, codec, effects
 from saelab.dashboards.assembly import build
+from saelab.dashboards.inputs import sweep_rows
 from saelab.dashboards.synthetic import HOSTILE
 from saelab.errors import ConfigError, DataError, FormatError
 from tests import tiny
@@ -295,6 +297,25 @@ def test_two_saes_seeds_null_and_sweeps(tiny_llama, sae, corpus, tmp_path):
         "text": HOSTILE[0],
         "kl": None,
     }
+
+
+@pytest.mark.filterwarnings("ignore:no output score")  # of an untrained SAE
+def test_a_sweep_shows_its_steered_texts_beside_the_unsteered_ones(tiny_llama, sae):
+    prompts = ["the state", "a union of"]
+    sweep = steering.sweep(
+        tiny_llama, sae, latents=[3, 5], operations=["add"], strengths=[1, 2], prompts=prompts, unit="activation",
+        max_new_tokens=4, progress=False,
+    )  # fmt: skip
+    table = sweep.to_pandas()
+    plain = table[table.baseline == "none"].set_index("prompt").text
+    rows = sweep_rows(sweep)
+    assert sorted(rows) == [3, 5] and {len(mine) for mine in rows.values()} == {4}
+    for latent, mine in rows.items():
+        steered = table[(table.baseline == "steered") & (table.latent == latent)].set_index(["prompt", "strength"])
+        for row in mine:
+            assert row["text"] == steered.text[row["prompt"], row["strength"]]
+            assert row["baseline"] == plain[row["prompt"]]
+            assert row["kl"] == pytest.approx(steered.kl_text[row["prompt"], row["strength"]])
 
 
 def test_parquet_and_neuronpedia(tiny_llama, sae, corpus, tmp_path):

@@ -45,7 +45,8 @@ function sweepDrawer(entries) {
       replace(body, el("p.empty", null, "No text with this choice."));
       return;
     }
-    const words = `${number(entry.strength)} ${String(entry.unit ?? "").replaceAll("_", " ")}`;
+    const unit = String(entry.unit ?? "").replaceAll("_", " ");
+    const words = entry.strength === null ? "" : `${number(entry.strength)} ${unit}`; // ablation has none
     reading.textContent = words;
     slider.setAttribute("aria-valuetext", words);
     const kls = list.filter((e) => Number.isFinite(e.kl) && Number.isFinite(e.strength)).map((e) => [e.strength, e.kl]);
