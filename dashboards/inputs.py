@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def sweep_rows(sweeps: Any) -> dict[int, list[dict[str, Any]]]:
     each with the unsteered one of its prompt and seed as `baseline`."""
     if sweeps is None:
         return {}
-    rows = _steered(sweeps.to_pandas().to_dict("records")) if isinstance(sweeps, Sweep) else list(sweeps)
+    rows = _steered(sweeps) if isinstance(sweeps, Sweep) else list(sweeps)
     found: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         latent = row.get("latent")
@@ -54,7 +54,8 @@ def sweep_rows(sweeps: Any) -> dict[int, list[dict[str, Any]]]:
     return dict(sorted(found.items()))
 
 
-def _steered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _steered(sweep: Sweep) -> list[dict[str, Any]]:
+    rows: list[Any] = sweep.to_pandas().to_dict("records")
     unsteered = {(row["prompt_id"], row["seed"]): row["text"] for row in rows if row["baseline"] == NONE}
     return [
         {name: row[name] for name in ("latent", "operation", "strength", "unit", "prompt", "seed", "text")}
