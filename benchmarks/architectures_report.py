@@ -114,7 +114,7 @@ def plain_table(rows: list[Row], *names: str) -> str:
             s["silent"],
             s["rare"],
         ]
-        for r in rows
+        for r in sorted(rows, key=lambda r: (r["site"], r["rows"], r["k"], r["label"], r["seed"]))
         for s in [r["stages"][-1]]
     ]
     return workers.table(
