@@ -3,8 +3,9 @@
 `docs/dashboard-format.md` describes what a page holds.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saelab.lazy import lazily
 
 _PUBLIC = {
     "build": "saelab.dashboards.assembly",
@@ -14,12 +15,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'saelab.dashboards' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazily(globals(), _PUBLIC)
 
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ Everything a user needs is an attribute of this module, loaded at first use:
 TopK(k=32, d_sae=4096)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saelab.lazy import lazily
 
 __version__ = "0.1.0"
 
@@ -53,23 +54,10 @@ _PUBLIC = {
     "InterventionError": "saelab.errors",
 }
 
-_SUBPACKAGES = ("dashboards",)  # found as attributes without an import of their own
-
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"saelab.{name}")
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'saelab' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+__getattr__, __dir__ = lazily(globals(), _PUBLIC, subpackages=("dashboards",))
 
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ Haas et al. (FG 2024, arXiv:2303.11073), Asyrp (Kwon et al., ICLR 2023), Boundar
 torch.Size([4, 5, 64, 4, 4])
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saelab.lazy import lazily
 
 _PUBLIC = {
     "boundary": "saelab.hspace.supervised",
@@ -39,16 +40,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'saelab.hspace' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+__getattr__, __dir__ = lazily(globals(), _PUBLIC)
 
 
 if TYPE_CHECKING:

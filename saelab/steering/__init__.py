@@ -6,8 +6,9 @@
 add(direction, 0.2 residual_norm)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saelab.lazy import lazily
 
 _PUBLIC = {
     "Direction": "saelab.steering.directions",
@@ -38,16 +39,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'saelab.steering' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+__getattr__, __dir__ = lazily(globals(), _PUBLIC)
 
 
 if TYPE_CHECKING:
