@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saelab.dashboards import codec, synthetic
-from tests.browser import Watched, browser, single_file, synthetic_texts  # noqa: F401
+from tests.browser import Watched, browser, single_file, synthetic_texts, texts  # noqa: F401
 
 ARGUMENTS = dict(d_sae=80, compare=True, heads=4, vocab=400)
 LATENT = 8
@@ -43,6 +43,18 @@ def cells(watched: Watched, selector: str) -> list[list[str]]:
     return watched.page.locator(f"{selector} tbody tr").evaluate_all(
         "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
+
+
+def test_of_few_tokens_latents_are_called_silent_not_dead(browser, tmp_path):  # noqa: F811
+    arguments = dict(d_sae=20, pages=2, prompts=0)
+    made = synthetic.manifest(**arguments)
+    for dead, word in ((0, "silent"), (3, "dead")):
+        made["saes"][0] |= {"dead": dead, "silent": 3}
+        chunks = texts(synthetic.chunks(**arguments), made)
+        with Watched(browser) as watched:
+            watched.open(single_file(tmp_path / f"{word}.html", chunks))
+            card = watched.page.locator(".figure-card").nth(1).inner_text()
+            assert card.startswith(f"{word}\n15%\n3 silent in "), card
 
 
 def test_a_chip_is_one_line_whatever_its_token(browser, page):  # noqa: F811

@@ -11,9 +11,9 @@ function saeCards(sae) {
   return el("dl.cards", null, [
     card("latents", count(sae.size), `${count(info.pages)} with a page`),
     card(
-      "dead",
-      percent(info.dead / sae.size, 2),
-      `${count(info.dead)} silent in ${count(manifest.corpus.counted)} tokens`,
+      info.dead === info.silent ? "dead" : "silent", // of few tokens it is not known which are dead
+      percent(info.silent / sae.size, 2),
+      `${count(info.silent)} silent in ${count(manifest.corpus.counted)} tokens`,
     ),
     card("dense", count(info.dense), "fire on over a tenth"),
     card("duplicates", count(info.duplicates), "decoder cosine above 0.9"),
