@@ -1,7 +1,7 @@
 """The tables of architectures.py: results/architectures.md and .csv, from the cells that are finished.
 
-Intervals are 95% percentile bootstraps, 10,000 resamples of the held-out contexts and, where there are three or more, of the
-seeds; differences are paired by seed (initialisation, data order) and context.
+Intervals are 95% percentile bootstraps, 10,000 resamples of the held-out contexts (downstream: documents) and, where there
+are three or more, of the seeds; differences are paired by seed (initialisation, data order) and context or document.
 """
 
 import csv
@@ -122,6 +122,11 @@ def plain_table(rows: list[Row], *names: str) -> str:
     )
 
 
+def by_document(row: Row, name: str) -> np.ndarray:
+    """A figure's sums over the contexts of each document."""
+    return np.bincount(np.unique(row["documents"], return_inverse=True)[1], weights=row[name])
+
+
 def downstream() -> str:
     """Paired differences to TopK of delta CE and KL."""
     rows = [read_row(path) for path in sorted((FINISHED / "downstream").glob("*.json.gz"))]
@@ -136,8 +141,8 @@ def downstream() -> str:
             cells = [site, k, label, mode, len(pairs)]
             for name, count in (("delta_ce", "targets"), ("kl", "positions")):
                 value, low, high = interval(
-                    np.array([np.array(a[name]) - np.array(b[name]) for a, b in pairs]),
-                    np.array([np.array(b[count]) for _, b in pairs]),
+                    np.array([by_document(a, name) - by_document(b, name) for a, b in pairs]),
+                    np.array([by_document(b, count) for _, b in pairs]),
                 )
                 level = float(
                     sum(np.array(b[name]).sum() for _, b in pairs) / sum(np.array(b[count]).sum() for _, b in pairs)
