@@ -122,6 +122,23 @@ def plain_table(rows: list[Row], *names: str) -> str:
     )
 
 
+def revival(rows: list[Row]) -> str:
+    """Each SAE, then what the auxiliary losses change: FVU and silent and rare latents, paired by seed."""
+    lines = [plain_table(rows, "auxiliary loss", "k"), ""]
+    last = {(r["label"], r["seed"]): r["stages"][-1] for r in rows}
+    for label, other in (("aux_k", "none"), ("aux_zipf", "none"), ("aux_zipf", "aux_k")):
+        seeds = sorted(s for name, s in last if name == label and (other, s) in last)
+        pairs = [(last[label, s], last[other, s]) for s in seeds]
+        error, before = (np.array([pair[i]["error"] for pair in pairs]) for i in (0, 1))
+        value, low, high = interval(error - before, before)
+        silent, rare = (", ".join(f"{a[name] - b[name]:+,}" for a, b in pairs) for name in ("silent", "rare"))
+        lines.append(
+            f"- {label} against {other}: FVU {value:+.1%} [{low:+.1%}, {high:+.1%}]; silent {silent}; "
+            f"density below 1e-4 {rare}."
+        )
+    return "\n".join(lines)
+
+
 def by_document(row: Row, name: str) -> np.ndarray:
     """A figure's sums over the contexts of each document."""
     return np.bincount(np.unique(row["documents"], return_inverse=True)[1], weights=row[name])
@@ -162,7 +179,7 @@ def downstream() -> str:
 SECTIONS = (
     ("choice", "Mutual Choice and Feature Choice against TopK (a finding)", choice),
     ("choice", "Thresholds at inference", thresholds),
-    ("revival", "aux_zipf against aux_k (a finding)", lambda rows: plain_table(rows, "auxiliary loss", "k")),
+    ("revival", "aux_zipf against aux_k (a finding)", revival),
     ("jumprelu", "JumpReLU reaches its target", lambda rows: plain_table(rows, "thresholds at the start", "target")),
     ("gradient", "g-SAE: reconstruction", lambda rows: plain_table(rows, "SAE", "k")),
     ("baselines", "Baselines", lambda rows: plain_table(rows, "SAE", "k")),
