@@ -159,6 +159,13 @@ def _together(
         max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, seed=seed,
         gradients=any(cfg.needs_gradients for cfg in cfgs), digests=folder is not None, say=say,
     )  # fmt: skip
+    reads, writes = (data.metadata.get(name) for name in ("site", "target_site"))
+    for cfg in cfgs:
+        if cfg.centres_input and writes not in (None, reads):
+            raise ConfigError(
+                f"{cfg!r} reconstructs the site that it reads ({reads}) and was given target_site {writes!r}: leave that out, "
+                f"or predict it with Transcoder(of={cfg!r})"
+            )
     modules = [running.module_for(sae, data.source.widths, seed, device, dtype) for sae in saes]
     trainers = [Trainer(module, schedule, lr) for module in modules]
     lead = trainers[0]
