@@ -64,7 +64,8 @@ def train(
         resume: "auto", or "never" to refuse a folder that holds a run already.
         checkpoint_every, log_every, evaluate_every: in tokens; by default a tenth of the run (at most once a minute), a
             hundredth, and never.
-            `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model.
+            `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model; SAEs that
+            fire by learnt thresholds are evaluated once they have some (after 20% of the run).
         loggers: "wandb", "tensorboard", or objects with `log(row)` and `close()`.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns a `Run` with `.interrupted`; a second one raises.
@@ -233,7 +234,7 @@ def _together(
             rows = running.on(lead.sae, data.source.next(schedule.rows(step)))
             data.source.filling = running.silent
             last = step + 1 == schedule.steps
-            evaluate = evaluation is not None and (last or step % evaluate_steps == 0)
+            evaluate = evaluation is not None and (last or (step + 1) % evaluate_steps == 0)
             log = last or step % log_steps == 0 or evaluate
             figures = [trainer.step(rows, log=log) for trainer in trainers]
             for trainer in trainers:
@@ -244,7 +245,8 @@ def _together(
                 rate = (tokens_done - schedule.tokens_before(logged)) / (time.perf_counter() - clock)
                 for trainer, history, figure in zip(trainers, histories, figures, strict=True):
                     row = running.history_row(trainer, figure, tokens_done, rate)
-                    history.append(row | evaluation(trainer.sae) if evaluate else row)
+                    usable = trainer.sae.cfg.usable(trainer.sae.state)
+                    history.append(row | evaluation(trainer.sae) if evaluate and usable else row)
                 for logger in opened:
                     logger.log(histories[0][-1])
                 newest = [history[-1] for history in histories]
