@@ -91,7 +91,12 @@ def test_evaluations_wait_for_thresholds(tiny_llama, corpus, wrapped):
     more = {"target_site": "blocks.1.hook_mlp_out"} if wrapped else {}
     with pytest.warns(UserWarning):
         history = run_on(
-            tiny_llama, corpus, sae=saelab.Transcoder(of=cfg) if wrapped else cfg, tokens=2560, evaluate_every=256, **more
+            tiny_llama,
+            corpus,
+            sae=saelab.Transcoder(of=cfg) if wrapped else cfg,
+            tokens=2560,
+            evaluate_every=256,
+            **more,
         ).history
     assert history.delta_ce.notna().tolist() == [False] * 2 + [True] * 8  # 10 steps; thresholds from a fifth on
 

@@ -154,6 +154,11 @@ def _together(
         raise ConfigError(f"resume is {resume!r}; use 'auto' or 'never'")
     say = running.speaker(progress)
     schedule = Schedule(tokens, batch_size)
+    for sae in saes:
+        if not isinstance(sae, (SAE, Architecture)):
+            raise ConfigError(
+                f"sae is {sae!r}; give a configuration such as saelab.TopK(k=32, d_sae=4096), or an SAE to go on with"
+            )
     cfgs = [sae.cfg if isinstance(sae, SAE) else sae for sae in saes]
     data = open_input(
         source, corpus, site=site, target_site=target_site, context_length=context_length, skip_positions=skip_positions,
