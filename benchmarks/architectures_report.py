@@ -149,13 +149,13 @@ def downstream() -> str:
     rows = [read_row(path) for path in sorted((FINISHED / "downstream").glob("*.json.gz"))]
     rows = [r for r in rows if r["study"] == "gradient"]
     table = []
-    for (site, k), group in groups(rows, lambda r: (r["site"], r["k"])).items():
+    for (site, k, contexts), group in groups(rows, lambda r: (r["site"], r["k"], len(r["documents"]))).items():
         base = {r["seed"]: r for r in group if r["label"] == "TopK"}
         for (label, mode), mine in groups(
             [r for r in group if r["seed"] in base], lambda r: (r["label"], r["mode"])
         ).items():
             pairs = [(r, base[r["seed"]]) for r in mine]
-            cells = [site, k, label, mode, len(pairs)]
+            cells = [site, k, f"{contexts:,}", label, mode, len(pairs)]
             for name, count in (("delta_ce", "targets"), ("kl", "positions")):
                 value, low, high = interval(
                     np.array([by_document(a, name) - by_document(b, name) for a, b in pairs]),
@@ -172,7 +172,21 @@ def downstream() -> str:
                 )
             table.append(cells)
     return workers.table(
-        ["site", "k", "SAE", "selection", "seeds", "delta CE", "against TopK", "", "KL", "against TopK", ""], table
+        [
+            "site",
+            "k",
+            "contexts",
+            "SAE",
+            "selection",
+            "seeds",
+            "delta CE",
+            "against TopK",
+            "",
+            "KL",
+            "against TopK",
+            "",
+        ],
+        table,
     )
 
 
