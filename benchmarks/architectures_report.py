@@ -1,7 +1,7 @@
 """The tables of architectures.py: results/architectures.md and .csv, from the cells that are finished.
 
-Intervals are 95% percentile bootstraps, 10,000 resamples of the held-out contexts and, where there are three or more, of the
-seeds; differences are paired by seed (initialisation, data order) and context.
+Intervals are 95% percentile bootstraps, 10,000 resamples of the held-out contexts (downstream: documents) and, where there
+are three or more, of the seeds; differences are paired by seed (initialisation, data order) and context or document.
 """
 
 import csv
@@ -122,22 +122,44 @@ def plain_table(rows: list[Row], *names: str) -> str:
     )
 
 
+def revival(rows: list[Row]) -> str:
+    """Each SAE, then what the auxiliary losses change: FVU and silent and rare latents, paired by seed."""
+    lines = [plain_table(rows, "auxiliary loss", "k"), ""]
+    last = {(r["label"], r["seed"]): r["stages"][-1] for r in rows}
+    for label, other in (("aux_k", "none"), ("aux_zipf", "none"), ("aux_zipf", "aux_k")):
+        seeds = sorted(s for name, s in last if name == label and (other, s) in last)
+        pairs = [(last[label, s], last[other, s]) for s in seeds]
+        error, before = (np.array([pair[i]["error"] for pair in pairs]) for i in (0, 1))
+        value, low, high = interval(error - before, before)
+        silent, rare = (", ".join(f"{a[name] - b[name]:+,}" for a, b in pairs) for name in ("silent", "rare"))
+        lines.append(
+            f"- {label} against {other}: FVU {value:+.1%} [{low:+.1%}, {high:+.1%}]; silent {silent}; "
+            f"density below 1e-4 {rare}."
+        )
+    return "\n".join(lines)
+
+
+def by_document(row: Row, name: str) -> np.ndarray:
+    """A figure's sums over the contexts of each document."""
+    return np.bincount(np.unique(row["documents"], return_inverse=True)[1], weights=row[name])
+
+
 def downstream() -> str:
     """Paired differences to TopK of delta CE and KL."""
     rows = [read_row(path) for path in sorted((FINISHED / "downstream").glob("*.json.gz"))]
     rows = [r for r in rows if r["study"] == "gradient"]
     table = []
-    for (site, k), group in groups(rows, lambda r: (r["site"], r["k"])).items():
+    for (site, k, contexts), group in groups(rows, lambda r: (r["site"], r["k"], len(r["documents"]))).items():
         base = {r["seed"]: r for r in group if r["label"] == "TopK"}
         for (label, mode), mine in groups(
             [r for r in group if r["seed"] in base], lambda r: (r["label"], r["mode"])
         ).items():
             pairs = [(r, base[r["seed"]]) for r in mine]
-            cells = [site, k, label, mode, len(pairs)]
+            cells = [site, k, f"{contexts:,}", label, mode, len(pairs)]
             for name, count in (("delta_ce", "targets"), ("kl", "positions")):
                 value, low, high = interval(
-                    np.array([np.array(a[name]) - np.array(b[name]) for a, b in pairs]),
-                    np.array([np.array(b[count]) for _, b in pairs]),
+                    np.array([by_document(a, name) - by_document(b, name) for a, b in pairs]),
+                    np.array([by_document(b, count) for _, b in pairs]),
                 )
                 level = float(
                     sum(np.array(b[name]).sum() for _, b in pairs) / sum(np.array(b[count]).sum() for _, b in pairs)
@@ -150,14 +172,28 @@ def downstream() -> str:
                 )
             table.append(cells)
     return workers.table(
-        ["site", "k", "SAE", "selection", "seeds", "delta CE", "against TopK", "", "KL", "against TopK", ""], table
+        [
+            "site",
+            "k",
+            "contexts",
+            "SAE",
+            "selection",
+            "seeds",
+            "delta CE",
+            "against TopK",
+            "",
+            "KL",
+            "against TopK",
+            "",
+        ],
+        table,
     )
 
 
 SECTIONS = (
     ("choice", "Mutual Choice and Feature Choice against TopK (a finding)", choice),
     ("choice", "Thresholds at inference", thresholds),
-    ("revival", "aux_zipf against aux_k (a finding)", lambda rows: plain_table(rows, "auxiliary loss", "k")),
+    ("revival", "aux_zipf against aux_k (a finding)", revival),
     ("jumprelu", "JumpReLU reaches its target", lambda rows: plain_table(rows, "thresholds at the start", "target")),
     ("gradient", "g-SAE: reconstruction", lambda rows: plain_table(rows, "SAE", "k")),
     ("baselines", "Baselines", lambda rows: plain_table(rows, "SAE", "k")),

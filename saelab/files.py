@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,32 @@ def whole_folder(path: str | os.PathLike, manifest: dict[str, Any] | None = None
             _fsync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(path: str | os.PathLike, form: str, tensors: Mapping[str, Any], strings: Mapping[str, str]) -> None:
+    """Write one safetensors file, whole, whose header names its format `form` beside the strings; None is left out.
+
+    Raises `CheckpointError` on a full or read-only disk.
+    """
+    from safetensors.torch import save_file
+
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
+    with whole_file(path) as temporary:
+        save_file(kept, temporary, metadata={"format": form, **strings})
+
+
+def read_tensors(path: str | os.PathLike, form: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors and strings that `write_tensors` wrote. Raises `FormatError` for any other file, or part of one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            strings = file.metadata() or {}
+            if strings.get("format") != form:
+                raise FormatError(f"{path} is not of the format {form}: it says {strings.get('format', 'none')}")
+            return {name: file.get_tensor(name) for name in file.keys()}, strings  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path} cannot be read as {form}: {error}") from error
 
 
 def read_manifest(folder: str | os.PathLike, verify: bool = True) -> dict[str, Any]:

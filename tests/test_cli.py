@@ -35,7 +35,7 @@ class StandIn:
     def site(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(name=name, width=4)
 
-    def record(self, ids: torch.Tensor, site: str) -> torch.Tensor:
+    def record(self, ids: torch.Tensor, sites: list[str]) -> torch.Tensor:
         return torch.zeros(*ids.shape, 4)
 
     def contexts(self, lm: Any, context_length: int, split: str) -> "StandIn":
@@ -246,7 +246,7 @@ def test_train_harvest_evaluate_on_a_small_model(model_and_text, tmp_path, capsy
     store = str(tmp_path / "store")
     assert cli.main(["harvest", *model_and_text, *small, "--sites", SITE, "--tokens", "500", "--out", store]) == 0
     shown = capsys.readouterr().out
-    assert "explained_variance" in shown and f"{SITE}: 500 rows of 32" in shown
+    assert "explained variance" in shown and f"{SITE}: 500 rows of 32" in shown
 
 
 def test_sweep_trains_all_of_them_on_one_stream(model_and_text, tmp_path, capsys, monkeypatch):

@@ -83,6 +83,12 @@ def test_folders_and_pipelines(tmp_path, x):
     assert saelab.load_denoiser(unet, DDIMScheduler(clip_sample=False)).digest != around.digest
 
 
+def test_the_digest_tells_what_no_weight_does():
+    coarse, fine = toy.denoiser(norm_num_groups=2), toy.denoiser(norm_num_groups=4)
+    fine.unet.load_state_dict(coarse.unet.state_dict())
+    assert coarse.digest != fine.digest
+
+
 def test_conditional_unets(x):
     den = saelab.load_denoiser(toy.conditional_unet(), DDIMScheduler(clip_sample=False))
     cond = torch.randn(3, 5, 12)

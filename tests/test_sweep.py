@@ -69,3 +69,10 @@ def test_a_model_and_its_corpus(tiny_llama):
 def test_wrong_calls(arguments):
     with pytest.raises(ConfigError):
         saelab.sweep(planted(100), *arguments, **ARGUMENTS)
+
+
+def test_another_sweep_in_the_same_folder_names_what_differs(tmp_path):
+    saelab.sweep(planted(), SAES[:2], out=tmp_path / "s", **ARGUMENTS)
+    other = [TopK(k=3, d_sae=40), SAES[1]]
+    with pytest.raises(CheckpointError, match=r"holds another run \([^;]*00-TopK\.sae\.k: 2 there, 3 asked\)"):
+        saelab.sweep(planted(), other, out=tmp_path / "s", **ARGUMENTS)

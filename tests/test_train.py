@@ -236,6 +236,7 @@ def test_pairs_train_a_map():
         ([torch.randn(600, 4)], {"buffer_tokens": 500}, ConfigError, "2,304 or more"),
         (torch.randn(10, 4), {"loggers": ["mlflow"]}, ConfigError, "mlflow"),
         (torch.randn(10, 4), {"evaluate_every": 10}, ConfigError, "evaluate_every"),
+        (torch.randn(10, 4), {"sae": "TopK"}, ConfigError, "sae is 'TopK'; give a configuration"),
     ],
 )
 def test_bad_arguments_say_the_way_out(source, arguments, error, message):

@@ -85,6 +85,22 @@ def test_evaluations_on_request_enter_the_history(tiny_llama, corpus):
     assert history.delta_ce.notna().any()
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_evaluations_wait_for_thresholds(tiny_llama, corpus, wrapped):
+    cfg = saelab.MutualChoice(k=4, d_sae=64)
+    more = {"target_site": "blocks.1.hook_mlp_out"} if wrapped else {}
+    with pytest.warns(UserWarning):
+        history = run_on(
+            tiny_llama,
+            corpus,
+            sae=saelab.Transcoder(of=cfg) if wrapped else cfg,
+            tokens=2560,
+            evaluate_every=256,
+            **more,
+        ).history
+    assert history.delta_ce.notna().tolist() == [False] * 2 + [True] * 8  # 10 steps; thresholds from a fifth on
+
+
 def test_the_model_is_left_as_it_was(tiny_llama, corpus):
     before = {name: tensor.clone() for name, tensor in tiny_llama.model.state_dict().items()}
     run_on(tiny_llama, corpus, tokens=1000)

@@ -177,6 +177,17 @@ def test_from_a_model_to_its_evaluation(tiny_llama, corpus):
     assert report.site == f"{INTO} to {OUT}"
 
 
+def test_an_autoencoder_does_not_take_a_target_site_silently(tiny_llama, corpus):
+    arguments = {"tokens": 512, "batch_size": 128, "context_length": 32, "buffer_tokens": 1024, "progress": False}
+    cfg = TopK(k=4, d_sae=32)
+    with pytest.raises(ConfigError, match=r"reconstructs the site.*Transcoder\(of=TopK\(k=4, d_sae=32\)\)"):
+        saelab.train(tiny_llama, corpus, site=OUT, target_site=INTO, sae=cfg, **arguments)
+    with pytest.raises(ConfigError, match="reconstructs the site"):
+        saelab.train(torch.randn(512, 8), site=INTO, target_site=OUT, sae=cfg, tokens=512, progress=False)
+    with pytest.raises(ConfigError, match="reconstructs the site"):
+        saelab.sweep(tiny_llama, corpus, [Transcoder(of=cfg), cfg], site=INTO, target_site=OUT, **arguments)
+
+
 def test_errors_say_the_way_out():
     x, y = pair(300)
     with pytest.raises(ConfigError, match="target_site="):

@@ -181,6 +181,10 @@ class Architecture:
         """Inference thresholds in the SAE's own units, a scalar or [d_sae]; None where there are none."""
         return None
 
+    def usable(self, state: State) -> bool:
+        """Whether `select` has what it needs; not so before training has learnt thresholds that it fires by."""
+        return True
+
     def scores(self, params: Params, batch: Batch) -> PreActivations:
         """(x - b_dec) W_enc + b_enc, not yet computed."""
         return PreActivations(params.centred(batch.x), params.W_enc, params.b_enc)

@@ -85,6 +85,9 @@ class MutualChoice(Architecture):
     def thresholds(self, state: State) -> Tensor | None:
         return state.cut_sum / state.cut_weight if bool(state.cut_weight > 0) else None
 
+    def usable(self, state: State) -> bool:
+        return self.thresholds(state) is not None
+
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         codes = scores.per_batch(self.k * len(scores.x_ND))
         if progress >= LEARN_FROM and len(codes.values):

@@ -100,6 +100,9 @@ class Transcoder(Architecture):
     def thresholds(self, state: State) -> Tensor | None:
         return self.of.thresholds(state)
 
+    def usable(self, state: State) -> bool:
+        return self.of.usable(state)
+
     def scores(self, params: Params, batch: Batch) -> PreActivations:
         return self.of.scores(params, batch)
 

@@ -3,9 +3,13 @@
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from saelab.models.sites import Site, run_recording
+from saelab.models.tokens import Tokens
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -37,13 +41,24 @@ class Estimate:
         return f"{text} of {size(self.available)}{': TOO MUCH' if total > self.available else ''}"
 
 
-def forward_seconds(lm: "LanguageModel", contexts: Any, site: str, tokens: int, batch_size: int = 8) -> float:
-    """Seconds to read `tokens` tokens up to `site`, from `TIMED_BATCHES` timed batches after one to warm up."""
-    batch = torch.as_tensor(contexts.ids[:batch_size]).long()
-    lm.record(batch, site)
+def model_seconds(
+    lm: "LanguageModel", contexts: Any, sites: Sequence[Site], tokens: int, gradients: bool = False
+) -> float:
+    """Seconds to read `tokens` tokens at all sites in one pass, from `TIMED_BATCHES` batches of 8 after one to warm up.
+
+    With gradients, which take the whole model there and back, from one context alone.
+    """
+    if gradients:
+        batch = torch.as_tensor(contexts.ids[:1]).long()
+        tokens_read = Tokens(batch, torch.ones_like(batch, dtype=torch.bool))
+        start = time.perf_counter()
+        run_recording(lm, tokens_read, sites, gradients=True)
+        return (time.perf_counter() - start) / batch.numel() * tokens
+    batch, names = torch.as_tensor(contexts.ids[:8]).long(), [site.name for site in sites]
+    lm.record(batch, names)
     start = time.perf_counter()
     for _ in range(TIMED_BATCHES):
-        lm.record(batch, site)
+        lm.record(batch, names)
     return (time.perf_counter() - start) / TIMED_BATCHES / batch.numel() * tokens
 
 

@@ -14,6 +14,8 @@ OPTIONS = (
     Option("site", str, None, "the site (default: the one it was trained on)"),
     Option("tokens", positive, 8192, "tokens for cross-entropy and reconstruction"),
     Option("sparsity-tokens", positive, 200_000, "tokens for the share of dead latents"),
+    Option("context-length", positive, 256, "tokens in a context"),
+    Option("selection", str, "plain", "how a g-SAE chooses: plain, grad_model or grad_true"),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
     Option("csv", str, None, "also write the table to this file"),
 )
@@ -26,13 +28,13 @@ def run(values: dict[str, Any]) -> int:
     lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
     report = saelab.evaluate(
-        sae, lm, corpus, site=values["site"], tokens=values["tokens"], sparsity_tokens=values["sparsity_tokens"]
-    )
-    table = report.to_pandas()
+        sae, lm, corpus,
+        **{name: values[name] for name in ("site", "tokens", "sparsity_tokens", "context_length", "selection")},
+    )  # fmt: skip
     print(repr(sae))
-    print(table.to_string())
+    print(repr(report))
     if values["csv"]:
-        table.to_csv(values["csv"], index=False)
+        report.to_pandas().to_csv(values["csv"], index=False)
     return 0
 
 

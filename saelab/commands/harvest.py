@@ -28,7 +28,7 @@ def run(values: dict[str, Any]) -> int:
     contexts = corpus.contexts(lm, values["context_length"], split=values["split"])
     tokens = values["tokens"]
     cost = estimate.Estimate(
-        seconds={"model": max(estimate.forward_seconds(lm, contexts, site.name, tokens) for site in sites)},
+        seconds={"model": estimate.model_seconds(lm, contexts, sites, tokens)},
         memory={"model": estimate.model_bytes(lm)},
         available=estimate.physical_memory(),
     )

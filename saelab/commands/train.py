@@ -64,7 +64,9 @@ def opened(values: dict[str, Any]) -> tuple[Any, Any]:
 
 def cost(lm: Any, corpus: Any, values: dict[str, Any], saes: Sequence[Any]) -> str:
     """One line: what it takes to train these SAEs on one stream."""
-    site, tokens = lm.site(values["site"]), values["tokens"]
+    tokens = values["tokens"]
+    sites = [lm.site(values[name]) for name in ("site", "target_site") if values[name] is not None]
+    site = sites[0]
     contexts = corpus.contexts(lm, values["context_length"], split="train")
     buffer = parse_capacity(values["buffer_tokens"], 4 * site.width)
     memory = {"model": estimate.model_bytes(lm)}
@@ -74,7 +76,7 @@ def cost(lm: Any, corpus: Any, values: dict[str, Any], saes: Sequence[Any]) -> s
         memory |= {name: memory.get(name, 0) + size for name, size in parts.items()}
     estimated = estimate.Estimate(
         seconds={
-            "model": estimate.forward_seconds(lm, contexts, site.name, tokens),
+            "model": estimate.model_seconds(lm, contexts, sites, tokens, any(sae.needs_gradients for sae in saes)),
             "autoencoder": sum(estimate.step_seconds(site.width, sae.d_sae, tokens) for sae in saes),
         },
         memory=memory,

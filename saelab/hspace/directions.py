@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import saelab
-from saelab.errors import ConfigError, FormatError
-from saelab.files import whole_file
+from saelab.errors import ConfigError
+from saelab.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -176,42 +176,26 @@ class Directions(Sequence[Direction]):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file, with the denoiser's digest, site and method in its header."""
-        from safetensors.torch import save_file
-
         tensors = {
             "vectors": self.vectors,
             "scales": self.scales,
             "timesteps": self.timesteps,
             "explained": self.explained,
         }
-        tensors |= {_DETAIL + name: value for name, value in self.details.items()}
-        kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
         header = {
-            "format": FORMAT,
             "saelab": saelab.__version__,
             "denoiser": self.denoiser,
             "site": self.site,
             "method": self.method,
+            "names": json.dumps(self.names),
         }
-        with whole_file(path) as temporary:
-            save_file(kept, temporary, {**header, "names": json.dumps(self.names)})
+        write_tensors(path, FORMAT, tensors | {_DETAIL + name: value for name, value in self.details.items()}, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike, denoiser: Any = None) -> "Directions":
         """The directions that `save` wrote. Raises `FormatError` for another file; with a `saelab.Denoiser`, `ConfigError` when
         they are not of it, or h has another shape."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise FormatError(
-                        f"{path} holds no directions of saelab: {header.get('format', 'no format')} in its header"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"cannot read directions from {path}: {error}") from error
+        tensors, header = read_tensors(path, FORMAT)
         made = cls(
             tensors["vectors"],
             tensors["scales"],

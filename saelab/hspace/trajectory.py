@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import saelab
-from saelab.errors import DataError, FormatError
-from saelab.files import whole_file
+from saelab.errors import DataError
+from saelab.files import read_tensors, write_tensors
 
 FORMAT = "saelab-trajectory-1"
 # What was read on the way, not needed to make it again: half precision on disk.
@@ -124,26 +124,19 @@ class Trajectory:
 
         Raises `CheckpointError` when the disk is full or the folder cannot be written.
         """
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | None] = {}
         for name in (*ROWS, "timesteps", "eta", "cond"):
             value = getattr(self, name)
-            if value is not None:
-                tensors[name] = _halved(value) if name in READINGS else value
-        strings = {"format": FORMAT, "saelab": saelab.__version__, "denoiser": self.denoiser, "site": self.site,
+            tensors[name] = _halved(value) if value is not None and name in READINGS else value
+        strings = {"saelab": saelab.__version__, "denoiser": self.denoiser, "site": self.site,
                    "batch_size": str(self.batch_size), "method": self.method}  # fmt: skip
         if self.seed is not None:
             strings["seed"] = str(self.seed)
         if self.injection is not None:
             strings["mode"] = self.injection.mode
             for field in ("delta", "strength", "mask", "active"):
-                value = getattr(self.injection, field)
-                if value is not None:
-                    tensors[f"edit.{field}"] = value
-        kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with whole_file(path) as temporary:
-            save_file(kept, temporary, metadata=strings)
+                tensors[f"edit.{field}"] = getattr(self.injection, field)
+        write_tensors(path, FORMAT, tensors, strings)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Trajectory":
@@ -151,18 +144,7 @@ class Trajectory:
 
         Raises `FormatError` for a file that is something else or was cut short.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                strings = file.metadata() or {}
-                if strings.get("format") != FORMAT:
-                    raise FormatError(
-                        f"{path} is not a trajectory of saelab ({strings.get('format', 'no format given')})"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise FormatError(f"{path} cannot be read as a trajectory: {error}") from error
+        tensors, strings = read_tensors(path, FORMAT)
         edit = {name.removeprefix("edit."): tensors.pop(name) for name in list(tensors) if name.startswith("edit.")}
         readings = {name: tensors[name].to(tensors["start"].dtype) for name in READINGS if name in tensors}
         fields: dict[str, Any] = {**tensors, **readings}

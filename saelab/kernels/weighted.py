@@ -5,6 +5,8 @@ The shortlist ranks upper bounds: whatever is not on it scores less in fp32 than
 score is above that is settled; the others go the exact way. Shapes: N tokens, D inputs, F latents, K kept, M candidates.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,17 @@ from saelab.kernels.selection import (
 from saelab.kernels.sparse import sampled_product
 
 _BF16_STORED = 1 + 2.0**-5  # eight roundings to bf16, 2^-9 each, twice over
+
+
+class _Weighted(NamedTuple):
+    """What the weighted scores z (1 + strength |g W_dec^T|) with z = relu(x W^T + b) are made of."""
+
+    x_ND: Tensor
+    W_FD: Tensor
+    b_F: Tensor
+    gradient_ND: Tensor
+    W_dec_FD: Tensor
+    strength: float
 
 
 def top_k_weighted(
@@ -60,10 +73,9 @@ def top_k_weighted(
                 scores_NF = torch.nn.functional.linear(x_ND[rows], W_FD, b_F)
                 exactly(rows, scores_NF, torch.nn.functional.linear(gradient_ND[rows], W_dec_FD))
             return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
-        candidates_NM, reach_N = _candidates(x_ND, W_FD, b_F, gradient_ND, W_dec_FD, strength, k)
-        doubtful_N = _choose(
-            x_ND, W_FD, b_F, gradient_ND, W_dec_FD, strength, candidates_NM, reach_N, values_NK, indices_NK
-        )
+        made_of = _Weighted(x_ND, W_FD, b_F, gradient_ND, W_dec_FD, strength)
+        candidates_NM, reach_N = _candidates(made_of, k)
+        doubtful_N = _choose(made_of, candidates_NM, reach_N, values_NK, indices_NK)
         none_F = torch.zeros_like(b_F)
         for some in doubtful_N.nonzero().squeeze(1).split(tile_rows(len(W_FD))):
             influence_NF = dense_rows(gradient_ND, W_dec_FD, none_F, some)
@@ -71,10 +83,9 @@ def top_k_weighted(
     return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
 
 
-def _candidates(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, gradient_ND: Tensor, W_dec_FD: Tensor, strength: float, k: int
-) -> tuple[Tensor, Tensor]:
+def _candidates(made_of: _Weighted, k: int) -> tuple[Tensor, Tensor]:
     """The latents [n, m] with the largest bounds of their weighted scores, by index, and what [n] no other one exceeds."""
+    x_ND, W_FD, b_F, gradient_ND, W_dec_FD, strength = made_of
     m = candidate_count(k, len(W_FD))
     x_low, W_low, b_low, g_low, W_dec_low = (t.bfloat16() for t in (x_ND, W_FD, b_F, gradient_ND, W_dec_FD))
     zero_N, zero_F = x_ND.new_zeros(len(x_ND)), torch.zeros_like(b_F)
@@ -92,18 +103,10 @@ def _candidates(
 
 
 def _choose(
-    x_ND: Tensor,
-    W_FD: Tensor,
-    b_F: Tensor,
-    gradient_ND: Tensor,
-    W_dec_FD: Tensor,
-    strength: float,
-    candidates_NM: Tensor,
-    reach_N: Tensor,
-    values_NK: Tensor,
-    indices_NK: Tensor,
+    made_of: _Weighted, candidates_NM: Tensor, reach_N: Tensor, values_NK: Tensor, indices_NK: Tensor
 ) -> Tensor:
     """Fill in the k best candidates of each token; True [n] where rounding, or what is not a candidate, could change them."""
+    x_ND, W_FD, b_F, gradient_ND, W_dec_FD, strength = made_of
     n, m = candidates_NM.shape
     k = values_NK.shape[1]
     offsets = torch.arange(0, n * m + 1, m)

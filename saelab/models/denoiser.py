@@ -6,6 +6,7 @@ v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,8 +113,16 @@ class Denoiser:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of weights (as fp32, so that a copy in float64 has the same), noise schedule and prediction."""
-        kind = {"alphas": self.alphas_cumprod, f"predicts {self.prediction}": torch.zeros(0)}
+        """SHA-256 (hex) of weights (as fp32, so that a copy in float64 has the same), the U-Net's configuration (groups of a
+        norm, an activation: what no weight tells), noise schedule and prediction."""
+        config: Any = self.unet.config
+        own = {name: value for name, value in config.items() if not name.startswith("_")}
+        made = json.dumps(own, sort_keys=True, default=str)
+        kind = {
+            "alphas": self.alphas_cumprod,
+            f"predicts {self.prediction}": torch.zeros(0),
+            f"made {made}": torch.zeros(0),
+        }
         weights = {name: p.float() if p.is_floating_point() else p for name, p in self.unet.state_dict().items()}
         return cache.tensors_digest(weights | kind)
 

@@ -66,13 +66,21 @@ def write_run(folder: Path, content: dict[str, Any]) -> None:
 
 def check_fingerprint(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise `CheckpointError`, listing the keys that differ, unless the folder's run is the one asked for."""
-    wanted = json.loads(json.dumps(wanted))
-    keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    there, asked = _leaves(found), _leaves(json.loads(json.dumps(wanted)))
+    keys = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
     if keys:
-        differences = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} asked" for key in keys)
+        differences = "; ".join(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in keys)
         raise CheckpointError(
             f"{folder} holds another run ({differences}): give another `out`, or the same arguments to continue it"
         )
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], history: list[list[dict[str, Any]]]) -> Path:

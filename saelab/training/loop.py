@@ -64,7 +64,8 @@ def train(
         resume: "auto", or "never" to refuse a folder that holds a run already.
         checkpoint_every, log_every, evaluate_every: in tokens; by default a tenth of the run (at most once a minute), a
             hundredth, and never.
-            `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model.
+            `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model; SAEs that
+            fire by learnt thresholds are evaluated once they have some (after 20% of the run).
         loggers: "wandb", "tensorboard", or objects with `log(row)` and `close()`.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns a `Run` with `.interrupted`; a second one raises.
@@ -153,12 +154,24 @@ def _together(
         raise ConfigError(f"resume is {resume!r}; use 'auto' or 'never'")
     say = running.speaker(progress)
     schedule = Schedule(tokens, batch_size)
+    for sae in saes:
+        if not isinstance(sae, (SAE, Architecture)):
+            raise ConfigError(
+                f"sae is {sae!r}; give a configuration such as saelab.TopK(k=32, d_sae=4096), or an SAE to go on with"
+            )
     cfgs = [sae.cfg if isinstance(sae, SAE) else sae for sae in saes]
     data = open_input(
         source, corpus, site=site, target_site=target_site, context_length=context_length, skip_positions=skip_positions,
         max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, seed=seed,
         gradients=any(cfg.needs_gradients for cfg in cfgs), digests=folder is not None, say=say,
     )  # fmt: skip
+    reads, writes = (data.metadata.get(name) for name in ("site", "target_site"))
+    for cfg in cfgs:
+        if cfg.centres_input and writes not in (None, reads):
+            raise ConfigError(
+                f"{cfg!r} reconstructs the site that it reads ({reads}) and was given target_site {writes!r}: leave that out, "
+                f"or predict it with Transcoder(of={cfg!r})"
+            )
     modules = [running.module_for(sae, data.source.widths, seed, device, dtype) for sae in saes]
     trainers = [Trainer(module, schedule, lr) for module in modules]
     lead = trainers[0]
@@ -226,7 +239,7 @@ def _together(
             rows = running.on(lead.sae, data.source.next(schedule.rows(step)))
             data.source.filling = running.silent
             last = step + 1 == schedule.steps
-            evaluate = evaluation is not None and (last or step % evaluate_steps == 0)
+            evaluate = evaluation is not None and (last or (step + 1) % evaluate_steps == 0)
             log = last or step % log_steps == 0 or evaluate
             figures = [trainer.step(rows, log=log) for trainer in trainers]
             for trainer in trainers:
@@ -237,7 +250,8 @@ def _together(
                 rate = (tokens_done - schedule.tokens_before(logged)) / (time.perf_counter() - clock)
                 for trainer, history, figure in zip(trainers, histories, figures, strict=True):
                     row = running.history_row(trainer, figure, tokens_done, rate)
-                    history.append(row | evaluation(trainer.sae) if evaluate else row)
+                    usable = trainer.sae.cfg.usable(trainer.sae.state)
+                    history.append(row | evaluation(trainer.sae) if evaluate and usable else row)
                 for logger in opened:
                     logger.log(histories[0][-1])
                 newest = [history[-1] for history in histories]
