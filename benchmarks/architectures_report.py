@@ -145,49 +145,53 @@ def by_document(row: Row, name: str) -> np.ndarray:
 
 
 def downstream() -> str:
-    """Paired differences to TopK of delta CE and KL."""
+    """Differences of delta CE and KL to TopK, paired by seed and document, then those of beta 1 to its shuffled control."""
     rows = [read_row(path) for path in sorted((FINISHED / "downstream").glob("*.json.gz"))]
     rows = [r for r in rows if r["study"] == "gradient"]
-    table = []
+    table, lines = [], ["", ""]
     for (site, k, contexts), group in groups(rows, lambda r: (r["site"], r["k"], len(r["documents"]))).items():
         base = {r["seed"]: r for r in group if r["label"] == "TopK"}
+        control = {(r["mode"], r["seed"]): r for r in group if r["label"] == "beta=1 shuffled"}
         for (label, mode), mine in groups(
             [r for r in group if r["seed"] in base], lambda r: (r["label"], r["mode"])
         ).items():
-            pairs = [(r, base[r["seed"]]) for r in mine]
-            cells = [site, k, f"{contexts:,}", label, mode, len(pairs)]
+            cells = [site, k, f"{contexts:,}", label, mode, len(mine)]
             for name, count in (("delta_ce", "targets"), ("kl", "positions")):
-                value, low, high = interval(
-                    np.array([by_document(a, name) - by_document(b, name) for a, b in pairs]),
-                    np.array([by_document(b, count) for _, b in pairs]),
-                )
-                level = float(
-                    sum(np.array(b[name]).sum() for _, b in pairs) / sum(np.array(b[count]).sum() for _, b in pairs)
-                )
-                cells += [f"{level + value:.4f}"]
-                cells += (
-                    ["", ""]
-                    if label == "TopK"
-                    else [f"{value / level:+.1%} [{low / level:+.1%}, {high / level:+.1%}]", verdict(low, high)]
-                )
+                total, n = (sum(np.array(r[key]).sum() for r in mine) for key in (name, count))
+                shown, said = against(mine, [base[r["seed"]] for r in mine], base, name)
+                cells += [f"{total / n:.4f}", *(("", "") if label == "TopK" else (shown, said))]
             table.append(cells)
-    return workers.table(
-        [
-            "site",
-            "k",
-            "contexts",
-            "SAE",
-            "selection",
-            "seeds",
-            "delta CE",
-            "against TopK",
-            "",
-            "KL",
-            "against TopK",
-            "",
-        ],
-        table,
+            if label == "beta=1" and all((mode, r["seed"]) in control for r in mine):
+                others = [control[mode, r["seed"]] for r in mine]
+                ce, kl = (against(mine, others, base, name) for name in ("delta_ce", "kl"))
+                lines.append(
+                    f"- beta=1 against its control of shuffled gradients, {mode}, {contexts} contexts, {len(mine)} seeds, in "
+                    f"shares of TopK's: delta CE {ce[0]} ({ce[1]}), KL {kl[0]} ({kl[1]})."
+                )
+    head = [
+        "site",
+        "k",
+        "contexts",
+        "SAE",
+        "selection",
+        "seeds",
+        "delta CE",
+        "against TopK",
+        "",
+        "KL",
+        "against TopK",
+        "",
+    ]
+    return workers.table(head, table) + "\n".join(lines)
+
+
+def against(mine: list[Row], others: list[Row], base: dict[int, Row], name: str) -> tuple[str, str]:
+    """The difference of a figure to other SAEs of the same seeds in shares of TopK's, with its interval, and what it says."""
+    value, low, high = interval(
+        np.array([by_document(a, name) - by_document(b, name) for a, b in zip(mine, others, strict=True)]),
+        np.array([by_document(base[r["seed"]], name) for r in mine]),
     )
+    return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]", verdict(low, high)
 
 
 SECTIONS = (
