@@ -193,6 +193,34 @@ def test_a_step_that_is_given_is_not_searched(separable):
     assert found.timesteps.tolist() == [200] and "accuracies" not in found.details
 
 
+def test_a_step_that_is_found_is_as_if_it_were_given(separable):
+    trajectory, labels, _ = separable
+    found, given = boundary(trajectory, labels), boundary(trajectory, labels, step=1)
+    assert torch.equal(found.vectors, given.vectors)
+    assert found.details["accuracy"] == given.details["accuracy"]
+
+
+@pytest.mark.parametrize("kind", ["svm", "logistic"])
+def test_random_labels_are_told_apart_by_chance_whatever_the_search(kind):
+    """What chooses the step is not what is reported: of twenty useless steps the best looks good to whoever chose it."""
+    accuracies, best = [], []
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        h = torch.randn(60, 20, *SHAPE, generator=generator)
+        labels = torch.arange(60)[torch.randperm(60, generator=generator)] % 2
+        found = boundary(planted(h, torch.arange(20).flip(0)), labels, kind=kind, seed=seed)
+        accuracies.append(float(found.details["accuracy"]))
+        best.append(float(found.details["accuracies"].max()))
+    mean = sum(accuracies) / 30  # its standard error is .021: 18 samples held out, 30 seeds
+    assert abs(mean - 0.5) < 0.065 and sum(best) / 30 > 0.65
+
+
+def test_four_samples_of_a_class_are_enough_to_search(separable):
+    trajectory, labels, _ = separable
+    few = planted(trajectory.h[:8], x=trajectory.x[:8])
+    assert boundary(few, labels[:8]).details["accuracies"].shape == (1, 3)
+
+
 def test_a_reference_rules_out_steps_off_the_shell(separable):
     trajectory, labels, _ = separable
     x = trajectory.x.clone()

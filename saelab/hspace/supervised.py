@@ -86,9 +86,10 @@ def boundary(
 ) -> Directions:
     """The normal of a linear boundary between two classes of h at one "mixing" step (after Zhu et al. 2023, BoundaryDiffusion).
 
-    Without a `step` it is searched: the one with the best held-out accuracy on h, the noisiest of equally good ones; with a
-    `reference` only among steps where the mean norm of x_t is within 2% of the reference's. (The criterion of
-    the authors could not be read; this one is ours.) The boundary is fitted at that step on the same training part.
+    Without a `step` it is searched: the one with the best accuracy on h in a part of the training samples that is kept out
+    of the fit for this, the noisiest of equally good ones; with a `reference` only among steps where the mean norm of x_t is
+    within 2% of the reference's. (The criterion of the authors could not be read; this one is ours.) The boundary is then
+    fitted on all training samples, as if that step had been given. What is held out has chosen nothing.
 
     Args:
         trajectory: with `h` recorded; for real images, of `hspace.invert(..., method="ddim")`.
@@ -96,13 +97,14 @@ def boundary(
         step: index into the timesteps, 0 the noisiest; None searches.
         kind: "svm" (linear, C = 1) or "logistic".
         reference: a sampled trajectory of the same timesteps, for inverted ones.
-        holdout: the share of each class kept for the accuracy.
-        seed: of that split.
+        holdout: the share of each class kept for the accuracy; a search keeps as large a share of the others for choosing.
+        seed: of these splits.
 
     Returns: `Directions` of length 1, of one step. `scales`: the standard deviation of h along the normal, over the samples.
         `details` [1, 1]: `accuracy` and `accuracy_x`, held out, of h and of x_t (a boundary of h is worth something where it
-        beats that of x_t), `chance` (the larger class), `intercept` (of the unit normal); of a search also `accuracies` and
-        `norm_ratio`, [1, S]. To edit to a distance: `shift`.
+        beats that of x_t), `chance` (the larger class), `intercept` (of the unit normal); of a search also `norm_ratio` and
+        `accuracies`, [1, S], those that chose: the largest of them is not what the boundary does on other samples. To edit to
+        a distance: `shift`.
 
     Raises `DataError` unless there are two classes with 4 samples each; `ConfigError` for a step or kind that is not there.
 
@@ -126,7 +128,8 @@ def boundary(
     train, test = _split(y_N, holdout, seed)
     details: dict[str, Tensor] = {}
     if step is None:
-        found = [_fit(h_NSChw[:, s], y_N, train, test, kind)[2] for s in range(steps)]
+        inner, choosing = (train[part] for part in _split(y_N[train], holdout, seed))
+        found = [_fit(h_NSChw[:, s], y_N, inner, choosing, kind)[2] for s in range(steps)]
         details["accuracies"] = torch.tensor([found])
         allowed = torch.ones(steps, dtype=torch.bool)
         if reference is not None:
