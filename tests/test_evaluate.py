@@ -164,6 +164,22 @@ def test_mean_ablation_is_a_constant_at_the_replaced_positions(tiny_llama, corpu
     assert run(Parts(), tiny_llama, corpus).ce_mean == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_the_fields_score_ablates_every_position(tiny_llama, corpus):
+    """Zero at the first, the special and the long positions too, which the SAE leaves alone; beside it the other figures."""
+    contexts = corpus.contexts(tiny_llama, 32, "heldout")
+    ids, real = contexts.ids[:8].long(), contexts.mask[:8, 1:]
+    report = run(Parts(times=0.5), tiny_llama, corpus)
+    with tiny_llama.intervene(SITE, lambda x, where: 0 * x):
+        logits = tiny_llama.logits(ids)
+    by_hand = float(cross_entropy(logits[:, :-1][real], ids[:, 1:][real]))
+    assert report.ce_zero_all == pytest.approx(by_hand, rel=1e-6)
+    assert by_hand == pytest.approx(math.log(258), abs=1e-5)  # nothing is left of the residual stream
+    assert report.ce_zero != pytest.approx(by_hand, rel=1e-3)
+    scale = report.ce_zero_all - report.ce_clean
+    assert report.ce_score_all == pytest.approx((report.ce_zero_all - report.ce_sae) / scale)
+    assert f"{report.ce_score_all:.4f} against zero at every position" in repr(report)
+
+
 # the report, warnings, errors
 
 

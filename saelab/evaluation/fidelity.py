@@ -47,10 +47,11 @@ def evaluate(
     """Evaluate an SAE in its model: reconstruction, sparsity, and what the model's predictions lose.
 
     Contexts of the split are read whole, from its start: at least `tokens` tokens through the whole model (clean, and
-    with the SAE, zeros and the mean in place of the activation), up to `sparsity_tokens` through the model as far as
+    with the SAE, zeros, the mean, and zeros everywhere in place of the activation), up to `sparsity_tokens` through the model as far as
     the site, for dead latents and the mean. Replaced are exactly the positions that the SAE is for: neither padding
     nor special, past `skip_positions`, within the norm limit of the training; zero and mean ablation replace the same
-    ones (Gao et al. 2024 and SAELens ablate all, which at residual sites mostly measures the first position).
+    ones. The field ablates every position, the first too, where a residual stream holds the sink: `ce_score_all` is that
+    figure.
     Cross-entropy is over real targets, KL over real positions, separators and BOS excluded from both. `Report` defines
     each figure. Of a transcoder, what is replaced, explained and ablated is the target, at the positions whose input it
     is for.
@@ -201,8 +202,10 @@ class _Fidelity:
         self._sum("ce_sae", context_ce(spliced, inputs.ids, mask))
         self._sum("kl", context_kl(clean, spliced, mask))
         del clean, spliced
-        for name, value in (("ce_zero", torch.zeros_like(self.mean)), ("ce_mean", self.mean)):
-            self._sum(name, context_ce(self._logits(inputs, putting(value, replaced)), inputs.ids, mask))
+        zero, everywhere = torch.zeros_like(self.mean), torch.ones_like(replaced)
+        ablations = {"ce_zero": (zero, replaced), "ce_mean": (self.mean, replaced), "ce_zero_all": (zero, everywhere)}
+        for name, (value, where) in ablations.items():
+            self._sum(name, context_ce(self._logits(inputs, putting(value, where)), inputs.ids, mask))
 
     def _codes(self, x_ND: Tensor, inputs: Tokens, mask: Tensor, numbers: Sequence[int]) -> Any:
         if self.selection == "plain":
@@ -223,7 +226,7 @@ class _Fidelity:
         if not self.for_sae.n or not sums["targets"].any():
             raise DataError("no position of these contexts is one that the SAE is for, or none has a target to predict")
         targets, positions = sums["targets"], sums["positions"]
-        ce = {name: float(sums[name].sum() / targets.sum()) for name in ("ce_clean", "ce_sae", "ce_zero", "ce_mean")}
+        ce = {name: float(total.sum() / targets.sum()) for name, total in sums.items() if name.startswith("ce_")}
         delta, delta_se = ratio(sums["ce_sae"] - sums["ce_clean"], targets)
         kl, kl_se = ratio(sums["kl"], positions)
         return Report(
@@ -241,6 +244,7 @@ class _Fidelity:
             explained_variance_all=self.all.explained_variance,
             explained_variance_median=self.for_sae.explained_variance_median,
             ce_score_mean=_score(ce["ce_mean"], ce),
+            ce_score_all=_score(ce["ce_zero_all"], ce),
             replaced_fraction=self.for_sae.n / self.all.n,
             delta_ce_se=delta_se,
             kl_se=kl_se,

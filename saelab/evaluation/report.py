@@ -55,6 +55,10 @@ class Report:
     """cross-entropy with replaced positions set to their mean over the sparsity pass"""
     ce_score_mean: float
     """(ce_mean - ce_sae) / (ce_mean - ce_clean)"""
+    ce_zero_all: float
+    """cross-entropy with every position set to zero, the first of a context and special ones too, as the field has it"""
+    ce_score_all: float
+    """(ce_zero_all - ce_sae) / (ce_zero_all - ce_clean): to be held beside the scores of SAELens, SAEBench and Gao et al."""
     replaced_fraction: float
     """replaced positions among the real tokens"""
     delta_ce_se: float
@@ -89,9 +93,14 @@ class Report:
             ("kl", f"{self.kl:.4f} ± {self.kl_se:.4f} nats a token"),
             (
                 "cross-entropy",
-                f"clean {self.ce_clean:.4f}, sae {self.ce_sae:.4f}, zero {self.ce_zero:.4f}, mean {self.ce_mean:.4f}",
+                f"clean {self.ce_clean:.4f}, sae {self.ce_sae:.4f}, zero {self.ce_zero:.4f}, mean {self.ce_mean:.4f}, zero at "
+                f"every position {self.ce_zero_all:.4f}",
             ),
-            ("ce score", f"{self.ce_score:.4f} against zero, {self.ce_score_mean:.4f} against the mean"),
+            (
+                "ce score",
+                f"{self.ce_score:.4f} against zero, {self.ce_score_mean:.4f} against the mean, {self.ce_score_all:.4f} "
+                "against zero at every position",
+            ),
             (f"{silent} latents", f"{self.dead_fraction:.2%}, none in {self.sparsity_tokens:,} tokens{few}"),
             *(
                 []
