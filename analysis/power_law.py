@@ -1,7 +1,7 @@
-"""FVU = c + a W^-m over the widths W of a family of SAEs, with intervals, or the statement that it cannot be told.
+"""FVU = c + a W^-m over the widths W of a family of SAEs, with an interval, or the statement that it cannot be told.
 
-For each exponent of a grid the best c >= 0 and a >= 0 have a closed form, so nothing is iterated (the paper's own fit runs
-Adam on raw widths and is ill-conditioned). Shapes: B bootstrap draws, W widths, M exponents.
+For each exponent of a grid the best c >= 0 and a >= 0 have a closed form, so nothing is iterated (by our notes the paper's
+own fit runs Adam on raw widths; that is ill-conditioned). Shapes: B bootstrap draws, W widths, M exponents.
 """
 
 import math
@@ -15,16 +15,22 @@ from saelab.errors import ConfigError
 
 EXPONENTS = torch.logspace(math.log10(0.02), math.log10(4.0), 241, dtype=torch.float64)
 PARAMETERS = 3
-WIDEST = 4.0  # an exponent whose interval spans more than this factor is not identified (our choice)
+WIDE = 2.0  # an interval of the exponent that spans more than this factor is printed with the reason (our choice)
+WIDEST = 4.0  # one that spans more than this is not identified (our choice)
 # t quantiles at .975, whose squares are F(1, df) at .95
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """FVU = floor + factor * width^-exponent, with 95% bootstrap intervals.
+    """FVU = floor + factor * width^-exponent.
 
-    `exponent_profile`: the exponents whose fit is not significantly worse than the best (F test on the residuals).
+    `exponent_profile` is the 95% interval of the exponent: those whose fit is not significantly worse than the best (F test on
+    the residuals, with as many degrees of freedom as there are widths beyond the three parameters). The `..._bootstrap`
+    intervals (95%, percentile) are of drawing the documents again with the SAEs as they are: they leave out how far the widths
+    lie off the law and what another seed would have trained, and are no intervals of the law. `residual` is the root mean
+    square distance of the widths from it.
+
     `identifiable` is False, and `reason` says why, when the data do not pin the exponent down: then floor and factor mean
     nothing either, as any of many curves passes through the widths at hand.
     """
@@ -32,9 +38,9 @@ class PowerLaw:
     floor: float
     factor: float
     exponent: float
-    floor_interval: tuple[float, float]
-    factor_interval: tuple[float, float]
-    exponent_interval: tuple[float, float]
+    floor_bootstrap: tuple[float, float]
+    factor_bootstrap: tuple[float, float]
+    exponent_bootstrap: tuple[float, float]
     exponent_profile: tuple[float, float]
     residual: float
     widths: tuple[int, ...]
@@ -45,11 +51,21 @@ class PowerLaw:
         """The FVU of a width."""
         return self.floor + self.factor * width**-self.exponent
 
+    @property
+    def exponent_interval(self) -> tuple[float, float]:
+        """The 95% interval of the exponent, which is the profile's."""
+        return self.exponent_profile
+
     def __str__(self) -> str:
         if not self.identifiable:
             return f"not identifiable: {self.reason}"
-        low, high = self.exponent_interval
-        return f"FVU = {self.floor:.4f} + {self.factor:.4g} W^-{self.exponent:.3f} (exponent {low:.3f} to {high:.3f})"
+        (low, high), (least, most) = self.exponent_profile, self.exponent_bootstrap
+        wide = ""
+        if high > WIDE * low:
+            left = len(self.widths) - PARAMETERS
+            wide = f", wide because {len(self.widths)} widths leave {left} degrees of freedom to residuals of {self.residual:.2g}"
+        law = f"FVU = {self.floor:.4f} + {self.factor:.4g} W^-{self.exponent:.3f}"
+        return f"{law} (exponent {low:.3f} to {high:.3f}{wide}; from other documents alone {least:.3f} to {most:.3f})"
 
 
 def fit_power_law(widths: list[int], fvu_W: Tensor, draws_BW: Tensor) -> PowerLaw:
@@ -73,16 +89,16 @@ def fit_power_law(widths: list[int], fvu_W: Tensor, draws_BW: Tensor) -> PowerLa
     fvu_W = fvu_W.double()
     floor, factor, exponent, profile_M = (value[0] for value in _fits(width_W, fvu_W[None]))
     floor_B, factor_B, exponent_B, _ = _fits(width_W, draws_BW.double())
-    intervals = [_interval(values) for values in (floor_B, factor_B, exponent_B)]
+    bootstrap = [_interval(values) for values in (floor_B, factor_B, exponent_B)]
     profile = _profile(profile_M, len(widths))
-    reason = _unclear(float(floor), float(factor), intervals[2], profile)
+    reason = _unclear(float(floor), float(factor), bootstrap[2], profile)
     return PowerLaw(
         floor=float(floor),
         factor=float(factor),
         exponent=float(exponent),
-        floor_interval=intervals[0],
-        factor_interval=intervals[1],
-        exponent_interval=intervals[2],
+        floor_bootstrap=bootstrap[0],
+        factor_bootstrap=bootstrap[1],
+        exponent_bootstrap=bootstrap[2],
         exponent_profile=profile,
         residual=float(profile_M.min().div(len(widths)).sqrt()),
         widths=tuple(widths),

@@ -23,8 +23,9 @@ class Scaling:
     """The fit of one sparsity: the law of the FVU over widths, and the nonlinear part beside it.
 
     With c the law's floor, the error of a width splits into bands: `absent`, features that a wider SAE would have (FVU - c);
-    `linear`, c - mean FVU_nonlinear; `nonlinear`, mean FVU_nonlinear (the paper's reading: FVU_nonlinear is about constant in
-    the width). `nonlinear_slope` is that of FVU_nonlinear over log2 W, `slope` that of FVU, each with its interval.
+    `linear`, c - mean FVU_nonlinear; `nonlinear`, mean FVU_nonlinear (the paper's reading, by our notes: FVU_nonlinear is about
+    constant in the width). `nonlinear_slope` is that of FVU_nonlinear over log2 W, `slope` that of FVU; their intervals are
+    of drawing the documents again with the SAEs as they are, not of other seeds.
     """
 
     sparsity: float

@@ -60,6 +60,31 @@ def test_an_exact_power_law_is_found(floor, factor, exponent):
     assert law.identifiable and str(law).startswith("FVU = ")
 
 
+def test_the_interval_of_the_exponent_is_one_of_the_law_not_of_the_documents():
+    """Widths lie off the law (another seed, another optimum) by more than documents tell: the interval has to know of it."""
+    generator = torch.Generator().manual_seed(0)
+    steep = 0.1 + 2 * torch.tensor(WIDTHS).double() ** -0.5
+    covered, by_documents, n = 0, 0, 200
+    for _ in range(n):
+        seen = steep + 0.002 * torch.randn(6, generator=generator)  # what these SAEs came out at
+        law = fit_power_law(WIDTHS, seen, seen + 0.0002 * torch.randn(40, 6, generator=generator))
+        covered += law.exponent_interval[0] <= 0.5 <= law.exponent_interval[1]
+        by_documents += law.exponent_bootstrap[0] <= 0.5 <= law.exponent_bootstrap[1]
+    assert 0.9 * n <= covered <= n and by_documents < 0.5 * n
+
+
+def test_the_law_is_printed_with_its_own_interval_and_why_it_is_wide():
+    steep = 0.1 + 2 * torch.tensor(WIDTHS).double() ** -0.5
+    generator = torch.Generator().manual_seed(2)
+    seen = steep + 0.004 * torch.randn(6, generator=generator)
+    law = fit_power_law(WIDTHS, seen, seen + 0.0001 * torch.randn(40, 6, generator=generator))
+    low, high = law.exponent_profile
+    assert law.identifiable and high > 2 * low and law.exponent_bootstrap[1] < 1.2 * law.exponent_bootstrap[0]
+    assert f"exponent {low:.3f} to {high:.3f}, wide because 6 widths leave 3 degrees of freedom" in str(law)
+    assert f"other documents alone {law.exponent_bootstrap[0]:.3f} to {law.exponent_bootstrap[1]:.3f}" in str(law)
+    assert "wide" not in str(fit_power_law(WIDTHS, steep, steep.expand(3, -1)))
+
+
 @pytest.mark.parametrize("widths", [WIDTHS[:4], [256] * 6, WIDTHS[:4] + WIDTHS[:4]])
 def test_too_few_widths_are_an_error(widths):
     with pytest.raises(ConfigError, match="widths for a power law of 3 parameters: at least 5"):
