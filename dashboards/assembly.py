@@ -24,6 +24,7 @@ from saelab.dashboards.reading import Reader
 from saelab.dashboards.tables import Data, write_parquet
 from saelab.dashboards.vocab import Ids, Vocab
 from saelab.errors import ConfigError, DataError
+from saelab.files import user_path
 
 if TYPE_CHECKING:
     from saelab.activations.corpus import Corpus
@@ -103,6 +104,7 @@ def build(
     >>> import saelab
     >>> page = saelab.dashboards.build(sae, lm, corpus, "features.html", latents=512)  # doctest: +SKIP
     """
+    path = user_path(path)
     if effects not in EFFECTS:
         raise ConfigError(f'effects={effects!r}: choose "direct", "full" or None')
     layout = Layout.of(windows, window)
@@ -180,7 +182,7 @@ def _null(reader: Reader, null: Any, work: Any, options: dict[str, Any]) -> list
     if null is None:
         return []
     other = Reader(null, reader.saes, reader.sites, reader.targets, reader.contexts, reader.n_contexts, reader.seed)
-    return collect(other, Path(work or default_folder(reader)) / "null", **options)
+    return collect(other, (user_path(work) if work is not None else default_folder(reader)) / "null", **options)
 
 
 def _all_chunks(

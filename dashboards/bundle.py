@@ -8,7 +8,7 @@ from typing import Any
 
 from saelab.dashboards import codec
 from saelab.errors import ConfigError
-from saelab.files import whole_file, whole_folder
+from saelab.files import user_path, whole_file, whole_folder
 
 SINGLE_FILE_LIMIT = 100 * 2**20
 PARQUET = "parquet"
@@ -16,7 +16,7 @@ PARQUET = "parquet"
 
 def is_bundle(path: str | os.PathLike, bundle: bool | None = None) -> bool:
     """Whether a folder is meant: what `bundle` says, else any path without .html."""
-    return bundle if bundle is not None else Path(path).suffix.lower() not in (".html", ".htm")
+    return bundle if bundle is not None else user_path(path).suffix.lower() not in (".html", ".htm")
 
 
 def write(
@@ -32,8 +32,8 @@ def write(
     path of the page. Raises `ConfigError` where a single file would exceed 100 MiB.
     """
     if is_bundle(path, bundle):
-        return _write_bundle(Path(path), chunks, manifest, beside)
-    return _write_single(Path(path), chunks, manifest, beside)
+        return _write_bundle(user_path(path), chunks, manifest, beside)
+    return _write_single(user_path(path), chunks, manifest, beside)
 
 
 def _described(member: bytes, container: bytes) -> list[Any]:
@@ -104,7 +104,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
 
     from saelab.errors import FormatError
 
-    path = Path(path)
+    path = user_path(path)
     page = path / "index.html" if path.is_dir() else path
     texts: dict[str, str] = {}
     if (page.parent / "data" / "manifest.js").exists() and page.name == "index.html":

@@ -23,7 +23,7 @@ import torch
 from saelab import cache
 from saelab.dashboards.reading import Reader, Tile
 from saelab.errors import ConfigError, DataError
-from saelab.files import cache_folder
+from saelab.files import cache_folder, user_path
 
 LAYOUT = "1"  # of a shard: raise it when what is computed or written changes
 SHARD_FIRINGS = 2**22
@@ -221,7 +221,7 @@ def collect(
             f"{tokens:,} tokens at {l0:.1f} firings each would take {need:,} bytes of memory, more than {memory:,}: use "
             "more shards, fewer tokens, or raise memory="
         )
-    folder = Path(folder or default_folder(reader))
+    folder = user_path(folder) if folder is not None else default_folder(reader)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if disk > free:

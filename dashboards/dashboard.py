@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from saelab.dashboards import bundle, tables
+from saelab.files import user_path
 
 EMBEDDED = 40 * 2**20  # larger pages are linked, not copied into a notebook
 
@@ -16,7 +17,7 @@ class Dashboard:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
 
     def __repr__(self) -> str:
         return f"Dashboard({str(self.path)!r})"
@@ -50,9 +51,10 @@ class Dashboard:
         site."""
         from saelab.dashboards import neuronpedia
 
-        return neuronpedia.write(self.data, Path(path), model_id, sae_set)
+        return neuronpedia.write(self.data, user_path(path), model_id, sae_set)
 
     def to_parquet(self, folder: str | os.PathLike) -> Path:
         """Write the tables as Parquet files. Raises `ConfigError` without pyarrow."""
-        tables.write_parquet(self.data, Path(folder))
-        return Path(folder)
+        target = user_path(folder)
+        tables.write_parquet(self.data, target)
+        return target

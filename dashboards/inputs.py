@@ -4,12 +4,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saelab.errors import ConfigError
+from saelab.files import user_path
 from saelab.steering.grid import NONE, STEERED
 from saelab.steering.sweep_table import Sweep
 
@@ -20,7 +20,7 @@ def labels_of(labels: Mapping[int, str] | str | os.PathLike | None) -> dict[int,
     if labels is None:
         return {}
     if not isinstance(labels, Mapping):
-        source = Path(labels)
+        source = user_path(labels)
         try:
             read = json.loads(source.read_text(encoding="utf-8"))
             if isinstance(read, list):

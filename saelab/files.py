@@ -13,14 +13,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import CheckpointError, FormatError
+from saelab.errors import CheckpointError, ConfigError, FormatError
 
 MANIFEST = "manifest.json"
 
 
 def cache_folder() -> Path:
     """The folder for what can be made again: `$SAELAB_CACHE`, else `~/.cache/saelab`."""
-    return Path(os.environ.get("SAELAB_CACHE") or Path.home() / ".cache" / "saelab")
+    return user_path(os.environ.get("SAELAB_CACHE") or "~/.cache/saelab")
+
+
+def user_path(path: Any) -> Path:
+    """A path that a user gives, a string or `os.PathLike`: `~` is the home folder, a relative one stays relative.
+
+    Every function that takes a path from a user takes it through this one. Raises `ConfigError` for what is no path.
+
+    >>> user_path("runs/demo"), user_path("~/runs").is_absolute()
+    (PosixPath('runs/demo'), True)
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{path!r} is not a path: give the name of a file or folder, a string or pathlib.Path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{text!r}: {error} (`~` is the home folder, `~name` that of a user): write it out"
+        ) from error
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -95,7 +114,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     >>> target.read_text()
     'done'
     """
-    target = Path(path)
+    target = user_path(path)
     temporary = _sibling(target)
     with _disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +134,7 @@ def whole_folder(path: str | os.PathLike, manifest: dict[str, Any] | None = None
     With `manifest`, `manifest.json` is written last, with the size and SHA-256 of every file under
     "files" beside the given entries. An older folder at `path` is removed only once the new one stands.
     """
-    target = Path(path)
+    target = user_path(path)
     temporary = _sibling(target)
     with _disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +160,12 @@ def whole_folder(path: str | os.PathLike, manifest: dict[str, Any] | None = None
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_csv(path: str | os.PathLike, frame: Any, index: bool = False) -> None:
+    """Write a pandas.DataFrame as CSV, whole. Raises `CheckpointError` on a full or read-only disk."""
+    with whole_file(path) as temporary:
+        frame.to_csv(temporary, index=index)
+
+
 def write_tensors(path: str | os.PathLike, form: str, tensors: Mapping[str, Any], strings: Mapping[str, str]) -> None:
     """Write one safetensors file, whole, whose header names its format `form` beside the strings; None is left out.
 
@@ -157,6 +182,7 @@ def read_tensors(path: str | os.PathLike, form: str) -> tuple[dict[str, Any], di
     """The tensors and strings that `write_tensors` wrote. Raises `FormatError` for any other file, or part of one."""
     from safetensors import SafetensorError, safe_open
 
+    path = user_path(path)
     try:
         with safe_open(path, framework="pt") as file:
             strings = file.metadata() or {}
@@ -173,7 +199,7 @@ def read_manifest(folder: str | os.PathLike, verify: bool = True) -> dict[str, A
     Raises `FormatError` when the manifest is missing or unreadable, or a file is missing, truncated or
     changed; the message names it.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = dict(manifest["files"])

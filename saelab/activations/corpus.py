@@ -5,9 +5,9 @@ which they are read depends on the seed.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +26,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def load_corpus(
-    source: "str | Path | Sequence[str] | Tensor",
+    source: "str | os.PathLike | Sequence[str] | Tensor",
     seed: int = 0,
     *,
     text_column: str = "text",
@@ -59,8 +59,8 @@ def load_corpus(
     """
     if isinstance(source, Tensor):
         return _from_ids(source, seed)
-    if isinstance(source, str | Path):
-        documents, name = read_source(source, text_column, max_documents, config, data_split), str(source)
+    if isinstance(source, str | os.PathLike):
+        documents, name = read_source(source, text_column, max_documents, config, data_split), os.fspath(source)
     else:
         documents, name = list(source)[:max_documents], f"{len(source)} strings"
     for number, document in enumerate(documents):

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import DataError
+from saelab.files import user_path
 
 _HUB_DOCUMENTS = 10_000
 _WHOLE = (".txt", ".md", ".rst", ".text")  # one document a file
@@ -18,17 +20,17 @@ _TABLES = (".jsonl", ".csv")  # one document a line or row
 
 
 def read_source(
-    source: str | Path, text_column: str, max_documents: int | None, config: str | None, data_split: str
+    source: str | os.PathLike, text_column: str, max_documents: int | None, config: str | None, data_split: str
 ) -> list[str]:
     """The documents that a name stands for, in their own order; `load_corpus` describes the kinds."""
     if source == "sotu":
         documents: Iterable[str] = _speeches()
-    elif Path(source).exists():
-        documents = _from_path(Path(source), text_column)
+    elif (path := user_path(source)).exists():
+        documents = _from_path(path, text_column)
     elif _looks_like_path(source):
         raise DataError(f"there is no file or folder {str(source)!r} (looked from {Path.cwd()})")
     else:
-        documents = _from_hub(str(source), text_column, max_documents, config, data_split)
+        documents = _from_hub(os.fspath(source), text_column, max_documents, config, data_split)
     return list(itertools.islice(documents, max_documents))
 
 
@@ -43,10 +45,10 @@ def _speeches() -> list[str]:
     return list(sotu.load()["text"])
 
 
-def _looks_like_path(source: str | Path) -> bool:
-    text = str(source)
+def _looks_like_path(source: str | os.PathLike) -> bool:
+    text = os.fspath(source)
     return (
-        isinstance(source, Path)
+        isinstance(source, os.PathLike)
         or text.startswith((".", "/", "~"))
         or text.count("/") > 1
         or any(character.isspace() for character in text)

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from saelab.activations.shards import TOKEN_KEYS, Column, FileShard, Layout, Shard
 from saelab.errors import CheckpointError, ConfigError, FormatError
-from saelab.files import MANIFEST
+from saelab.files import MANIFEST, user_path
 
 FORMAT, VERSION = "saelab activations", 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -164,7 +164,7 @@ class ActivationStore:
 
 def open_stores(path: str | os.PathLike) -> dict[str, ActivationStore]:
     """Every store of a finished folder, by site name; rows are aligned. Errors as in `ActivationStore.open`."""
-    folder = Path(path)
+    folder = user_path(path)
     manifest = read_store_manifest(folder)
     written = sum(shard["rows"] for shard in manifest["shards"])
     if written < manifest["rows"]:

@@ -24,7 +24,7 @@ from saelab.activations.store import (
     stores_over,
 )
 from saelab.errors import CheckpointError
-from saelab.files import MANIFEST, sha256, whole_file
+from saelab.files import MANIFEST, sha256, user_path, whole_file
 
 SHARD_BYTES = 64 * 2**20
 
@@ -68,7 +68,7 @@ class FolderWriter:
 
     def __init__(self, plan: Mapping[str, Any], chunk_rows: int, out: str | os.PathLike | None) -> None:
         self._owner = _TemporaryFolder() if out is None else None
-        self._folder = self._owner.path if self._owner else Path(out)  # type: ignore[arg-type]
+        self._folder = self._owner.path if self._owner else user_path(out)
         self._manifest = self._begin(plan)
         layout = layout_of(plan)
         self._block = Block(layout, max(chunk_rows, SHARD_BYTES // max(row_bytes({p: k}) for p, k in layout.items())))

@@ -13,6 +13,7 @@ import saelab.autoencoders.registry  # noqa: F401  (every architecture there is)
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
 from saelab.errors import ConfigError
+from saelab.files import user_path
 from saelab.kernels import sparse
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class SAE(nn.Module):
         from saelab.autoencoders import serialization
 
         serialization.save(self, path)
-        self.path = Path(path).absolute()
+        self.path = user_path(path).absolute()
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu") -> "SAE":
@@ -213,7 +214,7 @@ class SAE(nn.Module):
         from saelab.autoencoders import serialization
 
         sae = serialization.load(path).to(device)
-        sae.path = Path(path).absolute()
+        sae.path = user_path(path).absolute()
         return sae
 
     def show(self, latents: int | Sequence[int], lm: Any = None, corpus: Any = None, **options: Any) -> "Dashboard":

@@ -13,7 +13,6 @@ A folder holds
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError, FormatError
-from saelab.files import sha256, verify_file, whole_folder
+from saelab.files import sha256, user_path, verify_file, whole_folder
 
 CONFIG, WEIGHTS, SPARSITY, OURS = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "saelab.safetensors"
 FORMAT = 1
@@ -30,7 +29,7 @@ FORMAT = 1
 
 def save(sae: SAE, path: str | os.PathLike) -> None:
     """See `SAE.save`."""
-    target = Path(path)
+    target = user_path(path)
     if target.exists() and not (target / CONFIG).exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists and is not an SAE folder: give a new path, or remove it first")
     with whole_folder(target) as folder:
@@ -52,7 +51,7 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
 
 def load(path: str | os.PathLike) -> SAE:
     """See `SAE.load`."""
-    folder = Path(path)
+    folder = user_path(path)
     try:
         config = json.loads((folder / CONFIG).read_text())
         metadata = dict(config["metadata"])

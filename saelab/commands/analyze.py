@@ -7,6 +7,7 @@ import saelab
 from saelab.commands.evaluate import known, load
 from saelab.commands.options import REQUIRED, Command, Option, natural, near, positive
 from saelab.errors import ConfigError
+from saelab.files import write_csv
 
 OPTIONS = (
     Option("analysis", str, REQUIRED, "which analysis: dark-matter or attention", positional=True),
@@ -68,7 +69,7 @@ def _dark_matter(values: dict[str, Any]) -> int:
     )
     print(cost.round(4).to_string())
     if values["csv"]:
-        table.to_csv(values["csv"])
+        write_csv(values["csv"], table, index=True)
     return 0
 
 
@@ -99,7 +100,7 @@ def _attention(values: dict[str, Any]) -> int:
         examples = families.examples(latent)
         print(examples.round(3).to_string(index=False) if len(examples) else "fires on none of the text read")
     if values["csv"]:
-        table.to_csv(values["csv"])
+        write_csv(values["csv"], table, index=True)
     return 0
 
 

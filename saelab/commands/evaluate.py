@@ -1,11 +1,11 @@
 """`saelab evaluate`: what a trained autoencoder loses on held-out text."""
 
-from pathlib import Path
 from typing import Any
 
 import saelab
 from saelab.commands.options import REQUIRED, Command, Option, positive
 from saelab.errors import ConfigError
+from saelab.files import user_path, write_csv
 
 OPTIONS = (
     Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
@@ -34,13 +34,13 @@ def run(values: dict[str, Any]) -> int:
     print(repr(sae))
     print(repr(report))
     if values["csv"]:
-        report.to_pandas().to_csv(values["csv"], index=False)
+        write_csv(values["csv"], report.to_pandas())
     return 0
 
 
 def load(path: str) -> "saelab.SAE":
     """The SAE of a run's folder or of a folder written by `SAE.save`."""
-    return saelab.SAE.load(path) if (Path(path) / "cfg.json").exists() else saelab.load_run(path).sae
+    return saelab.SAE.load(path) if (user_path(path) / "cfg.json").exists() else saelab.load_run(path).sae
 
 
 def known(values: dict[str, Any], sae: Any, name: str) -> str:

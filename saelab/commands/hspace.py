@@ -1,7 +1,6 @@
 """`saelab hspace`: sample a denoiser, find directions of its bottleneck, edit with them, report what they do."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import saelab
@@ -149,7 +148,7 @@ def _read_directions(values: dict[str, Any], denoiser: Any) -> Any:
 
     if values["directions"] is None:
         raise ConfigError(f"saelab hspace {values['action']} needs --directions, a file of saelab hspace directions")
-    return hspace.Directions.load(Path(values["directions"]), denoiser)
+    return hspace.Directions.load(values["directions"], denoiser)
 
 
 ACTIONS: dict[str, Callable[[dict[str, Any]], int]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import saelab
 from saelab.activations.buffer import parse_bytes
 from saelab.errors import ConfigError
+from saelab.files import user_path
 
 REQUIRED: Any = object()
 
@@ -80,7 +81,7 @@ def settings(command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
     flags = dict(given)
     file = flags.pop("config", None)
     values = {option.key: option.default for option in command.options}
-    values |= _from_file(command, Path(file)) if file else {}
+    values |= _from_file(command, user_path(file)) if file else {}
     values |= flags
     missing = [option for option in command.options if values[option.key] is REQUIRED]
     if missing:

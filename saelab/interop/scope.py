@@ -17,6 +17,7 @@ from torch import Tensor
 from saelab.autoencoders.jumprelu import JumpReLU
 from saelab.autoencoders.sae import SAE
 from saelab.errors import FormatError
+from saelab.files import user_path
 
 
 def load_gemma_scope(path: str | os.PathLike, *, site: str | None = None, model: str | None = None) -> SAE:
@@ -59,7 +60,7 @@ def load_llama_scope(path: str | os.PathLike, *, site: str | None = None, model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(path)
+    folder = user_path(path)
     try:
         config = json.loads((folder / "hyperparams.json").read_text())
         found = load_file(folder / "checkpoints" / "final.safetensors")
@@ -81,7 +82,8 @@ def load_llama_scope(path: str | os.PathLike, *, site: str | None = None, model:
 
 
 def _inside(path: str | os.PathLike, name: str) -> Path:
-    return Path(path) / name if Path(path).is_dir() else Path(path)
+    given = user_path(path)
+    return given / name if given.is_dir() else given
 
 
 def _sae(

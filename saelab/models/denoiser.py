@@ -7,6 +7,7 @@ v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,8 +63,8 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
         return name_or_unet
     from saelab.models import diffusion
 
-    if isinstance(name_or_unet, str | Path):
-        name = str(name_or_unet)
+    if isinstance(name_or_unet, str | os.PathLike):
+        name = os.fspath(name_or_unet)
         unet, own = diffusion.pretrained(name, loading.device_of(device))
     else:
         unet, own = diffusion.parts(name_or_unet)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.errors import ConfigError, DataError
+from saelab.files import user_path
 
 BUNDLED = Path(__file__).parent / "denoisers"
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -36,7 +37,7 @@ def diffusers() -> Any:
 def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     """A U-Net in evaluation mode and fp32, and its pipeline's scheduler or None."""
     package = diffusers()
-    folder = BUNDLED / name if name in bundled_names() else Path(name).expanduser()
+    folder = BUNDLED / name if name in bundled_names() else user_path(name)
     source = str(folder) if folder.is_dir() else name
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ConfigError(f"there is no folder {name!r}: give one that save_pretrained wrote, a pipeline's name on the hub "

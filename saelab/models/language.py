@@ -1,9 +1,9 @@
 """A language model whose activations can be read, replaced and traced to tokens."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -50,9 +50,9 @@ def load_model(
     """
     if isinstance(name_or_object, LanguageModel):
         return name_or_object
-    if not isinstance(name_or_object, str | Path):
+    if not isinstance(name_or_object, str | os.PathLike):
         return _around(name_or_object, tokenizer, device, dtype)
-    name, place = str(name_or_object), loading.device_of(device)
+    name, place = os.fspath(name_or_object), loading.device_of(device)
     if name == loading.BUNDLED:
         from saelab.models.bundled import load_smollm2
 

@@ -3,14 +3,15 @@
 import difflib
 import hashlib
 import json
+import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from saelab.errors import ConfigError
+from saelab.files import user_path
 
 BUNDLED = "smollm2-135m"
 
@@ -27,7 +28,7 @@ def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, token
     from transformers import AutoModelForCausalLM
 
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    path = Path(name).expanduser()
+    path = user_path(name)
     if is_path and not path.is_dir():
         raise ConfigError(f"there is no folder {name!r}: give one that save_pretrained wrote, a model's name on the "
                           f"hub, or {BUNDLED!r}")  # fmt: skip
@@ -41,12 +42,12 @@ def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, token
 
 def pretrained_tokenizer(name: Any) -> Any:
     """The tokenizer of a name or folder; an object is given back as it is."""
-    if not isinstance(name, str | Path):
+    if not isinstance(name, str | os.PathLike):
         return name
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(str(user_path(name)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer can be loaded from {str(name)!r} ({_first_line(error)}): "
                           "give tokenizer=, an object, a name or a folder") from error  # fmt: skip

@@ -3,12 +3,12 @@
 import hashlib
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saelab.errors import ConfigError, DataError
+from saelab.files import user_path
 from saelab.selection.autoencoder import Autoencoder, Recipe
 from saelab.selection.runs import Folder, Run, Stability, aggregated, ranking_of
 from saelab.selection.samples import Samples, check_samples
@@ -159,7 +159,7 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         make = Autoencoder.dense if self.topology == "dense" else Autoencoder.sparse
         run = Run(make(d, self.n_hidden, epsilon, seed), seed, self.epochs, self.strength)
 
-        folder = None if self.out is None else Folder(Path(self.out), self._fingerprint(X, seed, k))
+        folder = None if self.out is None else Folder(user_path(self.out), self._fingerprint(X, seed, k))
         with nullcontext() if folder is None else locked(folder.path.parent):
             if folder is not None:
                 folder.load(run)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelab.errors import CheckpointError, ConfigError
+from saelab.files import user_path
 from saelab.models.loading import weights_digest
 from saelab.models.splice import check_width, sae_site
 from saelab.steering import grid, records
@@ -269,7 +270,7 @@ def load_sweep(path: str | Path) -> Sweep:
 
     >>> load_sweep("runs/sweep").summary()  # doctest: +SKIP
     """
-    folder = Path(path)
+    folder = user_path(path)
     if not (folder / records.SWEEP).exists():
         raise CheckpointError(f"{folder} holds no sweep: no {records.SWEEP} is in it")
     settings = records.read(folder / records.SWEEP)["fingerprint"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import CheckpointError
-from saelab.files import whole_file
+from saelab.files import user_path, whole_file
 from saelab.training.checkpoint import check_fingerprint, locked
 
 SWEEP = "sweep.json"
@@ -62,7 +62,7 @@ def opened(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Records
     if out is None:
         yield Records()
         return
-    folder = Path(out)
+    folder = user_path(out)
     with locked(folder):
         if (folder / SWEEP).exists():
             check_fingerprint(folder, read(folder / SWEEP)["fingerprint"], settings)

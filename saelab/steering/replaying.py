@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelab.errors import ConfigError, FormatError
+from saelab.files import user_path
 from saelab.models.generation import generate_text
 from saelab.models.loading import weights_digest
 from saelab.models.tokens import padded
@@ -54,8 +55,9 @@ def replay(
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a receipt's file; `FormatError` when it is none, or of another version."""
+    file = user_path(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         kind = content["format"], content["generations"], content["autoencoders"], content["model"]["digest"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{path} is no receipt that Receipt.save wrote: {error}") from error

@@ -116,12 +116,13 @@ class Sweep:
     def to_html(self, path: str | Path, effect: str = "rise_text", kl: str = "kl_text", budget: float = 1.0) -> Path:
         """Write one self-contained page: summary, curves, and texts side by side. It needs no network and runs no
         script; whatever the texts hold is shown, not obeyed. Raises `CheckpointError` on a full or read-only disk."""
-        from saelab.files import whole_file
+        from saelab.files import user_path, whole_file
         from saelab.steering.report import page
 
-        with whole_file(path) as temporary:
+        target = user_path(path)
+        with whole_file(target) as temporary:
             temporary.write_text(page(self, effect, kl, budget), encoding="utf-8")
-        return Path(path)
+        return target
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -11,6 +11,7 @@ import torch
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
+from saelab.files import user_path
 from saelab.training import checkpoint, distributed, running
 from saelab.training.inputs import open_input
 from saelab.training.loggers import Logger, open_logger
@@ -78,7 +79,7 @@ def train(
     >>> run.sae
     SAE(TopK(k=2, d_sae=16), d_in=8)
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else user_path(out)
     return _together(
         source, corpus, [sae], [folder], folder, site=site, target_site=target_site, tokens=tokens, batch_size=batch_size,
         context_length=context_length, skip_positions=skip_positions, max_norm=max_norm, buffer_tokens=buffer_tokens, lr=lr,
@@ -130,7 +131,7 @@ def sweep(
     *corpus, saes = corpus_and_saes
     if not saes:
         raise ConfigError("the list of SAEs is empty: give at least one configuration")
-    folder = None if out is None else Path(out)
+    folder = None if out is None else user_path(out)
     names = [f"{i:02d}-{type(sae.cfg if isinstance(sae, SAE) else sae).__name__}" for i, sae in enumerate(saes)]
     folders = [None if folder is None else folder / name for name in names]
     return Sweep(_together(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
-from saelab.files import whole_file
+from saelab.files import user_path, write_csv
 from saelab.training import checkpoint
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Run:
         """Write `sae/` and `history.csv` into the run's folder."""
         if self.path is not None:
             self.sae.save(self.path / "sae")
-            with whole_file(self.path / "history.csv") as temporary:
-                self.history.to_csv(temporary, index=False)
+            write_csv(self.path / "history.csv", self.history)
 
 
 def load_run(path: str | os.PathLike) -> Run:
@@ -105,7 +104,7 @@ def load_run(path: str | os.PathLike) -> Run:
     >>> torch.equal(saelab.load_run(folder).sae.W_dec, run.sae.W_dec)
     True
     """
-    folder = Path(path)
+    folder = user_path(path)
     found = checkpoint.read_run(folder) if folder.is_dir() else None
     if found is None:
         raise CheckpointError(f"{folder} holds no run: no {checkpoint.RUN} is in it")
