@@ -62,8 +62,8 @@ class PowerLaw:
         (low, high), (least, most) = self.exponent_profile, self.exponent_bootstrap
         wide = ""
         if high > WIDE * low:
-            left = len(self.widths) - PARAMETERS
-            wide = f", wide because {len(self.widths)} widths leave {left} degrees of freedom to residuals of {self.residual:.2g}"
+            n, left = len(self.widths), len(self.widths) - PARAMETERS
+            wide = f", wide because {n} widths leave {left} degrees of freedom to residuals of {self.residual:.2g}"
         law = f"FVU = {self.floor:.4f} + {self.factor:.4g} W^-{self.exponent:.3f}"
         return f"{law} (exponent {low:.3f} to {high:.3f}{wide}; from other documents alone {least:.3f} to {most:.3f})"
 

@@ -113,19 +113,20 @@ with lm.steer(steering.add(direction, strength=0.3)):
 prompts = ["The economy", "Our children", "I believe that", "In the last year"][: 2 if SMALL else 4]
 sweep = steering.sweep(
     lm, sae, best, ["add", "ablate"], [0.25, 0.5, 1.0, 2.0][: 2 if SMALL else 4], prompts,
-    draws=2 if SMALL else 4, max_new_tokens=5 if SMALL else 20, out="runs/notebook-03-sweep",
+    draws=2 if SMALL else 20, max_new_tokens=5 if SMALL else 20, out="runs/notebook-03-sweep",
 )  # fmt: skip
 sweep.to_pandas()[["baseline", "latent", "operation", "strength", "prompt", "kl_text", "rise_text", "text"]].head(12)
 
 # %% [markdown]
 # `rise_text` is how much probability the latent's own ten top logit tokens gain, `kl_text` how far the predictions
 # moved at all (both along the unsteered continuation). Good steering buys much of the first with little of the second.
-# The summary takes, for each latent, the best strength within a KL budget, and says how many standard
-# deviations of the random directions lie between it and them.
+# The summary compares each latent with 20 random directions at the strength where each moves the predictions by the same
+# KL, found on half of the prompts and measured on the other half: `p` is the latent's rank among them, each judged by its
+# own top tokens. `best_strength` and its `effect` describe these prompts; as the best of what was tried they flatter.
 
 # %%
 summary = sweep.summary(budget=1.0)
-summary[["latent", "operation", "best_strength", "effect", "random_direction", "z", "z_low", "z_high", "output_score"]]
+summary[["latent", "operation", "matched_effect", "matched_random", "p", "note", "best_strength", "output_score"]]
 
 # %%
 sweep.plot()

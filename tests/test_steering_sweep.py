@@ -1,6 +1,7 @@
 """Sweeps: each cell as it is alone, controls, resuming, interrupts, tables."""
 
 import _thread
+import copy
 import json
 import math
 import signal
@@ -14,7 +15,8 @@ import saelab
 from saelab import CheckpointError, ConfigError, InterventionError, steering
 from saelab.models.generation import generate_ids
 from saelab.steering import experiments, grid, measures, observe
-from saelab.steering.records import MEASURES, OF_THE_STEERING
+from saelab.steering.ranks import at_equal_divergence
+from saelab.steering.records import MEASURES, OF_THE_STEERING, OF_THE_TEXT
 from tests import tiny, toy_sweep
 
 PROMPTS = ["The economy", "My fellow citizens: in", "We"]
@@ -170,7 +172,7 @@ def test_controls_depend_on_latent_and_draw_only(trained):
         torch.testing.assert_close(norms, sae.W_dec[latent].detach().norm().expand(3))
         assert len(set(many.latents[latent])) == 3 and not set(many.latents[latent]) & set(live[:4])
     with pytest.raises(ConfigError, match="lower draws"):
-        grid.draw_controls(sae, live, 48)
+        grid.draw_controls(sae, range(48), 1)
 
 
 def test_the_extended_autoencoder(trained):
@@ -191,8 +193,8 @@ def test_the_extended_autoencoder(trained):
 
 def test_neutral_operations_change_nothing(llama, trained):
     sae, live = trained
-    add = steering.sweep(llama, sae, live[0], "add", [0.0], PROMPTS, **SMALL).to_pandas()
-    scale = steering.sweep(llama, sae, live[0], "scale", [1.0], PROMPTS, **SMALL).to_pandas()
+    add = steering.sweep(llama, sae, live[0], "add", [0.0], PROMPTS, draws=3, **SMALL).to_pandas()
+    scale = steering.sweep(llama, sae, live[0], "scale", [1.0], PROMPTS, draws=3, **SMALL).to_pandas()
     for table in (add, scale):
         steered = table[table.baseline != "none"]
         assert (steered.changed_share == 0).all() and steered.first_divergence.isna().all()
@@ -204,7 +206,8 @@ def test_without_controls(llama, trained):
     found = steering.sweep(llama, sae, live[0], "add", [1.0], PROMPTS[:2], baselines=["none"], **SMALL)
     assert found.to_pandas().baseline.tolist() == ["none"] * 2 + ["steered"] * 2
     row = found.summary().iloc[0]
-    assert math.isnan(row.z) and math.isnan(row.random_direction) and not math.isnan(row.effect)
+    assert math.isnan(row.p) and math.isnan(row.random_direction) and not math.isnan(row.effect)
+    assert row.directions == 0 and row.note == "0 random directions: p needs 20" and not math.isnan(row.matched_effect)
 
 
 # scopes, greedy, odd inputs
@@ -234,7 +237,7 @@ def test_a_text_that_ends_at_once(llama, trained, monkeypatch):
     """Nothing is generated and the one token of the prompt is left out: steered, it is what it was."""
     sae, live = trained
     monkeypatch.setattr(type(llama), "eos_ids", set(range(258)))
-    table = steering.sweep(llama, sae, live[0], "add", [4.0], ["W", "We"], **SMALL).to_pandas()
+    table = steering.sweep(llama, sae, live[0], "add", [4.0], ["W", "We"], draws=3, **SMALL).to_pandas()
     assert set(table.text) == {""} and table.perplexity.isna().all() and (table.changed_share == 0).all()
     steered = table[table.baseline == "steered"]
     assert steered.kl_text[steered.prompt == "W"].item() < 1e-12 and steered.kl_text[steered.prompt == "We"].item() > 0
@@ -416,9 +419,10 @@ def test_the_summary_from_the_table(small, trained):
     assert row.best_strength == within.rise_text.idxmax() and row.effect == within.rise_text.max()
     at = mine[mine.strength == row.best_strength]
     controls = at[at.baseline == "random_direction"].groupby("draw").rise_text.mean()
-    assert row.z == pytest.approx((row.effect - controls.mean()) / controls.std())
+    assert row.random_direction == pytest.approx(controls.mean())
+    assert math.isnan(row.p) and row.note == "2 random directions: p needs 20"
     assert row.random_latent == pytest.approx(at[at.baseline == "random_latent"].rise_text.mean())
-    assert row.effect_low <= row.effect <= row.effect_high and row.z_low <= row.z <= row.z_high
+    assert row.effect_low <= row.effect <= row.effect_high
     assert row.texts == 2 * len(PROMPTS) * 2 and 0 <= row.output_score <= 1
     nothing = small.summary(budget=1e-9)
     assert nothing[nothing.operation == "add"].best_strength.isna().all()
@@ -426,6 +430,50 @@ def test_the_summary_from_the_table(small, trained):
         small.summary(budget=0.0)
     with pytest.raises(ConfigError, match="no measure 'luck'"):
         small.summary("luck")
+
+
+def test_the_rank_among_random_directions_on_their_own_tokens(llama, trained):
+    """By default twenty directions, of which three have texts; the rest of the summary does not hang on them."""
+    sae, live = trained
+    found = steering.sweep(llama, sae, live[:2], ["add", "ablate"], [1.0, 4.0, 16.0], PROMPTS, **SMALL)
+    table, summary = found.to_pandas(), found.summary(budget=0.01)
+    silent = table[table.text.isna()]
+    assert set(silent.baseline) == {"random_direction"} and set(silent.draw) == set(range(3, 20))
+    assert silent[list(OF_THE_TEXT)].isna().all().all() and silent[list(OF_THE_STEERING)].notna().all().all()
+    assert len(found) == 3 + 2 * 4 * 3 * (1 + 20 + 3)
+    for row in summary[summary.operation == "add"].itertuples():
+        mine = table[(table.latent == row.latent) & (table.operation == "add")]
+        random = mine[mine.baseline == "random_direction"].assign(rise_text=lambda some: some.own_rise_text)
+        both = pd.concat([mine[mine.baseline == "steered"].assign(draw=-1), random]).sort_values(["draw", "strength"])
+        cubes = [both[name].to_numpy().reshape(21, 3, 3) for name in ("rise_text", "kl_text")]
+        level, effects = at_equal_divergence(*cubes, 0.01)
+        assert row.matched_kl == level and row.matched_effect == pytest.approx(effects[0])
+        assert row.p == (effects >= effects[0]).mean() and row.directions == 20 and row.note == ""
+        assert row.matched_random == pytest.approx(effects[1:].mean())
+    taken = summary[summary.operation == "ablate"].iloc[0]
+    mine = table[(table.latent == taken.latent) & (table.operation == "ablate")]
+    ranked = mine[mine.baseline == "random_direction"].groupby("draw").own_rise_text.mean()
+    assert taken.p == (1 + (ranked >= taken.effect).sum()) / 21 and "at equal norm" in taken.note
+    one = steering.sweep(llama, sae, live[0], "add", [1.0, 4.0], PROMPTS[:1], **SMALL).summary().iloc[0]
+    assert math.isnan(one.p) and one.note.startswith("1 prompt") and math.isnan(one.effect_low)
+
+
+def test_random_latents_are_told_from_random_directions_by_chance(llama, trained):
+    """Decoder rows that are random directions themselves: their ranks are spread over all places."""
+    sae, live = trained
+    other = copy.deepcopy(sae)
+    with torch.no_grad():
+        drawn = torch.randn(other.W_dec.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        other.W_dec.copy_(drawn / drawn.norm(dim=1, keepdim=True))
+    latents = live[:16]
+    found = steering.sweep(
+        llama, other, latents, "add", [4.0, 16.0], PROMPTS[::2], max_new_tokens=1, batch_size=256, progress=False,
+        baselines=["random_direction"],
+    )  # fmt: skip
+    ps = found.summary(effect="rise_next", kl="kl_next").p
+    n = len(ps)
+    assert ps.notna().all() and abs(ps.mean() - 0.5) < 3.5 * (1 / 12 / n) ** 0.5
+    assert (ps <= 0.05).sum() <= 0.05 * n + 3.5 * (0.05 * 0.95 * n) ** 0.5
 
 
 def test_figures(small):

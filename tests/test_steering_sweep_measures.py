@@ -14,7 +14,8 @@ import saelab
 from saelab import ConfigError, steering
 from saelab.models.unembedding import unembedding
 from saelab.steering import measures, scores
-from saelab.steering.summaries import area, intervals, spearman, z_score
+from saelab.steering.ranks import ENOUGH, at_equal_divergence, p_by_rank
+from saelab.steering.summaries import area, interval, spearman
 from tests import tiny, toy_sweep
 
 NAN = math.nan
@@ -248,23 +249,62 @@ def test_spearman_by_hand():
     assert math.isnan(spearman([1], [1])) and math.isnan(spearman([1, 2], [3, 3]))
 
 
-def test_z_by_hand():
-    controls = np.array([[1.0, 1.0], [2.0, 4.0], [4.0, 6.0]])  # means 1, 3, 5: mean 3, standard deviation 2
-    assert z_score(np.array([6.0, 8.0]), controls) == 2.0
-    assert math.isnan(z_score(np.array([1.0]), controls[:1, :1]))
-
-
-def test_intervals_contain_the_mean_and_shrink():
+def test_the_interval_contains_the_mean_and_shrinks():
     generator = np.random.default_rng(1)
-    few, many = (generator.normal(1, 1, n) for n in (10, 1000))
     widths = []
-    for effects in (few, many):
-        controls = generator.normal(0, 1, (4, len(effects)))
-        found = intervals(effects, controls, 300)
+    for n in (10, 1000):
+        effects = generator.normal(1, 1, n)
+        found = interval(effects, 300)
         assert found["effect_low"] < effects.mean() < found["effect_high"]
-        assert found["z_low"] < found["z_high"]
-        assert found == intervals(effects, controls, 300)
+        assert found == interval(effects, 300)
         widths.append(found["effect_high"] - found["effect_low"])
     assert widths[1] < widths[0] / 3
-    constant = intervals(np.array([2.0, 2.0]), np.zeros((0, 2)), 10)
-    assert (constant["effect_low"], constant["effect_high"]) == (2, 2) and math.isnan(constant["z_low"])
+    assert all(map(math.isnan, interval(np.array([2.0]), 10).values()))  # one prompt says nothing of others
+
+
+# ranks among random directions
+
+
+def curves(generator, directions=21, prompts=6, noise=0.5):
+    """Directions that are all of one kind: each its own strength of effect and divergence, each prompt with its noise."""
+    strengths = np.array([0.5, 1.0, 2.0, 4.0])[None, :, None]
+    slope, steepness = generator.normal(0, 1, (directions, 1, 1)), generator.lognormal(0, 0.5, (directions, 1, 1))
+    bend = generator.normal(0, 1, (directions, 1, 1))  # the best strength differs between them
+    scatter = noise * generator.normal(0, 1, (directions, 4, prompts))
+    effect = slope * strengths + bend * np.sin(2 * strengths) + scatter
+    return effect, steepness * strengths**2 * generator.lognormal(0, 0.3, (1, 1, prompts))
+
+
+def test_effects_at_equal_divergence_by_hand():
+    kl = np.array([[[0.25, 0.25], [1.0, 4.0]], [[1.0, 1.0], [9.0, 9.0]]])
+    effect = np.array([[[1.0, 2.0], [3.0, 6.0]], [[4.0, 5.0], [7.0, 8.0]]])
+    level, found = at_equal_divergence(effect, kl, budget=2.25)
+    assert level == 1.0  # the first direction gets no further on the first prompt
+    # the first: strength 2 by prompt 0, read on prompt 1; by prompt 1 a third of the way, read on prompt 0
+    assert found.tolist() == pytest.approx([(6 + (1 + 2 / 3)) / 2, (5 + 4) / 2])
+    level, found = at_equal_divergence(effect, kl, budget=0.0625)  # half of the first strength, and a quarter
+    assert level == 0.0625 and found.tolist() == pytest.approx([1.5 / 2, 4.5 / 4])
+    assert np.isnan(at_equal_divergence(effect, kl, 0.0625, at_rest=math.nan)[1]).all()
+    assert np.isnan(at_equal_divergence(effect, 0 * kl, 1.0)[1]).all()
+
+
+def test_the_order_of_the_strengths_does_not_matter():
+    effect, kl = curves(np.random.default_rng(0))
+    level, found = at_equal_divergence(effect, kl, 1.0)
+    again = at_equal_divergence(effect[:, ::-1], kl[:, ::-1], 1.0)
+    assert again[0] == level and np.array_equal(again[1], found)
+
+
+def test_p_is_uniform_where_the_latent_is_a_random_direction():
+    """Nothing is chosen where it is reported: at .05 one in twenty passes, at .5 one in two."""
+    ps = np.array([p_by_rank(at_equal_divergence(*curves(np.random.default_rng(i)), 1.0)[1]) for i in range(600)])
+    assert ps.min() == pytest.approx(1 / (ENOUGH + 1))
+    for level in (0.05, 0.25, 0.5):
+        assert abs((ps <= level).mean() - level) < 3.5 * (level * (1 - level) / 600) ** 0.5 + 1 / 42
+
+
+def test_p_is_small_where_the_latent_does_more_and_counts_ties_against_it():
+    effect, kl = curves(np.random.default_rng(0))
+    effect[0] = 10 * np.sqrt(kl[0])
+    assert p_by_rank(at_equal_divergence(effect, kl, 1.0)[1]) == pytest.approx(1 / 21)
+    assert p_by_rank(np.ones(21)) == 1

@@ -111,6 +111,7 @@ def test_marks_begin_where_the_texts_part(tmp_path):
 
 def test_an_unfinished_sweep_has_a_page(tmp_path):
     sweep = made(["one", "two"])
+    assert "random directions: p needs 20" in sweep.to_html(tmp_path / "p.html").read_text()
     part = Sweep(sweep.rows[:1], sweep.settings, sweep.scores)
     assert "1 of 8" in part.to_html(tmp_path / "p.html").read_text()
     assert "No steered text yet" in Sweep([], sweep.settings, {}).to_html(tmp_path / "p.html").read_text()

@@ -47,11 +47,11 @@ def evaluate(
     """Evaluate an SAE in its model: reconstruction, sparsity, and what the model's predictions lose.
 
     Contexts of the split are read whole, from its start: at least `tokens` tokens through the whole model (clean, and
-    with the SAE, zeros, the mean, and zeros everywhere in place of the activation), up to `sparsity_tokens` through the model as far as
-    the site, for dead latents and the mean. Replaced are exactly the positions that the SAE is for: neither padding
-    nor special, past `skip_positions`, within the norm limit of the training; zero and mean ablation replace the same
-    ones. The field ablates every position, the first too, where a residual stream holds the sink: `ce_score_all` is that
-    figure.
+    with the SAE, zeros, the mean, and zeros everywhere in place of the activation), up to `sparsity_tokens` through the
+    model as far as the site, for dead latents and the mean. Replaced are exactly the positions that the SAE is for:
+    neither padding nor special, past `skip_positions`, within the norm limit of the training; zero and mean ablation
+    replace the same ones. The field ablates every position, the first too, where a residual stream holds the sink:
+    `ce_score_all` is that figure.
     Cross-entropy is over real targets, KL over real positions, separators and BOS excluded from both. `Report` defines
     each figure. Of a transcoder, what is replaced, explained and ablated is the target, at the positions whose input it
     is for.

@@ -34,7 +34,7 @@ def sweep(
     out: str | Path | None = None,
     *,
     unit: str | None = None,
-    draws: int = 3,
+    draws: int = 20,
     temperature: float = 1.0,
     site: str | None = None,
     later_site: str | None = None,
@@ -60,7 +60,8 @@ def sweep(
             uniformly, which change the activation by as much at every position ("project_out" alone removes what
             lies along them). "random_latent": live latents drawn from the others, at the same strength in their own
             unit. "none", the unsteered text, always runs, because the measures refer to it.
-        draws: controls of each kind for each latent; z needs at least two.
+        draws: random directions for each latent; a p value needs 20 of them. Texts are made with the first 3 alone (the
+            others are measured on the unsteered continuation, as all are, which costs little); 3 random latents at most.
         unit: of the strengths: "max_activation" (the default for latents), "activation", "residual_norm" or "std".
         site: where to steer; the SAE's own when nothing is said.
         later_site: where latents are encoded again; else the residual stream after the next block, for residual sites.
@@ -78,7 +79,7 @@ def sweep(
     >>> import saelab
     >>> from saelab import steering
     >>> found = steering.sweep(lm, sae, [123, 9], ["add", "ablate"], [0.5, 1, 2, 4], ["The economy"])  # doctest: +SKIP
-    >>> found.summary()[["latent", "operation", "best_strength", "effect", "z"]]  # doctest: +SKIP
+    >>> found.summary()[["latent", "operation", "matched_effect", "matched_random", "p", "note"]]  # doctest: +SKIP
     """
     from saelab.steering import observe, scores
     from saelab.steering.scope import Scope
@@ -175,9 +176,11 @@ def _run(setting: Any, cells: list[Cell], store: "records.Records", batch_size: 
                 continue
             if stop.is_set():
                 return
-            texts = generate(setting, todo)
+            written = [cell for cell in todo if cell.written]
+            made = dict(zip(written, generate(setting, written) if written else [], strict=True))
+            texts = [made.get(cell) for cell in todo]
             if todo[0].baseline == NONE:
-                unsteered |= {(cell.prompt_id, cell.seed): ids for cell, ids in zip(todo, texts, strict=True)}
+                unsteered |= {(cell.prompt_id, cell.seed): ids for cell, ids in made.items()}
             references = [unsteered[cell.prompt_id, cell.seed] for cell in todo]
             found = observe(setting, todo, texts, references)
             store.add([{**cell.to_dict(), **figures} for cell, figures in zip(todo, found, strict=True)])

@@ -17,6 +17,9 @@ WITHOUT_STRENGTH = ("ablate", "project_out")
 OPERATIONS = WITH_STRENGTH + WITHOUT_STRENGTH
 STEERED, NONE, RANDOM_DIRECTION, RANDOM_LATENT = "steered", "none", "random_direction", "random_latent"
 BASELINES = (NONE, RANDOM_DIRECTION, RANDOM_LATENT)
+SHOWN = (
+    3  # random latents of each target, and random directions that texts are made with: the others are measured alone
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,17 @@ class Cell:
     prompt_id: int
     seed: int
 
+    @property
+    def written(self) -> bool:
+        """Whether a text is made: not with the many random directions that only a rank needs."""
+        return self.baseline != RANDOM_DIRECTION or (self.draw or 0) < SHOWN
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Controls(NamedTuple):
-    """`latents[t]` [draws] random latents of each target t, `vectors[t]` [draws, d] random directions of its norm."""
+    """`latents[t]` random latents of each target t (`SHOWN` at most), `vectors[t]` [draws, d] directions of its norm."""
 
     latents: dict[int, list[int]]
     vectors: dict[int, Tensor]
@@ -64,7 +72,8 @@ def cells(
     [(None, None), ('add', 1.0), ('add', 2.0), ('ablate', None)]
     """
     kinds: list[tuple[str, int | None]] = [(STEERED, None)]
-    kinds += [(kind, draw) for kind in (RANDOM_DIRECTION, RANDOM_LATENT) if kind in baselines for draw in range(draws)]
+    for kind, count in ((RANDOM_DIRECTION, draws), (RANDOM_LATENT, min(draws, SHOWN))):
+        kinds += [(kind, draw) for draw in range(count if kind in baselines else 0)]
     grid: list[tuple[str, int | None, str | None, float | None, int | None]] = [(NONE, None, None, None, None)]
     for latent in latents:
         for operation in operations:
@@ -93,8 +102,9 @@ def draw_controls(sae: Any, latents: Sequence[int], draws: int) -> Controls:
     candidates = torch.ones(sae.d_sae, dtype=torch.bool) if stats is None else (stats.density > 0).cpu()
     candidates[list(latents)] = False
     pool = candidates.nonzero().flatten()
-    if len(pool) < draws:
-        raise ConfigError(f"{draws} random latents were asked for and {len(pool)} live ones are left beside the "
+    beside = min(draws, SHOWN)
+    if len(pool) < beside:
+        raise ConfigError(f"{beside} random latents stand beside each target and {len(pool)} live ones are left beside the "
                           f"{len(latents)} targets: lower draws")  # fmt: skip
     W_dec = sae.W_dec.detach()
     if not draws:
@@ -102,7 +112,7 @@ def draw_controls(sae: Any, latents: Sequence[int], draws: int) -> Controls:
     chosen, vectors = {}, {}
     for latent in latents:
         order = torch.randperm(len(pool), generator=_generator(f"latents beside {latent}"))
-        chosen[latent] = pool[order[:draws]].tolist()
+        chosen[latent] = pool[order[:beside]].tolist()
         rows = [
             torch.randn(W_dec.shape[1], generator=_generator(f"direction {draw} beside {latent}"), dtype=torch.float64)
             for draw in range(draws)

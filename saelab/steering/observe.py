@@ -20,6 +20,7 @@ from saelab.models.tokens import Tokens, padded
 from saelab.models.where import prompt
 from saelab.steering import measures
 from saelab.steering.grid import RANDOM_DIRECTION, RANDOM_LATENT, Cell
+from saelab.steering.records import OF_THE_TEXT
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -83,23 +84,26 @@ def generate(setting: Setting, cells: Sequence[Cell]) -> list[list[int]]:
 
 
 def observe(
-    setting: Setting, cells: Sequence[Cell], continuations: list[list[int]], references: list[list[int]]
+    setting: Setting, cells: Sequence[Cell], continuations: Sequence[list[int] | None], references: list[list[int]]
 ) -> list[dict[str, Any]]:
-    """One dict a cell: its text and its measures; `references` are the unsteered continuations."""
-    found = [
-        _of_the_text(setting, cell, ids, reference)
-        for cell, ids, reference in zip(cells, continuations, references, strict=True)
-    ]
+    """One dict a cell: its text and its measures; `references` are the unsteered continuations.
+
+    Where no text was made (a continuation is None) there is none, and its figures are NaN.
+    """
+    found: list[dict[str, Any]] = [{"text": None, "ids": None, **dict.fromkeys(OF_THE_TEXT, math.nan)} for _ in cells]
+    written = {i: ids for i, ids in enumerate(continuations) if ids is not None}
+    for i, ids in written.items():
+        found[i] |= _of_the_text(setting, cells[i], ids, references[i])
     longest = max(len(setting.prompts[cell.prompt_id]) for cell in cells) + setting.max_new_tokens
-    for part in _parts(setting, range(len(cells)), longest):
+    for part in _parts(setting, list(written), longest):
         prompts = [setting.prompts[cells[i].prompt_id] for i in part]
-        tokens = _left_padded(prompts, [continuations[i] for i in part])
+        tokens = _left_padded(prompts, [written[i] for i in part])
         width = max(map(len, prompts))
         with torch.no_grad(), prompt(width):
             logits_BTV = setting.lm.forward(tokens.to(setting.lm.device))
         for i, logits_TV in zip(part, logits_BTV, strict=True):
-            ids = torch.tensor(continuations[i], dtype=torch.int64, device=logits_TV.device)
-            value = measures.perplexity(logits_TV[width - 1 : width - 1 + len(ids)], ids)
+            targets = torch.tensor(written[i], dtype=torch.int64, device=logits_TV.device)
+            value = measures.perplexity(logits_TV[width - 1 : width - 1 + len(targets)], targets)
             looping = found[i]["repetition_4"] > measures.LOOPING
             found[i] |= {"perplexity": value, "perplexity_ranked": math.nan if looping else value}
     steered = [i for i, cell in enumerate(cells) if cell.latent is not None]

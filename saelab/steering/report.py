@@ -40,8 +40,8 @@ svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
 """
 
 SUMMARY = (
-    "latent operation best_strength effect effect_low effect_high kl random_direction random_latent z z_low z_high area "
-    "monotonicity perplexity_ranked output_score input_score"
+    "latent operation matched_effect matched_kl matched_random directions p note best_strength effect effect_low effect_high "
+    "kl random_direction random_latent area monotonicity perplexity_ranked output_score input_score"
 ).split()
 
 
@@ -54,7 +54,7 @@ def page(sweep: "Sweep", effect: str, kl: str, budget: float) -> str:
     asked = {
         "model": settings["model"], "site": settings["site"], "later site": settings["later_site"],
         "unit": settings["unit"], "scope": settings["scope"], "temperature": settings["temperature"],
-        "texts": f"{len(sweep):,} of {sweep.total:,}",
+        "rows": f"{len(sweep):,} of {sweep.total:,}",
     }  # fmt: skip
     parts = [
         "<!doctype html>",
@@ -66,8 +66,10 @@ def page(sweep: "Sweep", effect: str, kl: str, budget: float) -> str:
         " &middot; ".join(f"{name} <b>{text(value)}</b>" for name, value in asked.items() if value is not None),
         "</p><h2>Summary</h2>",
         f"<p>Effect: {shown(effect)}, the rise of the probability of the latent's own top logit tokens unless another "
-        f"was chosen, at the best strength whose {shown(kl)} is at most {budget:g} nats. z is against random directions "
-        "of equal norm; intervals are 95% over prompts and seeds.</p>",
+        f"was chosen. Matched: at the strength whose {shown(kl)} is {budget:g} nats (or the most that all reach), found on "
+        "other prompts, for the latent and for random directions on their own tokens; p is the latent's rank among them. The "
+        "best strength within the budget is chosen on the prompts that its effect is shown for, which flatters it; intervals "
+        "are 95% over prompts.</p>",
         _summary(summary),
     ]
     for place, latent in enumerate(settings["latents"]):

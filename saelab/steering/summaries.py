@@ -1,10 +1,11 @@
-"""One row for each latent and operation: best strength under a budget, frontier, z against random directions."""
+"""One row for each latent and operation: best strength under a budget, frontier, rank among random directions."""
 
 import math
 from typing import TYPE_CHECKING, Any
 
 from saelab.errors import ConfigError
 from saelab.steering.grid import RANDOM_DIRECTION, RANDOM_LATENT, STEERED
+from saelab.steering.ranks import against_random
 from saelab.steering.records import MEASURES
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def summarise(
                 "latent": latent,
                 "operation": operation,
                 "unit": mine.unit.iloc[0],
-                **_figures(mine, effect, kl, budget, resamples),
+                **_figures(mine, str(operation), effect, kl, budget, resamples),
                 "output_score": _score(scores, "output_score", place),
                 "input_score": _score(scores, "input_score", place),
                 "top_tokens": " ".join(map(repr, scores["top_tokens"][place])) if scores.get("top_tokens") else "",
@@ -89,58 +90,40 @@ def spearman(x: Any, y: Any) -> float:
     return round(float(ranks.x.corr(ranks.y)), 12)
 
 
-def z_score(effects_C: "ndarray", controls_RC: "ndarray") -> float:
-    """(mean effect - mean of the controls) / standard deviation over the R controls of their means over the C cells.
-
-    >>> import numpy as np
-    >>> z_score(np.array([4.0, 6.0]), np.array([[0.0, 2.0], [2.0, 4.0]]))  # (5 - 2) / sd(1, 3)
-    2.1213203435596424
-    """
-    means_R = controls_RC.mean(1)
-    spread = float(means_R.std(ddof=1)) if len(means_R) > 1 else 0.0
-    return float(effects_C.mean() - means_R.mean()) / spread if spread > 0 else math.nan
-
-
-def intervals(effects_C: "ndarray", controls_RC: "ndarray", resamples: int) -> dict[str, float]:
-    """95% percentile bootstrap intervals of the mean effect and of z, resampling the cells (prompt, seed) together."""
+def interval(effects_P: "ndarray", resamples: int) -> dict[str, float]:
+    """95% percentile bootstrap interval of the mean effect over prompts, the unit of what is drawn; NaN for one prompt."""
     import numpy as np
 
-    generator = np.random.default_rng(0)
-    picks = generator.integers(len(effects_C), size=(resamples, len(effects_C)))
-    means = effects_C[picks].mean(1)
-    zs = np.array([z_score(effects_C[pick], controls_RC[:, pick]) for pick in picks if len(controls_RC) > 1])
-    zs = zs[~np.isnan(zs)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    z_low, z_high = np.percentile(zs, [2.5, 97.5]) if len(zs) else (math.nan, math.nan)
-    return {"effect_low": float(low), "effect_high": float(high), "z_low": float(z_low), "z_high": float(z_high)}
+    if len(effects_P) < 2:
+        return {"effect_low": math.nan, "effect_high": math.nan}
+    picks = np.random.default_rng(0).integers(len(effects_P), size=(resamples, len(effects_P)))
+    low, high = np.percentile(effects_P[picks].mean(1), [2.5, 97.5])
+    return {"effect_low": float(low), "effect_high": float(high)}
 
 
-def _figures(mine: "DataFrame", effect: str, kl: str, budget: float, resamples: int) -> dict[str, float]:
+def _figures(mine: "DataFrame", operation: str, effect: str, kl: str, budget: float, resamples: int) -> dict[str, Any]:
     by_strength = curve(mine, effect, kl)
     within = by_strength[by_strength[kl] <= budget]
     found = {
+        **against_random(mine, operation, effect, kl, budget),
         "area": area(list(zip(by_strength[kl], by_strength[effect], strict=True)), budget),
         "monotonicity": spearman(by_strength.strength, by_strength[effect]),
     }
-    names = "best_strength effect effect_low effect_high kl random_direction random_latent z z_low z_high".split()
+    names = "best_strength effect effect_low effect_high kl random_direction random_latent".split()
     names += ["perplexity_ranked", "looping", "relative_change", "target_after_later"]
     if not len(within) or within[effect].isna().all():
         return dict.fromkeys(names, math.nan) | found
     best = within.sort_values(effect, kind="stable", na_position="first").iloc[-1]
     at = mine[mine.strength.isna() if math.isnan(best.strength) else mine.strength == best.strength]
-    steered = at[at.baseline == STEERED].set_index(["prompt_id", "seed"])
-    controls = at[at.baseline == RANDOM_DIRECTION].pivot(index="draw", columns=["prompt_id", "seed"], values=effect)
-    controls = controls.reindex(columns=steered.index).dropna()
-    effects_C, controls_RC = steered[effect].to_numpy(), controls.to_numpy(dtype=float)
+    steered = at[at.baseline == STEERED]
     means = at.groupby("baseline")[effect].mean()
     return {
         "best_strength": best.strength,
         "effect": best[effect],
+        **interval(steered.groupby("prompt_id")[effect].mean().to_numpy(), resamples),
         "kl": best[kl],
         "random_direction": float(means.get(RANDOM_DIRECTION, math.nan)),
         "random_latent": float(means.get(RANDOM_LATENT, math.nan)),
-        "z": z_score(effects_C, controls_RC),
-        **intervals(effects_C, controls_RC, resamples),
         "perplexity_ranked": float(steered.perplexity_ranked.mean()),
         "looping": float((steered.perplexity_ranked.isna() & steered.perplexity.notna()).mean()),
         "relative_change": float(steered.relative_change.mean()),

@@ -24,13 +24,13 @@ IDENTITY = [
 
 
 class Sweep:
-    """The texts of a sweep and their measures.
+    """The rows of a sweep: a text each, and its measures.
 
-    `rows` are the texts as dicts, `settings` what was asked for, `scores` the top logit tokens and scores of each
+    `rows` are they as dicts, `settings` what was asked for, `scores` the top logit tokens and scores of each
     latent, `path` the folder (None without one).
 
-    Columns of `to_pandas()`, one row a text. A control ("random_direction", "random_latent") is measured on the latent
-    that it stands beside. "Text" figures are means over the positions that predict the unsteered continuation,
+    Columns of `to_pandas()`, one row a text or measurement. A control ("random_direction", "random_latent") is measured
+    on the latent that it stands beside. "Text" figures are means over the positions that predict the unsteered continuation,
     teacher-forced on it; "next" is the first of them, after the prompt.
 
     | column | meaning |
@@ -51,10 +51,10 @@ class Sweep:
     | perplexity_ranked | NaN where repetition_4 exceeds .2, because loops have a low perplexity |
     | repetition_4, distinct_2 | 1 - distinct / all 4-grams; distinct / all 2-grams |
     | changed_share, first_divergence | tokens that differ from the unsteered text; the first of them, NaN if none |
-    | text | the continuation |
+    | text | the continuation; None, with its figures NaN, of random directions after the first three |
 
     >>> Sweep([], {"prompts": [], "texts": 0}, {})
-    Sweep of 0 texts
+    Sweep of 0 rows
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Sweep:
 
     @property
     def total(self) -> int:
-        """Texts asked for."""
+        """Rows asked for."""
         return int(self.settings["texts"])
 
     @property
@@ -74,7 +74,7 @@ class Sweep:
         return len(self) < self.total
 
     def to_pandas(self) -> "DataFrame":
-        """One row a text, a pandas.DataFrame; see the class for the columns."""
+        """One row a cell of the grid, a pandas.DataFrame; see the class for the columns."""
         import pandas as pd
 
         own = [name for name in IDENTITY if name not in ("unit", "prompt")]
@@ -94,13 +94,23 @@ class Sweep:
     ) -> "DataFrame":
         """One row a latent and operation, a pandas.DataFrame.
 
-        `best_strength` has the largest mean `effect` among the strengths whose mean `kl` is at most `budget` (all
-        figures of the row are at it); `effect_low`, `effect_high` and `z_low`, `z_high` are 95% bootstrap intervals
-        over prompts x seeds (`resamples`, percentile, seeded). `random_direction` and `random_latent` are the controls'
-        mean effects; z = (effect - random_direction) / standard deviation of the directions' mean effects, NaN for
-        fewer than two draws. `area`: mean attainable effect over budgets uniform in [0, budget], not steering
-        included (the area under the step-wise frontier over its width). `monotonicity`: Spearman correlation of
-        strength and mean effect. Definitions are our choice. Raises `ConfigError` for an unknown column.
+        `best_strength` has the largest mean `effect` among the strengths whose mean `kl` is at most `budget`, and `effect`
+        to `random_latent` and the text's figures are at it: a description of these prompts, which flatters, because they chose
+        the strength. `effect_low`, `effect_high` are a 95% bootstrap interval over prompts at that strength (`resamples`,
+        percentile, seeded; NaN for one prompt); `random_direction` and `random_latent` the controls' mean effects on the
+        latent's tokens at the same strength.
+
+        What is to be believed is `p`: the share of the latent and its random directions together whose effect is at least the
+        latent's (at best 1 / (directions + 1)), each on its own top tokens and at its own strength for the same KL
+        (`matched_kl`: `budget`, or the most that all reach), the strength chosen on the other half of the prompts
+        (`saelab.steering.ranks`). `matched_effect` and `matched_random` are the latent's effect and the directions' mean there.
+        Strengths below the neutral one (0, or 1 of "scale") are left out where there are others. An operation that has none
+        is compared at equal norm; what takes away has a p near 1. Of many latents tested one in twenty is at .05 by
+        chance. p is NaN, and `note` says why, with fewer than 20 random directions or a single prompt.
+
+        `area`: mean attainable effect over budgets uniform in [0, budget], not steering included (the area under the
+        step-wise frontier over its width). `monotonicity`: Spearman correlation of strength and mean effect.
+        Definitions are our choice. Raises `ConfigError` for an unknown column.
         """
         from saelab.steering.summaries import summarise
 
@@ -129,4 +139,4 @@ class Sweep:
 
     def __repr__(self) -> str:
         missing = f" of {self.total:,}, the others are missing" if len(self.rows) < self.total else ""
-        return f"Sweep of {len(self.rows):,} texts{missing}" + (f", in {self.path}" if self.path else "")
+        return f"Sweep of {len(self.rows):,} rows{missing}" + (f", in {self.path}" if self.path else "")
