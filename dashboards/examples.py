@@ -5,12 +5,13 @@ Every choice is a function of the firings and of a hash of (latent, place), so o
 size or the number of the parts in which the corpus was read. Rows are context x length + position.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from saelab import checks
 from saelab.dashboards.collect import NEAR, Collection, Firings
 from saelab.dashboards.figures import extremes, first_in_contexts, quantile_edges
 from saelab.dashboards.priority import priorities
@@ -37,8 +38,7 @@ class Layout:
         >>> Layout.of(45, 48).sizes
         [15, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 5, 5]
         """
-        if windows < 1 or not 1 <= window <= LONGEST_WINDOW:
-            raise ConfigError(f"{windows=} must be at least 1, and {window=} between 1 and {LONGEST_WINDOW} tokens")
+        windows, window = checks.count("windows", windows), checks.count("window", window, most=LONGEST_WINDOW)
         few, each = min(windows // 9, NEAR), windows // 22
         fifths = [(j / PARTS, (j + 1) / PARTS) for j in reversed(range(PARTS))]
         groups: list[tuple[str, str, float | None, float | None, int]] = [
@@ -277,14 +277,12 @@ def selected(latents: int | Sequence[int] | None, counts: np.ndarray, seed: int)
     """The latents with a page: a count of live ones, a list, or None for all. `ConfigError` for a bad list."""
     if latents is None:
         return np.arange(len(counts))
-    if isinstance(latents, int):
-        if latents < 1:
-            raise ConfigError(f"latents={latents}: give a count of at least 1, a list of latents, or None for all")
-        found = spread(counts, latents, seed)
+    if not isinstance(latents, Iterable) or getattr(latents, "ndim", 1) == 0:
+        found = spread(counts, checks.count("latents", latents), seed)
         if not len(found):
             raise ConfigError("no latent fired on the tokens read: raise tokens, or name latents in a list")
         return found
-    chosen = np.asarray(list(latents))
-    if not len(chosen) or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= len(counts):
+    chosen = checks.counts("latents", latents, least=0, most=len(counts) - 1, of="the latents")
+    if not chosen:
         raise ConfigError(f"latents={latents!r}: give whole numbers from 0 to {len(counts) - 1:,}, at least one")
-    return np.unique(chosen)
+    return np.sort(chosen)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.dashboards.priority import priorities
-from saelab.errors import ConfigError, DataError
+from saelab.errors import DataError
 from saelab.models.sites import Site, run_recording
 from saelab.models.splice import check_width, sae_site
 from saelab.models.tokens import Tokens
@@ -51,9 +52,7 @@ class Reader:
         for sae, site, target in zip(saes, sites, targets, strict=True):
             check_width(site, sae.d_in, "input")
             check_width(target, sae.d_out, "output")
-        if tokens < 1:
-            raise ConfigError(f"tokens={tokens:,} must be at least 1")
-        wanted = math.ceil(tokens / contexts.ids.shape[1])
+        wanted = math.ceil(checks.count("tokens", tokens) / contexts.ids.shape[1])
         return cls(lm, list(saes), sites, targets, contexts, min(wanted, len(contexts)), seed)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saelab import checks
 from saelab.dashboards.assembly import build
 from saelab.dashboards.dashboard import Dashboard
 from saelab.errors import ConfigError
@@ -27,7 +28,7 @@ def show(
     **options: Any,
 ) -> Dashboard:
     """A page of one latent or of a few, in a temporary folder that goes with the process; see `SAE.show`."""
-    wanted = [latents] if isinstance(latents, int) else list(latents)
+    wanted = checks.counts("latents", latents, least=0)
     options = {"effects": None, "evaluation": None, "parquet": False, **options}
     lm, corpus = sources(sae, lm, corpus)
     return build(sae, lm, corpus, _temporary(), latents=wanted, tokens=tokens, **options)

@@ -222,7 +222,7 @@ def test_errors(tiny_llama, corpus):
         run(Parts(d=16), tiny_llama, corpus)
     with pytest.raises(DataError, match="norm limit"):
         run(Parts(limit=0.0), tiny_llama, corpus)
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="tokens is 0"):
         run(Parts(), tiny_llama, corpus, tokens=0)
 
 

@@ -174,7 +174,7 @@ def test_refused_edits(small, drawn):
             hspace.edit(small, drawn, good, **arguments)
     with pytest.raises(ConfigError, match="eta is 2"):
         hspace.sample(small, n=1, eta=2.0)
-    with pytest.raises(ConfigError, match="at least one"):
+    with pytest.raises(ConfigError, match="n is 0"):
         hspace.sample(small, n=0)
 
 

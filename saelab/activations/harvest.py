@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from saelab.activations.store import DTYPES, ActivationStore, layout_of, row_bytes
+from saelab import checks
+from saelab.activations.store import ActivationStore, layout_of, row_bytes
 from saelab.activations.writers import FolderWriter, MemoryWriter
 from saelab.errors import ConfigError, DataError
 from saelab.models.sites import run_recording
@@ -80,11 +81,8 @@ def stream(
     Raises `SiteError` for a site that the model does not have, `ConfigError` for a `start` between two batches and
     `DataError`, naming site, context and position, when an activation is NaN or infinite.
     """
-    if batch_size < 1 or skip_positions < 0:
-        raise ConfigError(
-            f"batch_size is {batch_size} and must be at least 1; skip_positions is {skip_positions} and "
-            "must be at least 0"
-        )
+    batch_size = checks.count("batch_size", batch_size)
+    skip_positions = checks.count("skip_positions", skip_positions, least=0)
     order = torch.arange(len(contexts.ids)) if order is None else order
     if start % batch_size and start < len(order):
         raise ConfigError(f"start={start} lies between two batches of {batch_size} contexts: use a multiple")
@@ -198,14 +196,13 @@ def harvest(
     >>> row = 123; int(stores["blocks.3.hook_resid_post"].tokens[row])    # doctest: +SKIP
     """
     names = _site_names(site, sites)
-    if gradients not in (True, False, "sampled"):
-        raise ConfigError(f"gradients is {gradients!r}; use True (true next tokens), 'sampled' or False")
-    row_dtype = _row_dtype(dtype)
-    if tokens < 1 or batch_size < 1 or skip_positions < 0 or skip_positions + bool(gradients) >= context_length:
-        raise ConfigError(
-            f"tokens={tokens:,} and batch_size={batch_size:,} must be at least 1, and "
-            f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions"
-        )
+    checks.choice("gradients", gradients, (True, "sampled", False))
+    row_dtype = checks.dtype_of(dtype) or torch.float32
+    tokens, batch_size = checks.count("tokens", tokens), checks.count("batch_size", batch_size)
+    context_length, seed = checks.count("context_length", context_length), checks.seed(seed)
+    skip_positions = checks.count("skip_positions", skip_positions, least=0)
+    if skip_positions + bool(gradients) >= context_length:
+        raise ConfigError(f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions")
     contexts = corpus.contexts(lm, context_length, split=split, prepend_bos=prepend_bos, progress=progress)
     context_length = contexts.ids.shape[1]  # rows of token ids keep their own
     available = int(usable(contexts.mask, skip_positions, bool(gradients)).sum())
@@ -314,13 +311,6 @@ def _site_names(site: str | None, sites: Sequence[str] | None) -> list[str]:
     if not names or len(set(names)) != len(names) or isinstance(sites, str):
         raise ConfigError(f"sites={sites!r}: give a list of at least one name, each once")
     return names
-
-
-def _row_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
-    if found is None or found not in DTYPES.values():
-        raise ConfigError(f"rows cannot be stored as {dtype}: use one of {', '.join(DTYPES)}")
-    return found
 
 
 def _versions() -> dict[str, str]:

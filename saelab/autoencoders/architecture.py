@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from saelab import checks
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
@@ -114,10 +115,15 @@ class Architecture:
         REGISTRY[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        if not isinstance(self.d_sae, int) or self.d_sae < 1:
-            raise ConfigError(f"d_sae is {self.d_sae!r}; it must be a whole number of latents, 1 or more")
-        if self.input_scale not in ("rms", None):
-            raise ConfigError(f"input_scale is {self.input_scale!r}; use 'rms' or None")
+        self.check(
+            d_sae=checks.count("d_sae", self.d_sae),
+            input_scale=checks.choice("input_scale", self.input_scale, ("rms", None)),
+        )
+
+    def check(self, **fields: Any) -> None:
+        """Put the plain value that a check gave in the place of what the user wrote."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         shown = [

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders import objectives, zipf
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
@@ -58,13 +59,12 @@ class MutualChoice(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.k, int) or not 1 <= self.k <= self.d_sae:
-            raise ConfigError(f"k is {self.k!r} and d_sae is {self.d_sae:,}: k must be a whole number from 1 to d_sae")
-        objectives.check_aux(self.aux_coefficient, self.aux_k)
-        if self.aux not in ("k", "zipf"):
-            raise ConfigError(f"aux is {self.aux!r}; use 'k' or 'zipf'")
-        if not self.tau >= 0:
-            raise ConfigError(f"tau is {self.tau!r}; it must be 0 or more")
+        self.check(
+            k=checks.count("k", self.k, most=self.d_sae, of="d_sae"),
+            aux=checks.choice("aux", self.aux, ("k", "zipf")),
+            tau=checks.number("tau", self.tau, least=0),
+            **objectives.checked_aux(self),
+        )
 
     @property
     def tracks_density(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders import zipf
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Params, State
@@ -66,24 +67,24 @@ class FeatureChoice(MutualChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.cap <= 1:
-            raise ConfigError(f"cap is {self.cap!r}; it must be above 0 and at most 1")
+        self.check(
+            cap=checks.number("cap", self.cap, above=0, most=1),
+            mutual_share=checks.number("mutual_share", self.mutual_share, least=0, most=0.8),
+            rounding=checks.choice("rounding", self.rounding, ("systematic", "remainder")),
+            seed=checks.seed(self.seed),
+        )
         if self.k > self.cap * self.d_sae:
             raise ConfigError(
                 f"k is {self.k:,} and {self.d_sae:,} latents that fire on at most {self.cap:g} of the tokens can spend "
                 f"{self.cap * self.d_sae:,g}: lower k, or raise d_sae or cap"
             )
-        if not 0 <= self.mutual_share <= 0.8:
-            raise ConfigError(f"mutual_share is {self.mutual_share!r}; it must be from 0 to 0.8 of the run")
-        if self.rounding not in ("systematic", "remainder"):
-            raise ConfigError(f"rounding is {self.rounding!r}; use 'systematic' or 'remainder'")
         if isinstance(self.budgets, str):
             if self.budgets not in ("zipf", "uniform"):
                 raise ConfigError(f"budgets are {self.budgets!r}; use 'zipf', 'uniform' or {self.d_sae:,} numbers")
             if self.budgets == "zipf" and not self.mutual_share:
                 raise ConfigError("budgets='zipf' are fitted in the Mutual Choice phase: mutual_share must be above 0")
             return
-        object.__setattr__(self, "budgets", tuple(float(share) for share in self.budgets))  # JSON makes it a list
+        self.check(budgets=tuple(float(share) for share in self.budgets))  # JSON makes it a list
         least = min(self.budgets, default=0.0)
         if len(self.budgets) != self.d_sae or not least > 0 or max(self.budgets) == float("inf"):
             raise ConfigError(

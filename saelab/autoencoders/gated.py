@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
@@ -48,7 +49,7 @@ class Gated(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        penalty.check_price("l1", self.l1)
+        self.check(l1=checks.number("l1", self.l1, least=0))
 
     def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
         return {"r_mag": torch.zeros(self.d_sae), "b_mag": torch.zeros(self.d_sae)}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Batch, Params, State
 from saelab.autoencoders.averages import forgetting
@@ -86,8 +87,7 @@ class GradientTopK(TopK):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.beta < float("inf"):
-            raise ConfigError(f"beta is {self.beta!r}; it must be a number, 0 or more")
+        self.check(beta=checks.number("beta", self.beta, least=0))
 
     def buffers(self) -> dict[str, Tensor]:
         zero = torch.zeros(())

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from saelab import checks
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
-from saelab.errors import ConfigError
 from saelab.training import distributed
 
 INTEGRAL, PROPORTIONAL = 20.0, 1.0  # log-price gained a run, and at once, by a unit of log(L0 / target)
@@ -79,15 +79,13 @@ class JumpReLU(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.target_l0, (int, float)) and 0 < self.target_l0 <= self.d_sae):
-            raise ConfigError(
-                f"target_l0 is {self.target_l0!r} and d_sae is {self.d_sae:,}: the target must be above 0, at most d_sae"
-            )
-        for name in ("bandwidth", "start_factor"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0")
-        penalty.check_price("dead_coefficient", self.dead_coefficient)
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
+        self.check(
+            target_l0=checks.number("target_l0", self.target_l0, above=0, most=self.d_sae),
+            bandwidth=checks.number("bandwidth", self.bandwidth, above=0),
+            start_factor=checks.number("start_factor", self.start_factor, above=0),
+            dead_coefficient=checks.number("dead_coefficient", self.dead_coefficient, least=0),
+            betas=checks.betas(self.betas),
+        )
 
     def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
         return {"log_threshold": torch.zeros(self.d_sae)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders import objectives
 from saelab.autoencoders.architecture import Batch, Params, State
 from saelab.autoencoders.choice import MutualChoice
@@ -40,8 +41,10 @@ class Matryoshka(MutualChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "groups", tuple(self.groups))  # JSON has lists
-        if not self.groups or min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6:
+        self.check(
+            groups=tuple(checks.number("a share of groups", share, above=0) for share in self.groups)
+        )  # JSON has lists
+        if not self.groups or abs(sum(self.groups) - 1) > 1e-6:
             raise ConfigError(
                 f"groups is {self.groups!r}, adding up to {sum(self.groups):g}: they must be shares above 0 that add up to 1"
             )

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Batch, Params, State
-from saelab.errors import ConfigError
 from saelab.kernels import sparse
 
 
@@ -71,9 +71,7 @@ def reconstruction(
     return terms
 
 
-def check_aux(coefficient: float, k: int | None) -> None:
-    """Raise `ConfigError` for an auxiliary loss that cannot be."""
-    if not coefficient >= 0:
-        raise ConfigError(f"aux_coefficient is {coefficient!r}; it must be 0 or more")
-    if k is not None and k < 1:
-        raise ConfigError(f"aux_k is {k!r}; it must be 1 or more, or None for half of d_in")
+def checked_aux(cfg: Any) -> dict[str, Any]:
+    """The weight and the size of an auxiliary loss, checked; `ConfigError` for one that cannot be."""
+    coefficient = checks.number("aux_coefficient", cfg.aux_coefficient, least=0)
+    return {"aux_coefficient": coefficient, "aux_k": checks.maybe(checks.count, "aux_k", cfg.aux_k)}

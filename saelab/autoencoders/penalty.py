@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Batch, Params, State
-from saelab.errors import ConfigError
 from saelab.training import distributed
 
 RAMP = 0.2  # of the run, over which the price rises from 0
 _ROWS = 1024
-
-
-def check_price(name: str, value: float) -> None:
-    """Raise `ConfigError` for a coefficient that cannot be."""
-    if not (isinstance(value, (int, float)) and value >= 0):
-        raise ConfigError(f"{name} is {value!r}; it must be a number, 0 or more")
 
 
 def buffers() -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
@@ -62,10 +63,7 @@ class ReLU(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        penalty.check_price("l1", self.l1)
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas is {self.betas!r}; it must be two numbers, each at least 0 and below 1")
+        self.check(l1=checks.number("l1", self.l1, least=0), betas=checks.betas(self.betas))
         if self.warm_restarts and not self.resample:
             raise ConfigError("warm_restarts=True needs resample=True: the rate restarts where latents are resampled")
 

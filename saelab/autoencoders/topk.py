@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders import objectives
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
-from saelab.errors import ConfigError
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -39,9 +39,7 @@ class TopK(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.k, int) or not 1 <= self.k <= self.d_sae:
-            raise ConfigError(f"k is {self.k!r} and d_sae is {self.d_sae:,}: k must be a whole number from 1 to d_sae")
-        objectives.check_aux(self.aux_coefficient, self.aux_k)
+        self.check(k=checks.count("k", self.k, most=self.d_sae, of="d_sae"), **objectives.checked_aux(self))
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         return scores.per_token(self.k)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from saelab import checks
 from saelab.activations.harvest import stream
 from saelab.autoencoders.gradient import select_with_gradient
-from saelab.errors import ConfigError, DataError
+from saelab.errors import DataError
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
 from saelab.evaluation.sparsity import Firing
@@ -77,12 +78,15 @@ def evaluate(
     target = lm.site(sae.metadata.get("target_site") or place)
     check_width(place, sae.d_in, "input")
     check_width(target, sae.d_out, "output")
-    if selection not in SELECTIONS:
-        raise ConfigError(f"selection is {selection!r}; use one of {', '.join(SELECTIONS)}")
-    if min(tokens, sparsity_tokens, batch_size) < 1:
-        raise ConfigError(f"{tokens=}, {sparsity_tokens=}, {batch_size=}: each must be at least 1")
-    skip = sae.metadata.get("skip_positions", 1) if skip_positions is None else skip_positions
-    length = context_length or sae.metadata.get("context_length") or 256
+    checks.choice("selection", selection, SELECTIONS)
+    tokens, sparsity_tokens = checks.count("tokens", tokens), checks.count("sparsity_tokens", sparsity_tokens)
+    batch_size = checks.count("batch_size", batch_size)
+    if skip_positions is None:
+        skip_positions = sae.metadata.get("skip_positions", 1)
+    skip = checks.count("skip_positions", skip_positions, least=0)
+    if context_length is None:
+        context_length = sae.metadata.get("context_length") or 256
+    length = checks.count("context_length", context_length)
     contexts = corpus.contexts(lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)))
     _warn_of_training_tokens(sae, corpus, split)
     _warn_of_short_split(contexts, tokens, split)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab import checks
 from saelab.errors import ConfigError
 from saelab.hspace.schedule import Steps, steps_of
 from saelab.hspace.trajectory import READINGS, Injection, Trajectory
@@ -56,8 +57,8 @@ def sample(
     >>> trajectory.x.shape, trajectory.x0.shape, trajectory.noise.shape
     (torch.Size([2, 5, 1, 8, 8]), torch.Size([2, 4, 1, 8, 8]), torch.Size([2, 4, 1, 8, 8]))
     """
-    if n < 1 or batch_size < 1:
-        raise ConfigError(f"{n} samples in batches of {batch_size}: give at least one of each")
+    n, batch_size, seed = checks.count("n", n), checks.count("batch_size", batch_size), checks.seed(seed)
+    steps, eta = checks.count("steps", steps), checks.number("eta", eta, least=0)
     plan = steps_of(denoiser, steps, eta, boost_below)
     path = denoiser.site(site)
     start = draws(denoiser, n, seed, "start", 1)[:, 0]

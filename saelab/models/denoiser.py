@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saelab import cache
+from saelab import cache, checks
 from saelab.errors import ConfigError, DataError, SiteError
 from saelab.models import loading, sites
 from saelab.models.hooks import first_runs, interventions_silent
@@ -65,12 +65,12 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
 
     if isinstance(name_or_unet, str | os.PathLike):
         name = os.fspath(name_or_unet)
-        unet, own = diffusion.pretrained(name, loading.device_of(device))
+        unet, own = diffusion.pretrained(name, checks.device_of(device))
     else:
         unet, own = diffusion.parts(name_or_unet)
         name = type(unet).__name__
         place = next(unet.parameters()).device
-        if device != "auto" and torch.device(device) != place:
+        if device != "auto" and checks.device_of(device) not in (place, torch.device(place.type)):
             raise ConfigError(f"the U-Net is on {place}, and objects are wrapped as they are: move it yourself "
                               f"(unet.to({str(device)!r})) before load_denoiser")  # fmt: skip
         loading.warn_of_dropout(unet)

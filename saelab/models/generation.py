@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.errors import ConfigError, DataError
 from saelab.models.tokens import Tokens, is_single, padded
 from saelab.models.where import prompt
@@ -60,10 +61,8 @@ def generate_ids(
 
     `seed` may give each row its own (seed, row), so that rows batched together draw as they would elsewhere.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
-    if temperature < 0:
-        raise ConfigError(f"temperature is {temperature}: 0 is greedy, 1 samples as the model says")
+    max_new_tokens = checks.count("max_new_tokens", max_new_tokens)
+    temperature = checks.number("temperature", temperature, least=0)
     rows = tokens.rows()
     longest = max(len(row) for row in rows)
     if lm.max_context is not None and longest + max_new_tokens > lm.max_context:
@@ -72,7 +71,7 @@ def generate_ids(
     end = lm.eos_ids
     fill = min(end) if end else 0
     context = padded(rows, fill, left=True).to(lm.device)
-    seeds = [(seed, i) for i in range(len(rows))] if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, (list, tuple)) else [(checks.seed(seed), i) for i in range(len(rows))]
     if len(seeds) != len(rows):
         raise ConfigError(f"{len(seeds)} seeds for {len(rows)} prompts: give one (seed, row) for each, or one number")
     generators = [row_generator(*pair) for pair in seeds]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from saelab import checks
 from saelab.errors import ConfigError, DataError
 from saelab.models import generation, loading
 from saelab.models.backends import backend_of
@@ -31,7 +32,7 @@ def load_model(
     name_or_object: Any,
     tokenizer: Any = None,
     device: str | torch.device = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> "LanguageModel":
     """A language model by name, from a folder, or around an object of transformers or TransformerLens.
 
@@ -48,11 +49,12 @@ def load_model(
     >>> lm.record("The state of the union", "blocks.3.hook_resid_post").shape  # doctest: +SKIP
     torch.Size([1, 5, 576])
     """
+    dtype = checks.dtype_of(dtype)
     if isinstance(name_or_object, LanguageModel):
         return name_or_object
     if not isinstance(name_or_object, str | os.PathLike):
         return _around(name_or_object, tokenizer, device, dtype)
-    name, place = os.fspath(name_or_object), loading.device_of(device)
+    name, place = os.fspath(name_or_object), checks.device_of(device)
     if name == loading.BUNDLED:
         from saelab.models.bundled import load_smollm2
 
@@ -66,7 +68,7 @@ def load_model(
 def _around(model: Any, tokenizer: Any, device: str | torch.device, dtype: torch.dtype | None) -> "LanguageModel":
     own = getattr(model, "tokenizer", None) if tokenizer is None else loading.pretrained_tokenizer(tokenizer)
     lm = LanguageModel(model, own)
-    asked = lm.device if device == "auto" else torch.device(device)
+    asked = lm.device if device == "auto" else checks.device_of(device)
     if asked.type != lm.device.type or asked.index not in (None, lm.device.index) or dtype not in (None, lm.dtype):
         raise ConfigError(
             f"the model is on {lm.device} in {lm.dtype}, and objects are wrapped as they are: "

@@ -16,13 +16,6 @@ from saelab.files import user_path
 BUNDLED = "smollm2-135m"
 
 
-def device_of(device: str | torch.device) -> torch.device:
-    """The device asked for; "auto" is the GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
 def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:
     """A transformers model in evaluation mode and its tokenizer, from the hub, its cache or a local folder."""
     from transformers import AutoModelForCausalLM

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from saelab import checks
 from saelab.errors import ConfigError, DataError
 from saelab.files import user_path
 from saelab.selection.autoencoder import Autoencoder, Recipe
@@ -223,38 +224,27 @@ class QuickSelection(SelectorMixin, BaseEstimator):
 
     def _check_arguments(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, choices))}")
+            checks.choice(name, getattr(self, name), choices)
         for name in ("n_hidden", "batch_size", "epochs", "patience"):
-            value = getattr(self, name)
-            if not (name == "patience" and value is None) and (not _whole(value) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+            if not (name == "patience" and self.patience is None):
+                checks.count(name, getattr(self, name))
         for name in ("zeta", "dropout", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be at least 0 and below 1")
-        if not 0 < self.min_overlap <= 1:
-            raise ConfigError(f"min_overlap is {self.min_overlap!r}; it must be above 0 and at most 1")
-        if not (self.lr > 0 and self.noise_factor >= 0):
-            raise ConfigError(
-                f"lr is {self.lr!r} and noise_factor {self.noise_factor!r}; neither may be negative, nor lr 0"
-            )
+            checks.number(name, getattr(self, name), least=0, below=1)
+        checks.number("min_overlap", self.min_overlap, above=0, most=1)
+        checks.number("lr", self.lr, above=0)
+        checks.number("noise_factor", self.noise_factor, least=0)
 
     def _n_selected(self, d: int) -> int:
         k = self.n_features_to_select
         if k is None:
             return max(1, d // 2)
-        if not _whole(k) or not 1 <= k <= d:
-            raise ConfigError(
-                f"n_features_to_select is {k!r} and there are {d:,} features: give a whole number from 1 to {d:,}, or None "
-                "for half"
-            )
-        return int(k)
+        return checks.count("n_features_to_select", k, most=d, of="the features")
 
     def _epsilon(self, d: int) -> float:
         limit = d * self.n_hidden / (d + self.n_hidden)
         if self.epsilon is None:
             return min(EPSILON, limit)
-        if not 0 < self.epsilon <= limit:
+        if not 0 < checks.number("epsilon", self.epsilon) <= limit:
             raise ConfigError(
                 f"epsilon {self.epsilon:g} on {d:,} features and {self.n_hidden:,} hidden units is a density of "
                 f"{self.epsilon / limit:.3g}; it must be above 0 and at most 1: epsilon up to {limit:.4g}, or None"
@@ -280,10 +270,6 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         # without a random_state the folder's own seed goes on
         arguments["random_state"] = None if self.random_state is None else seed
         return arguments | {"samples": X.shape[0], "features": X.shape[1], "data": digest.hexdigest()}
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saelab import checks
 from saelab.errors import CheckpointError, ConfigError
 from saelab.files import user_path
 from saelab.models.loading import weights_digest
@@ -84,11 +85,17 @@ def sweep(
     from saelab.steering import observe, scores
     from saelab.steering.scope import Scope
 
-    targets = [latents] if isinstance(latents, int) else [int(latent) for latent in latents]
+    targets = checks.counts("latents", latents, least=0, most=sae.d_sae - 1, of="the autoencoder's latents")
     kinds = [operations] if isinstance(operations, str) else list(operations)
     rows = _prompt_ids(lm, prompts)
-    steps, runs = [float(s) for s in strengths], [int(seed) for seed in seeds]
-    _check(sae, targets, kinds, steps, rows, runs, baselines, draws, batch_size)
+    steps = [
+        checks.number("a strength", s) for s in ([strengths] if isinstance(strengths, (int, float)) else strengths)
+    ]
+    runs = checks.counts("seeds", seeds, least=0, most=checks.LARGEST_SEED)
+    draws, batch_size = checks.count("draws", draws), checks.count("batch_size", batch_size)
+    max_new_tokens = checks.count("max_new_tokens", max_new_tokens)
+    temperature = checks.number("temperature", temperature, least=0)
+    _check(targets, kinds, steps, rows, runs, baselines)
     controls = grid.draw_controls(sae, targets, draws if set(baselines) - {NONE} else 0)
     source = grid.Extended(sae, controls.vectors if RANDOM_DIRECTION in baselines else {})
     if sae.metadata.get("target_site") not in (None, sae.metadata.get("site")):
@@ -204,8 +211,8 @@ def _prompt_ids(lm: "LanguageModel", prompts: Any) -> list[list[int]]:
 
 
 def _check(
-    sae: Any, latents: list[int], operations: list[str], strengths: list[float], prompts: list[list[int]],
-    seeds: list[int], baselines: Sequence[str], draws: int, batch_size: int,
+    latents: list[int], operations: list[str], strengths: list[float], prompts: list[list[int]], seeds: list[int],
+    baselines: Sequence[str],
 ) -> None:  # fmt: skip
     for name, values in (("latents", latents), ("operations", operations), ("prompts", prompts), ("seeds", seeds)):
         if not values:
@@ -220,11 +227,6 @@ def _check(
         raise ConfigError(f"baselines {wrong} are not among {', '.join(grid.BASELINES)}")
     if not strengths and set(operations) & set(grid.WITH_STRENGTH):
         raise ConfigError(f"strengths is empty, and {', '.join(operations)} need at least one")
-    unknown = [latent for latent in latents if not 0 <= latent < sae.d_sae]
-    if unknown:
-        raise ConfigError(f"latents {unknown} are not among the {sae.d_sae:,} of this SAE (0 to {sae.d_sae - 1:,})")
-    if draws < 1 or batch_size < 1:
-        raise ConfigError(f"{draws=}, {batch_size=}: each must be at least 1")
 
 
 def _resolved_unit(

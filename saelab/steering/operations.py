@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from saelab import checks
 from saelab.errors import ConfigError
 from saelab.steering.directions import Direction, check_direction, is_sae
 from saelab.steering.scope import Scope
@@ -217,8 +218,8 @@ def _check_source(operation: Operation) -> None:
     d_sae = source.W_dec.shape[0]
     if latent is None:
         raise ConfigError(f"which of the {d_sae:,} latents of the autoencoder? Give latent=")
-    if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < d_sae:
-        raise ConfigError(f"there is no latent {latent!r}: the autoencoder has {d_sae:,}, from 0 to {d_sae - 1:,}")
+    latent = checks.count("latent", latent, least=0, most=d_sae - 1, of="the autoencoder's latents")
+    object.__setattr__(operation, "latent", latent)
     target = source.metadata.get("target_site")
     if target not in (None, source.metadata.get("site")):
         raise ConfigError(f"this autoencoder reads at {source.metadata.get('site')!r} and writes at {target!r}: steer along "

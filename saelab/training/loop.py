@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from saelab import checks
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
@@ -37,15 +38,15 @@ def train(
     max_norm: float | None = 4.0,
     buffer_tokens: int | str = 131_072,
     lr: float | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "auto",
     seed: int = 0,
     out: str | Path | None = None,
     resume: str = "auto",
     checkpoint_every: int | None = None,
     log_every: int | None = None,
     evaluate_every: int | None = None,
-    loggers: Sequence[Logger | str] = (),
+    loggers: Logger | str | Sequence[Logger | str] = (),
     progress: bool = True,
 ) -> Run:
     """Train an SAE on `tokens` activation vectors.
@@ -58,6 +59,7 @@ def train(
         tokens: vectors to train on, those above `max_norm` times the running median norm not counted.
         skip_positions: first positions of each context that are left out.
         buffer_tokens: capacity of the shuffling buffer of streamed sources, in vectors or as in "2GiB".
+        dtype, device: of the SAE; "float32" or `torch.float32`, "cuda:0" or "auto" (the GPU where there is one).
         lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14), times sqrt(16,000 / steps) where the
             run has fewer than 16,000 steps, 8 at most (`Schedule.short_run_boost`).
         out: folder for checkpoints and the result. A run with the same arguments is continued to the same bits, a finished
@@ -67,7 +69,7 @@ def train(
             hundredth, and never.
             `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model; SAEs that
             fire by learnt thresholds are evaluated once they have some (after 20% of the run).
-        loggers: "wandb", "tensorboard", or objects with `log(row)` and `close()`.
+        loggers: "wandb", "tensorboard", or an object with `log(row)` and `close()`; one of them or a list.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns a `Run` with `.interrupted`; a second one raises.
 
@@ -100,8 +102,8 @@ def sweep(
     max_norm: float | None = 4.0,
     buffer_tokens: int | str = 131_072,
     lr: float | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "auto",
     seed: int = 0,
     out: str | Path | None = None,
     resume: str = "auto",
@@ -145,14 +147,24 @@ def sweep(
 def _together(
     source: Any, corpus: Any, saes: list[Any], folders: list[Path | None], folder: Path | None, *, site: str | None,
     target_site: str | None, tokens: int, batch_size: int, context_length: int, skip_positions: int, max_norm: float | None,
-    buffer_tokens: int | str, lr: float | None, dtype: torch.dtype | None, device: str, seed: int, resume: str,
-    checkpoint_every: int | None, log_every: int | None, evaluate_every: int | None, loggers: Sequence[Logger | str],
-    progress: bool,
+    buffer_tokens: int | str, lr: float | None, dtype: torch.dtype | str | None, device: str | torch.device, seed: int,
+    resume: str, checkpoint_every: int | None, log_every: int | None, evaluate_every: int | None,
+    loggers: Logger | str | Sequence[Logger | str], progress: bool,
 ) -> list[Run]:  # fmt: skip
     """Train the SAEs on the same batches; `folders` are the runs' own, `folder` holds the checkpoints of all."""
-    running.check_numbers(tokens=tokens, batch_size=batch_size, context_length=context_length)
-    if resume not in ("auto", "never"):
-        raise ConfigError(f"resume is {resume!r}; use 'auto' or 'never'")
+    tokens, batch_size = checks.count("tokens", tokens), checks.count("batch_size", batch_size)
+    context_length = checks.count("context_length", context_length)
+    skip_positions = checks.count("skip_positions", skip_positions, least=0)
+    if not isinstance(buffer_tokens, str):
+        buffer_tokens = checks.count("buffer_tokens", buffer_tokens)
+    max_norm = checks.maybe(checks.number, "max_norm", max_norm, above=0)
+    lr = checks.maybe(checks.number, "lr", lr, least=0)
+    checkpoint_every = checks.maybe(checks.count, "checkpoint_every", checkpoint_every)
+    log_every = checks.maybe(checks.count, "log_every", log_every)
+    evaluate_every = checks.maybe(checks.count, "evaluate_every", evaluate_every)
+    seed, dtype, place = checks.seed(seed), checks.dtype_of(dtype), checks.device_of(device)
+    checks.choice("resume", resume, ("auto", "never"))
+    several: list[Any] = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
     say = running.speaker(progress)
     schedule = Schedule(tokens, batch_size)
     for sae in saes:
@@ -173,7 +185,7 @@ def _together(
                 f"{cfg!r} reconstructs the site that it reads ({reads}) and was given target_site {writes!r}: leave that out, "
                 f"or predict it with Transcoder(of={cfg!r})"
             )
-    modules = [running.module_for(sae, data.source.widths, seed, device, dtype) for sae in saes]
+    modules = [running.module_for(sae, data.source.widths, seed, place, dtype) for sae in saes]
     trainers = [Trainer(module, schedule, lr) for module in modules]
     lead = trainers[0]
     for trainer in trainers:
@@ -224,7 +236,7 @@ def _together(
         record = {"status": "running", "fingerprint": fingerprint, "metadata": lead.sae.metadata, "report": {}}
         if folder is not None:
             checkpoint.write_run(folder, record)
-        opened = [open_logger(logger) for logger in loggers]
+        opened = [open_logger(logger) for logger in several]
         for logger in opened:
             stack.callback(logger.close)
         interrupted = stack.enter_context(running.first_interrupt_noted())

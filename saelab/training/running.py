@@ -24,14 +24,8 @@ def silent(rows: int, goal: int) -> None:
     """What a source tells of its buffer once training goes on."""
 
 
-def check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-
-
 def module_for(
-    sae: Architecture | SAE, widths: dict[str, int], seed: int, device: str, dtype: torch.dtype | None
+    sae: Architecture | SAE, widths: dict[str, int], seed: int, device: torch.device, dtype: torch.dtype | None
 ) -> SAE:
     d_in, d_out = widths["x"], widths.get("target", widths["x"])
     if isinstance(sae, SAE) and (sae.d_in, sae.d_out) != (d_in, d_out):
@@ -44,8 +38,7 @@ def module_for(
             "a transcoder predicts another site than it reads: give target_site=, or a pair (input, target) as the source"
         )
     module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=seed, d_out=d_out)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return module.to(device=where, dtype=dtype or module.dtype)
+    return module.to(device=device, dtype=dtype or module.dtype)
 
 
 def weights_digest(sae: Any) -> str:
