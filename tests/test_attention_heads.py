@@ -49,6 +49,13 @@ def test_the_null_keeps_how_often_each_head_is_named():
     assert found.null == pytest.approx(0.68, abs=0.01) and not found.clear
 
 
+def test_shuffles_that_agree_as_often_count_against_the_agreement():
+    """All latents name one head on both sides: every shuffle agrees as well, and nothing was found."""
+    one = torch.tensor([[1.0, 0.0]] * 20)
+    found = attention.head_agreement(one, one, permutations=50)
+    assert found.agreement == found.null == 1 and found.p_value == 1
+
+
 def test_silent_latents_are_left_out_and_shapes_checked():
     weights, attribution = torch.eye(3), torch.eye(3)
     attribution[1] = float("nan")

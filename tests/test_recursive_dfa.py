@@ -157,6 +157,19 @@ def test_nothing_is_lost_at_any_pruning(keep, most, share, depth, latent, positi
             assert (node.contribution > 0) == (node.of == "+")
 
 
+def test_a_node_is_as_deep_as_its_shortest_way_to_the_root(llama):
+    """A later layer is expanded first, though further from the root: its children come nearer when an earlier one reads them."""
+    saes = [*(attention_sae(llama, block) for block in range(3)), residual_sae(llama, 2)]
+    circuit = recursive_dfa.trace(attention_sae(llama, 3), llama, TEXT, 8, 7, saes=saes, depth=4, most=30, share=0)
+    parents = circuit.edge_table().groupby("child").parent.apply(list)
+    nearer = 0
+    for node in circuit.nodes[1:]:
+        ways = [circuit.nodes[parent].depth for parent in parents[node.id]]
+        assert node.depth == 1 + min(ways)
+        nearer += ways[0] > min(ways)
+    assert nearer
+
+
 def test_remainders_keep_their_sign(llama):
     sae = attention_sae(llama, 2)
     whole = recursive_dfa.trace(sae, llama, TEXT, 3, 7, depth=1, keep=1, most=10**6)
