@@ -1,18 +1,23 @@
 """The tables of architectures.py: results/architectures.md and .csv, from the cells that are finished.
 
-Intervals are 95% percentile bootstraps, 10,000 resamples of the held-out contexts (downstream: documents) and, where there
-are three or more, of the seeds; differences are paired by seed (initialisation, data order) and context or document.
+Intervals are 95% percentile bootstraps, 10,000 resamples of the 12 held-out documents and, where there are three or more, of
+the seeds; differences are paired by seed (initialisation, data order) and document. `documents.json` beside the cells has
+the document of each of the 483 held-out contexts (of the 11 that span two, the one with most of the tokens). Of 12 documents
+such intervals are too narrow, so that an SAE is called better or worse only where a t interval excludes 0 as well.
 """
 
 import csv
+import functools
+import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import workers
 from architectures_data import FINISHED, read_row
 
 RESAMPLES = 10_000
+T_11 = 2.201  # of 12 documents
 Row = dict[str, Any]
 
 
@@ -21,26 +26,45 @@ def cells() -> list[Row]:
     return [read_row(path) for path in sorted(FINISHED.glob("*.json.gz"))]
 
 
-def interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, float]:
-    """sum(top) / sum(bottom) with its bootstrap interval; [seeds, contexts] each."""
+class Ratio(NamedTuple):
+    """sum(top) / sum(bottom), its 95% bootstrap interval, and half the width of its t interval."""
+
+    value: float
+    low: float
+    high: float
+    half: float
+
+    @property
+    def verdict(self) -> str:
+        """Better (lower), worse, or not told apart."""
+        if self.low <= 0 <= self.high or abs(self.value) <= self.half:
+            return "not told apart"
+        return "better" if self.value < 0 else "worse"
+
+    def shown(self, whole: float = 1.0) -> str:
+        """In shares of `whole`."""
+        return f"{self.value / whole:+.1%} [{self.low / whole:+.1%}, {self.high / whole:+.1%}]"
+
+
+def compared(top: np.ndarray, bottom: np.ndarray) -> Ratio:
+    """Both intervals of sum(top) / sum(bottom); [seeds, documents] each.
+
+    The t interval is of the ratio estimator (Cochran 1977), with the variances over documents and over seeds added.
+    """
     generator = np.random.default_rng(0)
-    seeds, contexts = top.shape
-    of_contexts = generator.multinomial(contexts, [1 / contexts] * contexts, RESAMPLES)
+    seeds, documents = top.shape
+    of_documents = generator.multinomial(documents, [1 / documents] * documents, RESAMPLES)
     of_seeds = (
         generator.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) if seeds >= 3 else np.ones((RESAMPLES, seeds))
     )
-    ratios = np.einsum("rs,sd,rd->r", of_seeds, top, of_contexts) / np.einsum(
-        "rs,sd,rd->r", of_seeds, bottom, of_contexts
+    ratios = np.einsum("rs,sd,rd->r", of_seeds, top, of_documents) / np.einsum(
+        "rs,sd,rd->r", of_seeds, bottom, of_documents
     )
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(top.sum() / bottom.sum()), float(low), float(high)
-
-
-def verdict(low: float, high: float, good: str = "lower") -> str:
-    """Better, equal (not told apart) or worse."""
-    if low <= 0 <= high:
-        return "not told apart"
-    return "better" if (high < 0) == (good == "lower") else "worse"
+    value = float(top.sum() / bottom.sum())
+    sums = [(top - value * bottom).sum(axis) for axis in (0, 1)]
+    variance = sum(len(x) / (len(x) - 1) * np.square(x).sum() for x in sums if len(x) > 1)
+    return Ratio(value, float(low), float(high), T_11 * float(np.sqrt(variance)) / float(bottom.sum()))
 
 
 def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -63,16 +87,16 @@ def choice(rows: list[Row]) -> str:
                 paired = [s for s in seeds if ("TopK", s) in by and (label, s) in by]
                 if not paired or (label == "FeatureChoice" and stage < len(group[0]["stages"]) - 1):
                     continue
-                base = np.array([by["TopK", s]["stages"][stage]["error"] for s in paired])
-                mine = np.array([by[label, s]["stages"][stage]["equal_error"] for s in paired])
-                variation = np.array([by["TopK", s]["variation"] for s in paired])
-                value, low, high = interval(mine - base, variation)
+                base = np.array([of_heldout(by["TopK", s]["stages"][stage]["error"]) for s in paired])
+                mine = np.array([of_heldout(by[label, s]["stages"][stage]["equal_error"]) for s in paired])
+                variation = np.array([of_heldout(by["TopK", s]["variation"]) for s in paired])
+                found = compared(mine - base, variation)
                 fvu = float(base.sum() / variation.sum())
                 share = float(mine.sum() / variation.sum())
                 table.append(
                     [
                         site, which, k, f"{tokens:,}", label, len(paired), f"{fvu:.4f}", f"{share:.4f}",
-                        f"{value / fvu:+.1%} [{low / fvu:+.1%}, {high / fvu:+.1%}]", verdict(low, high),
+                        found.shown(fvu), found.verdict,
                     ]
                 )  # fmt: skip
     return workers.table(
@@ -129,19 +153,30 @@ def revival(rows: list[Row]) -> str:
     for label, other in (("aux_k", "none"), ("aux_zipf", "none"), ("aux_zipf", "aux_k")):
         seeds = sorted(s for name, s in last if name == label and (other, s) in last)
         pairs = [(last[label, s], last[other, s]) for s in seeds]
-        error, before = (np.array([pair[i]["error"] for pair in pairs]) for i in (0, 1))
-        value, low, high = interval(error - before, before)
+        error, before = (np.array([of_heldout(pair[i]["error"]) for pair in pairs]) for i in (0, 1))
+        found = compared(error - before, before)
         silent, rare = (", ".join(f"{a[name] - b[name]:+,}" for a, b in pairs) for name in ("silent", "rare"))
         lines.append(
-            f"- {label} against {other}: FVU {value:+.1%} [{low:+.1%}, {high:+.1%}]; silent {silent}; "
+            f"- {label} against {other}: FVU {found.shown()} ({found.verdict}); silent {silent}; "
             f"density below 1e-4 {rare}."
         )
     return "\n".join(lines)
 
 
-def by_document(row: Row, name: str) -> np.ndarray:
-    """A figure's sums over the contexts of each document."""
-    return np.bincount(np.unique(row["documents"], return_inverse=True)[1], weights=row[name])
+def by_document(values: list[float], documents: list[int]) -> np.ndarray:
+    """Sums over the contexts of each document."""
+    return np.bincount(np.unique(documents, return_inverse=True)[1], weights=values)
+
+
+@functools.cache
+def heldout_documents() -> list[int]:
+    """The document of each held-out context."""
+    return json.loads((FINISHED / "documents.json").read_text())
+
+
+def of_heldout(values: list[float]) -> np.ndarray:
+    """What a cell holds of every held-out context, by document."""
+    return by_document(values, heldout_documents())
 
 
 def downstream() -> str:
@@ -158,15 +193,15 @@ def downstream() -> str:
             cells = [site, k, f"{contexts:,}", label, mode, len(mine)]
             for name, count in (("delta_ce", "targets"), ("kl", "positions")):
                 total, n = (sum(np.array(r[key]).sum() for r in mine) for key in (name, count))
-                shown, said = against(mine, [base[r["seed"]] for r in mine], base, name)
-                cells += [f"{total / n:.4f}", *(("", "") if label == "TopK" else (shown, said))]
+                found = against(mine, [base[r["seed"]] for r in mine], base, name)
+                cells += [f"{total / n:.4f}", *(("", "") if label == "TopK" else (found.shown(), found.verdict))]
             table.append(cells)
             if label == "beta=1" and all((mode, r["seed"]) in control for r in mine):
                 others = [control[mode, r["seed"]] for r in mine]
                 ce, kl = (against(mine, others, base, name) for name in ("delta_ce", "kl"))
                 lines.append(
                     f"- beta=1 against its control of shuffled gradients, {mode}, {contexts} contexts, {len(mine)} seeds, in "
-                    f"shares of TopK's: delta CE {ce[0]} ({ce[1]}), KL {kl[0]} ({kl[1]})."
+                    f"shares of TopK's: delta CE {ce.shown()} ({ce.verdict}), KL {kl.shown()} ({kl.verdict})."
                 )
     head = [
         "site",
@@ -185,13 +220,16 @@ def downstream() -> str:
     return workers.table(head, table) + "\n".join(lines)
 
 
-def against(mine: list[Row], others: list[Row], base: dict[int, Row], name: str) -> tuple[str, str]:
-    """The difference of a figure to other SAEs of the same seeds in shares of TopK's, with its interval, and what it says."""
-    value, low, high = interval(
-        np.array([by_document(a, name) - by_document(b, name) for a, b in zip(mine, others, strict=True)]),
-        np.array([by_document(base[r["seed"]], name) for r in mine]),
+def against(mine: list[Row], others: list[Row], base: dict[int, Row], name: str) -> Ratio:
+    """The difference of a figure to other SAEs of the same seeds, in shares of TopK's."""
+
+    def figure(row: Row) -> np.ndarray:
+        return by_document(row[name], row["documents"])
+
+    return compared(
+        np.array([figure(a) - figure(b) for a, b in zip(mine, others, strict=True)]),
+        np.array([figure(base[r["seed"]]) for r in mine]),
     )
-    return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]", verdict(low, high)
 
 
 SECTIONS = (
