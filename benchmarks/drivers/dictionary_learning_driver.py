@@ -17,7 +17,7 @@ class DictionaryLearning:
             k=task.k,
             layer=0,
             lm_name="",
-            lr=2e-4 / (task.d_sae / 2**14) ** 0.5 * task.rate,  # its own law
+            lr=2e-4 / (task.d_sae / 2**14) ** 0.5,  # its own law
             warmup_steps=min(1000, task.steps // 20),  # its 1,000 must be under the number of steps
             seed=task.seed,
             device="cpu",
@@ -36,9 +36,8 @@ class DictionaryLearning:
             self.step(batch)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        codes = self.trainer.ae.encode(x)
-        return self.trainer.ae.decode(codes), (codes > 0).any(0)
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.trainer.ae(x)
 
 
 if __name__ == "__main__":

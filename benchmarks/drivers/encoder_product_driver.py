@@ -22,7 +22,7 @@ class EncoderProduct:
     def train(self, batches: Iterator[Tensor]) -> None:
         raise NotImplementedError("there is nothing to train")
 
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, x: Tensor) -> Tensor:
         raise NotImplementedError("there is nothing to score")
 
 

@@ -1,6 +1,6 @@
-"""What a parent script asks of one library in its own process and environment: build, step, train, score.
+"""What a parent script asks of one library in its own process and environment: build and step; with `--check`, train and score.
 
-Imports torch and numpy only, because it runs in every peer's environment. Commands are JSON lines on standard input,
+Imports torch only, because it runs in every peer's environment. Commands are JSON lines on standard input,
 answers JSON lines on the file descriptor given with `--answers`.
 """
 
@@ -14,21 +14,19 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Task:
-    """A TopK SAE to train: `rate` multiplies the library's own default learning rate."""
+    """A TopK SAE to train at the library's own default learning rate."""
 
     d_in: int
     d_sae: int
     k: int
     batch_size: int
     steps: int
-    rate: float = 1.0
     seed: int = 0
 
 
@@ -43,8 +41,8 @@ class Learner(Protocol):
     def train(self, batches: Iterator[Tensor]) -> None:
         """The whole run, up to a finished SAE."""
 
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The reconstruction [n, d_in], and which latents fired on any row [d_sae]."""
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The reconstruction [n, d_in]."""
 
 
 def timed(step: Any, batches: list[Tensor]) -> list[float]:
@@ -67,40 +65,6 @@ def synthetic_rows(n: int, d: int, seed: int) -> Tensor:
     strengths = torch.empty(n, 16).exponential_(generator=generator)
     signal = torch.nn.functional.embedding_bag(which, directions, per_sample_weights=strengths, mode="sum")
     return signal + offset + 0.05 * torch.randn(n, d, generator=generator)
-
-
-class Rows:
-    """Rows of a float32 .npy file, memory-mapped, in the order of an index file, times `scale`."""
-
-    def __init__(self, rows: str, order: str, first: int, count: int, scale: float) -> None:
-        self.rows = np.load(rows, mmap_mode="r")
-        self.order = np.load(order)[first : first + count]
-        self.scale = scale
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Consecutive batches; the last one may be short."""
-        for start in range(0, len(self.order), size):
-            yield torch.from_numpy(self.rows[self.order[start : start + size]]) * self.scale
-
-    def mean(self) -> Tensor:
-        """[d_in], float64."""
-        sums = sum(batch.double().sum(0) for batch in self.batches(4096))
-        return sums / len(self.order)
-
-
-def score(learner: Learner, batches: list[Tensor] | Iterator[Tensor], mean: Tensor) -> dict[str, float]:
-    """Explained variance 1 - sum ||x - x_hat||^2 / sum ||x - mean||^2 in float64, and the share of silent latents."""
-    error = total = 0.0
-    n = 0
-    fired = None
-    for x in batches:
-        x_hat, now = learner.reconstruct(x)
-        error += float((x - x_hat).double().square().sum())
-        total += float((x.double() - mean).square().sum())
-        n += len(x)
-        fired = now if fired is None else fired | now
-    assert fired is not None
-    return {"explained_variance": 1 - error / total, "dead_fraction": 1 - float(fired.double().mean()), "rows": n}
 
 
 def peak_bytes() -> int:
@@ -133,17 +97,6 @@ def serve(make: type[Learner], packages: list[str]) -> None:
                 answer = {"seconds": learner.run([pool[i % len(pool)] for i in range(ask["count"])])}
             case "memory":
                 answer = {"peak_bytes": peak_bytes()}
-            case "train":
-                task = Task(**ask["task"])
-                torch.manual_seed(task.seed)  # peers initialise from the global generator
-                learner = make(task)
-                start = time.perf_counter()
-                learner.train(Rows(**ask["rows"]).batches(task.batch_size))
-                answer = {"seconds": time.perf_counter() - start}
-            case "score":
-                assert learner is not None
-                rows = Rows(**ask["rows"])
-                answer = score(learner, rows.batches(4096), rows.mean())
             case other:
                 raise ValueError(other)
         answers.write(json.dumps(answer) + "\n")
@@ -157,8 +110,8 @@ def check(make: type[Learner], packages: list[str]) -> None:
     learner = make(task)
     learner.train(synthetic_rows(task.batch_size, task.d_in, seed) for seed in range(task.steps))
     x = synthetic_rows(4096, task.d_in, seed=10_000)
-    result = score(learner, [x], x.double().mean(0))
+    explained_variance = 1 - float((x - learner.reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum())
     stepped = make(task).run([x[:512]] * 3)
     names = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(f"{names}: explained variance {result['explained_variance']:.3f}, {len(stepped)} timed steps")
-    assert result["explained_variance"] > 0.1
+    print(f"{names}: explained variance {explained_variance:.3f}, {len(stepped)} timed steps")
+    assert explained_variance > 0.1

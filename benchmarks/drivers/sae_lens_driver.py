@@ -12,7 +12,7 @@ from torch import Tensor
 
 class SaeLens:
     def __init__(self, task: protocol.Task) -> None:
-        lr = 3e-4 * task.rate
+        lr = 3e-4
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=task.d_in, d_sae=task.d_sae, k=task.k))
         self.trainer = SAETrainer(
             SAETrainerConfig(
@@ -38,10 +38,9 @@ class SaeLens:
             self.step(batch)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, x: Tensor) -> Tensor:
         sae = self.trainer.sae.eval()
-        codes = sae.encode(x)
-        return sae.decode(codes), (codes > 0).any(0)
+        return sae.decode(sae.encode(x))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ if "SHORTLIST" in os.environ:
 class Saelab:
     """The Trainer that `saelab.train` drives, on batches in the order given.
 
-    `saelab.train` would shuffle a tensor in its own order; the rows have been shuffled and filtered already.
+    `saelab.train` would shuffle a tensor in its own order.
     """
 
     def __init__(self, task: protocol.Task) -> None:
@@ -34,7 +34,6 @@ class Saelab:
         sae = saelab.SAE(cfg, task.d_in, seed=task.seed)
         schedule = Schedule(tokens=task.steps * task.batch_size, batch_size=task.batch_size)
         self.trainer = Trainer(sae, schedule)
-        self.trainer.lr *= task.rate
         self.started = False
 
     def start(self, batches: list[Tensor]) -> None:
@@ -60,12 +59,8 @@ class Saelab:
         self.trainer.finish()
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        sae = self.trainer.sae
-        codes = sae.encode_sparse(x)
-        fired = torch.zeros(sae.d_sae, dtype=torch.bool)
-        fired[codes.indices] = True
-        return sae.decode(codes), fired
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.trainer.sae(x)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Sparsify:
             TrainConfig(
                 SparseCoderConfig(num_latents=task.d_sae, k=task.k),
                 batch_size=1,
-                lr=5e-3 / (task.d_sae / 2**14) ** 0.5 * task.rate,  # its own law
+                lr=5e-3 / (task.d_sae / 2**14) ** 0.5,  # its own law
                 hookpoints=["site"],
                 init_seeds=[task.seed],
                 log_to_wandb=False,
@@ -103,11 +103,8 @@ class Sparsify:
         self.saved = SparseCoder.load_from_disk(f"{self.folder.name}/run/site")
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.saved(x)
-        fired = torch.zeros(self.task.d_sae, dtype=torch.bool)
-        fired[out.latent_indices[out.latent_acts > 0]] = True
-        return out.sae_out, fired
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.saved(x).sae_out
 
 
 if __name__ == "__main__":
