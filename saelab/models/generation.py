@@ -44,7 +44,7 @@ def generate_text(
     new = generate_ids(lm, tokens, max_new_tokens, temperature, seed, use_cache)
     texts = [continuation_text(lm.tokenizer, *row) for row in zip(before, new, strict=True)]
     generation = Generation(before, texts, max_new_tokens, temperature, seed, use_cache)
-    for receipt in list(lm.receipts):
+    for receipt in lm.receipts:
         receipt.generated(generation)
     return texts[0] if not isinstance(prompts, Tensor | Tokens) and is_single(prompts) else texts
 

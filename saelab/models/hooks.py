@@ -5,14 +5,17 @@ PyTorch's own forward hooks and nothing else; they are gone afterwards, also aft
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from saelab.errors import InterventionError, SiteError
 from saelab.models.families import Side
+from saelab.models.reach import opened, reached
 
 
 class StopForward(Exception):
@@ -32,18 +35,45 @@ def interventions_silent() -> Iterator[None]:
         _silent.reset(token)
 
 
+@dataclass(eq=False)
+class Intervention:
+    """One open `editing`: the module that is called, and the one inside it whose activation is replaced."""
+
+    root: nn.Module
+    target: nn.Module
+
+
+def open_interventions(module: nn.Module) -> int:
+    """How many interventions act on a module, or on something in it, for the caller (see `saelab.models.reach`).
+
+    >>> net = nn.Sequential(nn.Identity())
+    >>> with editing(net, net[0], "output", lambda x, where: x, lambda args, kwargs: args):
+    ...     open_interventions(net)
+    1
+    >>> open_interventions(net)
+    0
+    """
+    targets = [item.target for item in reached() if isinstance(item, Intervention)]
+    inside = set(module.modules()) if targets else set()
+    return sum(target in inside for target in targets)
+
+
 def first_runs(
     targets: Mapping[str, tuple[nn.Module, Side]],
     run: Callable[[], Any],
     keep: Callable[[Tensor], Tensor] = Tensor.clone,  # a copy: later modules may write into what they read
     stop: bool = True,
 ) -> dict[str, Tensor]:
-    """What `keep` makes of the activation at each target when it first runs; `stop` ends the pass after the last."""
+    """What `keep` makes of the activation at each target when it first runs; `stop` ends the pass after the last.
+
+    Passes that other threads make at the same time are not read.
+    """
     found: dict[str, Tensor] = {}
+    mine = threading.get_ident()
 
     def reader(name: str) -> Callable[[Tensor], None]:
         def read(x: Tensor) -> None:
-            if name not in found:
+            if name not in found and threading.get_ident() == mine:
                 found[name] = keep(x)
                 if stop and len(found) == len(targets):
                     raise StopForward
@@ -78,19 +108,22 @@ def editing(
 
     With `shared` the result is written into the tensor itself, which reaches every reader of it.
     """
-    where: Any = None
+    me = Intervention(root, target)
+    here = threading.local()  # a pass runs in one thread, and passes of several may run at once
+
+    def acts() -> bool:
+        return me in reached() and not _silent.get()
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal where
-        where = None if _silent.get() else locate(args, kwargs)
+        here.where = locate(args, kwargs) if acts() else None
 
     def leave(*_: Any) -> None:
-        nonlocal where
-        where = None
+        here.where = None
 
     def edit(x: Tensor) -> Tensor | None:
-        if _silent.get():
+        if not acts():
             return None
+        where = getattr(here, "where", None)
         if where is None:
             raise InterventionError("part of the model ran on its own, where tokens and positions are unknown: "
                                     "call the model that was loaded, not a submodule of it")  # fmt: skip
@@ -102,14 +135,15 @@ def editing(
         return None
 
     handles: list[Any] = []
-    try:
-        handles.append(root.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(_on_tensor(target, side, edit))
-        handles.append(root.register_forward_hook(leave, always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with opened(me):
+        try:
+            handles.append(root.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(_on_tensor(target, side, edit))
+            handles.append(root.register_forward_hook(leave, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _checked(new: Any, x: Tensor) -> Tensor:

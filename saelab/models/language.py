@@ -16,6 +16,7 @@ from saelab.models import generation, loading
 from saelab.models.backends import backend_of
 from saelab.models.families import Side
 from saelab.models.hooks import editing
+from saelab.models.reach import reached
 from saelab.models.sites import Site, flat, run_recording
 from saelab.models.tokens import Text, Tokens, encode, from_ids, padded, separator_id, special_ids
 from saelab.models.where import Where, locator
@@ -103,7 +104,11 @@ class LanguageModel:
         self.separator_id = separator_id(tokenizer)
         self.bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
         self._digest = digest
-        self.receipts: list[Receipt] = []  # of the steering contexts open now, outermost first
+
+    @property
+    def receipts(self) -> "list[Receipt]":
+        """Of the steering contexts that are open for the caller, outermost first."""
+        return [item for item in reached() if getattr(item, "lm", None) is self]
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,7 @@
 """Put an autoencoder in place of an activation, in every forward pass of a language model."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -87,18 +88,19 @@ def splice(
     check_width(source, sae.d_in, "input")
     check_width(target, sae.d_out, "output")
     receipt = Splice()
-    waiting: list[tuple[Tensor, Tensor]] = []  # what was read, until the forward pass comes to where it is written
+    waiting = threading.local()  # what was read, until the thread's forward pass comes to where it is written
 
     def read(x: Tensor, where: Where) -> Tensor:
         chosen = eligible(lm, sae, x, where)
         receipt.count(where, chosen)
-        waiting[:] = [(x[chosen], chosen)]
+        waiting.read = (x[chosen], chosen)
         return x
 
     def write(y: Tensor, where: Where) -> Tensor:
-        if not waiting:
+        if getattr(waiting, "read", None) is None:
             raise InterventionError(f"{target.name} runs before {source.name}: an autoencoder reads first, then writes")
-        rows, chosen = waiting.pop()
+        rows, chosen = waiting.read
+        waiting.read = None
         if error_term and edit is None:
             return y
         replaced = y.clone()

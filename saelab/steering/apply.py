@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.reach import opened
 from saelab.models.sites import Site
 from saelab.models.where import Where
 from saelab.steering.operations import Operation
@@ -68,12 +69,8 @@ def _steering(
     with contextlib.ExitStack() as hooks:
         for site, programs in sites.items():
             hooks.enter_context(lm.intervene(site, _Edit(lm, programs, receipt, n_rows)))
-        lm.receipts.append(receipt)
-        try:
-            yield receipt
-        finally:
-            # by identity: contexts of generators may close in any order
-            lm.receipts[:] = [other for other in lm.receipts if other is not receipt]
+        hooks.enter_context(opened(receipt))
+        yield receipt
     receipt.check()
 
 
@@ -101,8 +98,7 @@ class _Edit:
         if self.n_rows is not None and len(x) != self.n_rows:
             raise InterventionError(f"a batch of {len(x)} rows came where {self.n_rows} were to be steered: "
                                     "give steer_rows as many lists of operations as there are rows")  # fmt: skip
-        for line in self.lines:
-            self.receipt.tallies[line].calls += 1
+        self.receipt.count(self.lines)
         where = _columns_of(x, where)
         masks: dict[Any, Tensor] = {}
         found = [self._places(program, x, where, masks) for program in self.programs]

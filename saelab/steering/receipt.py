@@ -4,7 +4,8 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,17 +87,25 @@ class Receipt:
         self.tallies: list[Tally] = []
         self.generations: list[tuple[Generation, list[Receipt]]] = []
         self._waiting: list[tuple[Program, Kept]] = []
+        self._lock = threading.Lock()  # several threads may be steered by one context
+
+    def count(self, lines: Iterable[int]) -> None:
+        """A forward pass has come to the site of these lines."""
+        with self._lock:
+            for line in lines:
+                self.tallies[line].calls += 1
 
     def add(self, program: Program, touched: Touched) -> None:
         """Add what a program did in one forward pass."""
-        for part, mask, changed, relative in zip(
-            program.parts, touched.masks, touched.changed, touched.relative, strict=True
-        ):
-            tally = self.tallies[part.row]
-            tally.positions = tally.positions + mask.sum()
-            tally.changed = tally.changed + changed.sum()
-            tally.relative = tally.relative + relative.double().sum()
-        self._keep(program, touched)
+        with self._lock:
+            for part, mask, changed, relative in zip(
+                program.parts, touched.masks, touched.changed, touched.relative, strict=True
+            ):
+                tally = self.tallies[part.row]
+                tally.positions = tally.positions + mask.sum()
+                tally.changed = tally.changed + changed.sum()
+                tally.relative = tally.relative + relative.double().sum()
+            self._keep(program, touched)
 
     def _keep(self, program: Program, touched: Touched) -> None:
         """Keep the first vectors that each operation touched, to read its latent when asked."""
@@ -112,11 +121,12 @@ class Receipt:
 
     def generated(self, generation: Generation) -> None:
         """Keep what `lm.generate` gave, with all contexts that were open then."""
-        self.generations.append((generation, list(self.lm.receipts)))
+        self.generations.append((generation, self.lm.receipts))
 
     def settle(self) -> None:
         """Read the latents of the vectors that wait, before and after; each source reads all of them at once."""
-        waiting, self._waiting = self._waiting, []
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
         by_source: dict[int, list[tuple[Part, Tensor, Kept]]] = {}
         for program, kept in waiting:
             for part, mask in zip(program.parts, kept.masks, strict=True):
