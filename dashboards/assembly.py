@@ -25,6 +25,7 @@ from saelab.dashboards.tables import Data, write_parquet
 from saelab.dashboards.vocab import Ids, Vocab
 from saelab.errors import ConfigError, DataError
 from saelab.files import user_path
+from saelab.models.identity import warn_of_other_weights
 
 if TYPE_CHECKING:
     from saelab.activations.corpus import Corpus
@@ -109,6 +110,8 @@ def build(
         raise ConfigError(f'effects={effects!r}: choose "direct", "full" or None')
     layout = Layout.of(windows, window)
     saes = [sae] if compare is None else [sae, compare]
+    for each in saes:
+        warn_of_other_weights(lm, each)
     length = context_length or sae.metadata.get("context_length") or 256
     contexts = corpus.contexts(
         lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)), progress=progress
@@ -116,8 +119,9 @@ def build(
     reader = Reader.of(lm, saes, contexts, tokens, seed)
     _warn_of_short_corpus(reader, tokens, split)
     options = {"shards": shards, "batch_tiles": batch_tiles, "memory": memory, "progress": progress}
-    collections = collect(reader, work, **options)  # type: ignore[arg-type]
-    nulls = _null(reader, null, work, options)
+    folder = user_path(work) if work is not None else default_folder(reader)
+    collections = collect(reader, folder, **options)  # type: ignore[arg-type]
+    nulls = _null(reader, null, folder, options)
 
     parts = []
     for i, (one, collection) in enumerate(zip(saes, collections, strict=True)):
@@ -149,7 +153,7 @@ def build(
 
     page = bundles.write(path, encoded(), manifest, bundle, beside if keep else None)
     if work is None:  # what a killed build would have gone on from
-        shutil.rmtree(default_folder(reader), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return Dashboard(page)
 
 
@@ -178,11 +182,11 @@ def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", length: int, pro
         return None
 
 
-def _null(reader: Reader, null: Any, work: Any, options: dict[str, Any]) -> list[Collection]:
+def _null(reader: Reader, null: Any, folder: Path, options: dict[str, Any]) -> list[Collection]:
     if null is None:
         return []
     other = Reader(null, reader.saes, reader.sites, reader.targets, reader.contexts, reader.n_contexts, reader.seed)
-    return collect(other, (user_path(work) if work is not None else default_folder(reader)) / "null", **options)
+    return collect(other, folder / "null", **options)
 
 
 def _all_chunks(

@@ -10,6 +10,7 @@ page shows is computed from those, exactly.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from saelab import cache
 from saelab.dashboards.reading import Reader, Tile
 from saelab.errors import ConfigError, DataError
 from saelab.files import cache_folder, user_path
+from saelab.models.hooks import open_interventions
 
 LAYOUT = "1"  # of a shard: raise it when what is computed or written changes
 SHARD_FIRINGS = 2**22
@@ -221,6 +223,7 @@ def collect(
             f"{tokens:,} tokens at {l0:.1f} firings each would take {need:,} bytes of memory, more than {memory:,}: use "
             "more shards, fewer tokens, or raise memory="
         )
+    made_of = fingerprint(reader)
     folder = user_path(folder) if folder is not None else default_folder(reader)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -234,7 +237,9 @@ def collect(
     collected: list[list[dict[str, np.ndarray]]] = [[] for _ in reader.saes]
     with _bar(reader.n_contexts, progress) as bar:
         for first, last in zip(edges, edges[1:], strict=False):
-            for mine, shard in zip(collected, _shard(reader, folder, first, last, batch_tiles, bar), strict=True):
+            for mine, shard in zip(
+                collected, _shard(reader, folder, made_of, first, last, batch_tiles, bar), strict=True
+            ):
                 mine.append(shard)
     made = [
         Collection(sae.d_sae, reader.length, reader.n_contexts, shards)
@@ -257,8 +262,12 @@ def fingerprint(reader: Reader) -> str:
     """SHA-256 over what determines the firings: weights, contexts, how much is read, and the layout of the shards."""
     facts = [LAYOUT, reader.lm.digest, str(reader.lm.dtype), reader.contexts.digest, reader.n_contexts, reader.seed,
              torch.get_num_threads(), torch.__version__]  # fmt: skip
-    facts += [[sae_digest(sae), site.name, str(sae.dtype)] for sae, site in zip(reader.saes, reader.sites, strict=True)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    for sae, site, target in zip(reader.saes, reader.sites, reader.targets, strict=True):
+        counted = [sae.metadata.get(name) for name in ("skip_positions", "max_norm")]
+        facts.append([sae_digest(sae), sae.cfg.to_dict(), site.name, target.name, counted, str(sae.dtype)])
+    if open_interventions(reader.lm.runner):
+        facts.append(secrets.token_hex())  # what they do is nowhere written down: never found again
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def sae_digest(sae: Any) -> str:
@@ -288,10 +297,10 @@ def _bar(total: int, progress: bool) -> Any:
 
 
 def _shard(
-    reader: Reader, folder: Path, first: int, last: int, batch_tiles: int, bar: Any
+    reader: Reader, folder: Path, made_of: str, first: int, last: int, batch_tiles: int, bar: Any
 ) -> list[dict[str, np.ndarray]]:
     """The shard of tiles `first` up to `last`, for each SAE: from the folder, else read and written."""
-    key = f"{fingerprint(reader)}-{first}-{last}"
+    key = f"{made_of}-{first}-{last}"
     paths = [folder / f"{i}-{first:06d}-{last:06d}.safetensors" for i in range(len(reader.saes))]
     found = [cache.read(path) for path in paths]
     contexts = min(last * reader.tile_contexts, reader.n_contexts) - first * reader.tile_contexts

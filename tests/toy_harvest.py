@@ -15,6 +15,7 @@ class ToyModel:
     """The activation at a place depends on the token ids up to there; the gradient is the activation doubled."""
 
     name, digest, device, dtype = "toy", "toy-digest", torch.device("cpu"), torch.float32
+    runner = torch.nn.Identity()
 
     def __init__(self, bad: dict[int, float] | None = None) -> None:
         self.bad = bad or {}  # token id -> value that spoils the activation

@@ -77,7 +77,7 @@ def _from_ids(ids: Tensor, seed: int) -> "Corpus":
         raise DataError(f"token ids are integers, and this tensor is {ids.dtype}: convert it with .long()")
     if ids.ndim != 2 or ids.numel() == 0:
         raise DataError(f"token ids are a tensor [n, context] of at least one id, and this one is {list(ids.shape)}")
-    rows = ids.detach().cpu().to(torch.int64).contiguous()
+    rows = ids.detach().cpu().to(torch.int64, copy=True).contiguous()  # its own, whatever becomes of the caller's
     digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in rows]
     return Corpus(f"token ids {list(ids.shape)}", tensors_digest({"ids": rows}), seed, None, rows, digests)
 

@@ -16,6 +16,7 @@ from saelab import checks
 from saelab.activations.store import ActivationStore, layout_of, row_bytes
 from saelab.activations.writers import FolderWriter, MemoryWriter
 from saelab.errors import ConfigError, DataError
+from saelab.models.identity import refuse_interventions
 from saelab.models.sites import run_recording
 from saelab.models.tokens import Tokens
 
@@ -187,8 +188,9 @@ def harvest(
 
     Ctrl-C returns the rows so far, with a warning; with `out` it raises, and the complete shards stay.
 
-    Raises `ConfigError` for arguments that cannot work, `SiteError` for an unknown site, `DataError` for NaN or
-    infinite activations (named; nothing is overwritten), `CheckpointError` for a full disk and for an `out` that
+    Raises `ConfigError` for arguments that cannot work, `SiteError` for an unknown site, `InterventionError` for an `out`
+    within an open intervention, which no digest can tell, `DataError` for NaN or infinite activations (named; nothing is
+    overwritten), `CheckpointError` for a full disk and for an `out` that
     holds another harvest (the differing keys are listed), `FormatError` for damaged shards in it.
 
     >>> stores = saelab.harvest(lm, corpus, sites=["blocks.3.hook_resid_post", "blocks.4.hook_resid_post"],
@@ -218,6 +220,8 @@ def harvest(
             stacklevel=2,
         )
 
+    if out is not None:
+        refuse_interventions(lm, f"the harvest in {out}")
     metadata = {
         "model": lm.name,
         "model_digest": lm.digest,

@@ -138,7 +138,7 @@ def _loaded(values: dict[str, Any]) -> tuple[Any, Any]:
         raise ConfigError(f"saelab hspace {values['action']} needs a trajectory: make one with saelab hspace sample")
     trajectory = hspace.Trajectory.load(values["trajectory"])
     denoiser = saelab.load_denoiser(values["denoiser"], device=values["device"])
-    if trajectory.denoiser != denoiser.digest:
+    if not denoiser.made(trajectory.denoiser):
         raise ConfigError(f"{values['trajectory']} is of another denoiser than {denoiser.name}: give --denoiser")
     return denoiser, trajectory
 

@@ -16,6 +16,7 @@ from saelab.errors import DataError
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
 from saelab.evaluation.sparsity import Firing
+from saelab.models.identity import warn_of_other_weights
 from saelab.models.sites import Site, run_recording
 from saelab.models.splice import check_width, sae_site
 from saelab.models.tokens import Tokens
@@ -78,6 +79,7 @@ def evaluate(
     target = lm.site(sae.metadata.get("target_site") or place)
     check_width(place, sae.d_in, "input")
     check_width(target, sae.d_out, "output")
+    warn_of_other_weights(lm, sae)
     checks.choice("selection", selection, SELECTIONS)
     tokens, sparsity_tokens = checks.count("tokens", tokens), checks.count("sparsity_tokens", sparsity_tokens)
     batch_size = checks.count("batch_size", batch_size)

@@ -208,7 +208,8 @@ class Directions(Sequence[Direction]):
             names=json.loads(header["names"]),
         )
         if denoiser is not None:
-            made.check(denoiser.digest, denoiser.site_shape(made.site))
+            own = made.denoiser if denoiser.made(made.denoiser) else denoiser.digest
+            made.check(own, denoiser.site_shape(made.site))
         return made
 
     def _like(

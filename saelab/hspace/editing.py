@@ -67,7 +67,7 @@ class Edit:
         return Injection(torch.stack(deltas), strength, self._mask(shape, trajectory), self.mode, active)
 
     def _check(self, direction: Any, denoiser: Denoiser, trajectory: Trajectory, shape: tuple[int, ...]) -> None:
-        if direction.denoiser != denoiser.digest:
+        if not denoiser.made(direction.denoiser):
             raise ConfigError(f"the direction was made with the denoiser {direction.denoiser[:12]}, this one "
                               f"({denoiser.name}) is {denoiser.digest[:12]}: make it again with this one")  # fmt: skip
         if direction.site != trajectory.site:

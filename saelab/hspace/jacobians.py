@@ -61,7 +61,7 @@ def jacobian(
     Directions(2 by jacobian, [64, 4, 4] at every timestep of mid_block)
     """
     h = h_of(trajectory)
-    if trajectory.denoiser != denoiser.digest:
+    if not denoiser.made(trajectory.denoiser):
         raise ConfigError("the trajectory is of another denoiser: its h means nothing in this one")
     if trajectory.x is None:
         raise DataError('this trajectory has no x: sample it with record=("h", "x", ...)')

@@ -84,7 +84,7 @@ def replay(
     >>> torch.equal(replay(denoiser, trajectory).samples, trajectory.samples)
     True
     """
-    if trajectory.denoiser != denoiser.digest:
+    if not denoiser.made(trajectory.denoiser):
         raise ConfigError(f"the trajectory is of the denoiser {trajectory.denoiser[:12]}, this one ({denoiser.name}) is "
                           f"{denoiser.digest[:12]}: load the one that made it")  # fmt: skip
     return run(denoiser, trajectory, trajectory.recorded if record is None else record, progress)

@@ -36,6 +36,7 @@ class Transformers:
 
     def __init__(self, runner: nn.Module) -> None:
         self.runner = runner
+        self.inner = runner
         self.parameters = list(inspect.signature(runner.forward).parameters)
         self.named = self._named_sites()
         self._by_path: dict[str, Site] = {}

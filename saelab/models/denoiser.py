@@ -6,11 +6,11 @@ v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
 """
 
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from saelab import cache, checks
 from saelab.errors import ConfigError, DataError, SiteError
-from saelab.models import loading, sites
-from saelab.models.hooks import first_runs, interventions_silent
+from saelab.models import identity, sites
+from saelab.models.hooks import first_runs, interventions_silent, open_interventions
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,7 +73,7 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
         if device != "auto" and checks.device_of(device) not in (place, torch.device(place.type)):
             raise ConfigError(f"the U-Net is on {place}, and objects are wrapped as they are: move it yourself "
                               f"(unet.to({str(device)!r})) before load_denoiser")  # fmt: skip
-        loading.warn_of_dropout(unet)
+        identity.warn_of_dropout(unet)
     return Denoiser(unet, diffusion.unclipped(scheduler if scheduler is not None else own), name)
 
 
@@ -112,20 +112,38 @@ class Denoiser:
         """The first parameter's."""
         return next(self.unet.parameters()).dtype
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 (hex) of weights (as fp32, so that a copy in float64 has the same), the U-Net's configuration (groups of a
-        norm, an activation: what no weight tells), noise schedule and prediction."""
+        """SHA-256 (hex) of what decides what the network makes of an image, as it is now: weights (as fp32, so that a copy in
+        float64 has the same), what no weight tells of the U-Net (groups of a norm, an activation: where its configuration
+        is not the default), noise schedule, prediction, adapters, dropout, the number of open interventions.
+
+        Taken anew each time, which costs a pass over the weights.
+        """
+        usual = inspect.signature(type(self.unet).__init__).parameters
+        unusual = {name: value for name, value in self._config().items()
+                   if name not in usual or _json(value) != _json(usual[name].default)}  # fmt: skip
+        return self._digest(unusual)
+
+    def made(self, digest: str) -> bool:
+        """Whether a digest that was saved with a trajectory or a direction is this denoiser's.
+
+        Those of older versions of saelab, which hashed the defaults of the configuration too, are known.
+        """
+        return digest in (self.digest, self._digest(self._config()))
+
+    def _config(self) -> dict[str, Any]:
         config: Any = self.unet.config
-        own = {name: value for name, value in config.items() if not name.startswith("_")}
-        made = json.dumps(own, sort_keys=True, default=str)
-        kind = {
-            "alphas": self.alphas_cumprod,
-            f"predicts {self.prediction}": torch.zeros(0),
-            f"made {made}": torch.zeros(0),
-        }
+        return {name: value for name, value in config.items() if not name.startswith("_")}
+
+    def _digest(self, config: dict[str, Any]) -> str:
+        words = [f"predicts {self.prediction}", f"made {_json(config)}", *identity.circumstances(self.unet)]
+        if interventions := open_interventions(self.unet):
+            words.append(f"{interventions} interventions")
         weights = {name: p.float() if p.is_floating_point() else p for name, p in self.unet.state_dict().items()}
-        return cache.tensors_digest(weights | kind)
+        return cache.tensors_digest(
+            weights | {"alphas": self.alphas_cumprod} | {word: torch.zeros(0) for word in words}
+        )
 
     def to(self, dtype: torch.dtype) -> "Denoiser":
         """A copy in another dtype (its weights are its own); float64 brings inversion to rounding."""
@@ -319,6 +337,10 @@ class Denoiser:
         steps = f"{len(self.alphas_cumprod):,} timesteps of {type(self.scheduler).__name__}"
         where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
         return f"Denoiser({self.name}: {type(self.unet).__name__} of {shape}, {self.prediction}, {steps}, {where})"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _moment(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:

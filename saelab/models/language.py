@@ -3,8 +3,8 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from saelab import checks
 from saelab.errors import ConfigError, DataError
-from saelab.models import generation, loading
+from saelab.models import generation, identity, loading
 from saelab.models.backends import backend_of
 from saelab.models.families import Side
 from saelab.models.hooks import editing
@@ -75,7 +75,7 @@ def _around(model: Any, tokenizer: Any, device: str | torch.device, dtype: torch
             f"the model is on {lm.device} in {lm.dtype}, and objects are wrapped as they are: "
             f"move it yourself (model.to({str(asked)!r}, {dtype or lm.dtype})) before load_model"
         )
-    loading.warn_of_dropout(lm.runner)
+    identity.warn_of_dropout(lm.inner)
     return lm
 
 
@@ -95,6 +95,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.backend = backend_of(model)
         self.runner: nn.Module = self.backend.runner
+        self.inner: nn.Module = self.backend.inner
         config = getattr(self.runner, "config", None)
         self.name = name or getattr(config, "name_or_path", "") or type(model).__name__
         self.d_vocab = self.backend.d_vocab
@@ -103,7 +104,8 @@ class LanguageModel:
         self.special_ids = special_ids(tokenizer)
         self.separator_id = separator_id(tokenizer)
         self.bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
-        self._digest = digest
+        self._loaded = digest and (digest, identity.state_digest(self.inner))
+        self.compared: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # see `identity.warn_of_other_weights`
 
     @property
     def receipts(self) -> "list[Receipt]":
@@ -122,15 +124,17 @@ class LanguageModel:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights: of the bundled file, else of the state when first asked, then kept."""
-        if self._digest is None:
-            self._digest = loading.weights_digest(self.runner)
-        return self._digest
+        """SHA-256 (hex) of the weights, active adapters and dropout as they are now; of the bundled file while unchanged.
 
-    @cached_property
+        Taken anew each time, which costs a pass over the weights: fine-tuning in place gives another one.
+        """
+        now = identity.state_digest(self.inner)
+        return self._loaded[0] if self._loaded and now == self._loaded[1] else now
+
+    @property
     def tokenizer_digest(self) -> str:
         """SHA-256 (hex) of the tokenizer's serialisation."""
-        return loading.tokenizer_digest(self.tokenizer)
+        return identity.tokenizer_digest(self.tokenizer)
 
     @property
     def eos_ids(self) -> set[int]:

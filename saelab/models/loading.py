@@ -1,14 +1,10 @@
 """From a name or a folder to a transformers model and its tokenizer, with errors that say the way out."""
 
 import difflib
-import hashlib
-import json
 import os
-import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from saelab.errors import ConfigError
 from saelab.files import user_path
@@ -58,39 +54,3 @@ def _not_loaded(name: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a module's state, as it is now."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer's serialisation, without the padding and truncation of its last call."""
-    if tokenizer is None:
-        return hashlib.sha256(b"").hexdigest()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
-    else:
-        state = {"vocabulary": tokenizer.get_vocab(), "special": sorted(tokenizer.all_special_ids)}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def warn_of_dropout(model: nn.Module) -> None:
-    """Say so when the model would drop activations at random: its mode is the user's and is left alone."""
-    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    config = getattr(model, "config", None)
-    rates += [getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop", "resid_pdrop")]
-    if model.training and max(rates) > 0:
-        warnings.warn(
-            f"the model is in training mode with dropout {max(rates):g}: activations are random and scaled. "
-            "Call model.eval() first, unless that is what you study.",
-            stacklevel=3,
-        )

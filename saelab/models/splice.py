@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.identity import warn_of_other_weights
 from saelab.models.sites import Site
 from saelab.models.where import Where
 
@@ -87,6 +88,7 @@ def splice(
     target = lm.site(sae.metadata.get("target_site") or source)
     check_width(source, sae.d_in, "input")
     check_width(target, sae.d_out, "output")
+    warn_of_other_weights(lm, sae, stacklevel=4)
     receipt = Splice()
     waiting = threading.local()  # what was read, until the thread's forward pass comes to where it is written
 

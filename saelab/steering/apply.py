@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.identity import warn_of_other_weights
 from saelab.models.reach import opened
 from saelab.models.sites import Site
 from saelab.models.where import Where
@@ -61,6 +62,8 @@ def _steering(
             if line == len(receipt.tallies):
                 receipt.tallies.append(Tally(operation))
             site = _checked_site(lm, operation)
+            if operation.latent is not None:
+                warn_of_other_weights(lm, operation.source, stacklevel=6)
             same = next((known for known in (*sites, *parts) if lm.place(known) == lm.place(site)), site)
             parts.setdefault(same, []).append(Part(operation, line))
         for site, here in parts.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saelab import checks
 from saelab.errors import CheckpointError, ConfigError
 from saelab.files import user_path
-from saelab.models.loading import weights_digest
+from saelab.models.identity import refuse_interventions, weights_digest
 from saelab.models.splice import check_width, sae_site
 from saelab.steering import grid, records
 from saelab.steering.grid import NONE, RANDOM_DIRECTION, Cell
@@ -110,6 +110,8 @@ def sweep(
     cells = grid.cells(targets, kinds, steps, len(rows), runs, baselines, draws, controls)
     resolved = _resolved_unit(sae, targets, kinds, unit, place.name)
     texts = [str(row) if lm.tokenizer is None else lm.tokenizer.decode(row) for row in rows]
+    if out is not None:
+        refuse_interventions(lm, f"the sweep in {out}")
     settings = {
         "model": lm.name,
         "model_digest": lm.digest,

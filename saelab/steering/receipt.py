@@ -184,7 +184,7 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values: model, autoencoders (folder and digest), operations, figures, texts."""
-        from saelab.models.loading import weights_digest
+        from saelab.models.identity import weights_digest
 
         self.settle()
         contexts = [self, *(r for _, stack in self.generations for r in stack)]

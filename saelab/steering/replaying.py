@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from saelab.errors import ConfigError, FormatError
 from saelab.files import user_path
 from saelab.models.generation import generate_text
-from saelab.models.loading import weights_digest
+from saelab.models.identity import weights_digest
 from saelab.models.tokens import padded
 from saelab.steering.apply import steer, steer_rows
 from saelab.steering.directions import Direction

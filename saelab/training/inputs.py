@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, DataError
+from saelab.models.identity import refuse_interventions
 from saelab.training.sources import PIECE_ROWS, RowSource, StreamSource, iterable_pieces, model_pieces
 
 CONTEXTS_PER_FORWARD = 8
@@ -50,6 +51,8 @@ def open_input(
 
             corpus = load_corpus(corpus, seed=seed)
         sites = {"x": site} | ({"target": target_site} if target_site else {})
+        if digests:
+            refuse_interventions(source, "a run with out=")
         resolved = {name: source.site(path) for name, path in sites.items()}
         contexts = corpus.contexts(source, context_length, split="train")
         widths = {name: found.width for name, found in resolved.items()}

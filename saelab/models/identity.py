@@ -1,0 +1,129 @@
+"""What a model is at this moment: digests that are taken when they are compared, and never kept.
+
+What is kept under a digest (stores, runs, sweeps, counted pages) is found again by it. A model that was fine-tuned in place,
+has another adapter on or drops activations at random is another one.
+"""
+
+import hashlib
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from saelab.errors import ConfigError, InterventionError
+from saelab.models.hooks import open_interventions
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a module's state, as it is now."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            if tensor.is_meta:
+                raise ConfigError(
+                    f"the weights {name} are not in memory (device meta): load the model without offloading"
+                )
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def state_digest(model: nn.Module) -> str:
+    """`weights_digest`, and what else decides the activations: which adapters act, dropout in training mode.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)).eval()
+    >>> state_digest(net) == weights_digest(net), state_digest(net.train()) == weights_digest(net)
+    (True, False)
+    """
+    weights, beside = weights_digest(model), circumstances(model)
+    return hashlib.sha256(json.dumps([weights, *beside]).encode()).hexdigest() if beside else weights
+
+
+def circumstances(model: nn.Module) -> list[str]:
+    """What decides a model's activations beside its weights, in words; nothing for most models."""
+    rate = dropout_rate(model)
+    return _adapters(model) + ([f"training mode with dropout {rate:g}"] if rate else [])
+
+
+def _adapters(model: nn.Module) -> list[str]:
+    """Of each layer that peft adapted: the adapters that act (none when switched off), and how strongly."""
+    found = []
+    for path, module in model.named_modules():
+        if hasattr(module, "active_adapters") and hasattr(module, "merged_adapters"):
+            on = [] if module.disable_adapters else list(module.active_adapters)
+            scaling = getattr(module, "scaling", {})
+            strength = {name: scaling[name] for name in on if name in scaling}
+            found.append(f"adapters of {path}: {on} {strength} merged {list(module.merged_adapters)}")
+    return found
+
+
+def dropout_rate(model: nn.Module) -> float:
+    """The largest share of activations that a module drops at random as the model stands; 0 in evaluation mode."""
+    rates = [module.p for module in model.modules() if module.training and isinstance(module, nn.Dropout)]
+    if model.training:
+        config = getattr(model, "config", None)
+        rates += [getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop", "resid_pdrop")]
+    return max(rates, default=0.0)
+
+
+def warn_of_dropout(model: nn.Module) -> None:
+    """Say so when the model would drop activations at random: its mode is the user's and is left alone."""
+    rate = dropout_rate(model)
+    if rate > 0:
+        warnings.warn(
+            f"the model is in training mode with dropout {rate:g}: activations are random and scaled. "
+            "Call model.eval() first, unless that is what you study.",
+            stacklevel=3,
+        )
+
+
+def refuse_interventions(lm: "LanguageModel", what: str) -> None:
+    """`InterventionError` within `intervene`, `steer` and `splice`: `what` is kept under a digest that cannot tell them.
+
+    Forward hooks that others set on the model are not seen: what they do is nowhere written down.
+    """
+    if open_interventions(lm.runner):
+        raise InterventionError(
+            f"{what} is found again by the digest of the model's weights, which does not tell what an intervention makes of "
+            f"its activations, and one is open (intervene, steer or splice): close it first, or leave out= away"
+        )
+
+
+def warn_of_other_weights(lm: "LanguageModel", sae: Any, stacklevel: int = 3) -> None:
+    """Say so, once, when an SAE that knows its model is used with other weights.
+
+    Looked at again when the weights were written to since.
+    """
+    trained = sae.metadata.get("model_digest")
+    if trained is None:
+        return
+    state = lm.inner.state_dict().values()
+    written = sum(x._version for x in state if isinstance(x, torch.Tensor) and not x.is_inference())
+    seen = str([written, lm.dtype, *circumstances(lm.inner)])
+    if lm.compared.get(sae) == seen:
+        return
+    lm.compared[sae] = seen
+    if trained != lm.digest:
+        warnings.warn(
+            f"the SAE was trained on {sae.metadata.get('model')!r} with digest {trained[:12]}, and {lm.name!r} is "
+            f"{lm.digest[:12]} now: other weights, adapters, dtype or mode. What it finds and does here may mean nothing",
+            stacklevel=stacklevel,
+        )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's serialisation, without the padding and truncation of its last call."""
+    if tokenizer is None:
+        return hashlib.sha256(b"").hexdigest()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+    else:
+        state = {"vocabulary": tokenizer.get_vocab(), "special": sorted(tokenizer.all_special_ids)}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
