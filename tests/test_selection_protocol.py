@@ -61,6 +61,16 @@ def test_multi_cluster_selection_finds_the_features_of_the_clusters():
     np.testing.assert_array_equal(scores, mcfs(X, 4, n_clusters=3))
 
 
+def test_samples_far_from_all_others_are_no_clusters():
+    """A few outliers in rare features, as scaled pixels of a border have them, are an island of the graph, not structure."""
+    X, _ = make_blobs(300, 2, centers=4, cluster_std=1.5, random_state=1)
+    rare = np.zeros((300, 6))
+    for feature in range(6):
+        rare[3 * feature : 3 * feature + 3, feature] = 40 + np.arange(3)
+    scores = mcfs(np.c_[rare, np.random.default_rng(0).normal(size=(300, 4)), X], 3, n_clusters=3)
+    assert set(np.argsort(-scores)[:2]) == {10, 11}
+
+
 def test_constant_features_of_images_do_no_harm():
     X, _ = load_digits(n_class=5, return_X_y=True)
     constant = np.ptp(X, axis=0) == 0

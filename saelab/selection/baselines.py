@@ -32,7 +32,9 @@ def mcfs(X: Any, n_features: int, *, n_clusters: int, neighbors: int = 5) -> np.
 
     The `n_clusters` smoothest eigenvectors of the graph (L y = lambda D y, the trivial one left out) are each regressed on
     the features by least angle regression with at most `n_features` coefficients; a feature's score is its largest
-    absolute coefficient (Cai, Zhang and He, KDD 2010, equations 3 to 6).
+    absolute coefficient (Cai, Zhang and He, KDD 2010). Neighbours weigh 1, one of their weightings: under a heat kernel of one
+    width a few samples far from all others, as rare pixels make them once features are scaled, hang together by next to
+    nothing, and such islands are the smoothest eigenvectors there are.
 
     >>> rng = np.random.default_rng(0)
     >>> X = np.c_[rng.normal(size=(60, 3)), np.repeat([0.0, 9.0], 30) + rng.normal(size=60)]
@@ -65,9 +67,11 @@ def _embedding(X: np.ndarray, n_clusters: int, neighbors: int) -> np.ndarray:
     """The smoothest eigenvectors of L y = lambda D y after the constant one: [n, n_clusters]."""
     from scipy.sparse import diags_array
     from scipy.sparse.linalg import eigsh
+    from sklearn.neighbors import kneighbors_graph
 
-    graph, degree_N = neighbor_graph(X, neighbors)
-    root = diags_array(1 / np.sqrt(degree_N))
+    graph = kneighbors_graph(X, min(neighbors, len(X) - 1))
+    graph = graph.maximum(graph.T).tocsr()
+    root = diags_array(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
     start = np.random.default_rng(0).normal(size=len(X))
     values, vectors = eigsh(root @ graph @ root, k=n_clusters + 1, which="LA", v0=start)
     return root @ vectors[:, np.argsort(-values)[1:]]
