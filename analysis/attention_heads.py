@@ -160,7 +160,8 @@ def polysemanticity(
 
     The paper's authors grouped each head's ten top latents by hand and found 14 of GPT-2's 144 heads possibly monosemantic;
     here labels (families, or a person's words) take the place of the hand. A head `looks_monosemantic` where at least
-    `majority` of its `top` latents (by `head_attribution`) have one label: our rule. Two latents without label share none.
+    `majority` of its `top` latents (by `head_attribution`) have one label: our rule. Two latents without label share none. With
+    families as labels the count of such heads tells nothing of an SAE: on SmolLM2 untrained dictionaries had as many.
 
     Args:
         sae: an SAE of a `hook_z` site.

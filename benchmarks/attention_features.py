@@ -106,7 +106,6 @@ class Study:
         self.step("agreement", self.agreement)
         for block in Z_BLOCKS:
             self.step(f"families-{block}", lambda block=block: self.block_families(block))
-        self.step("monosemantic", self.monosemantic)
         self.step("ioi", self.ioi_noising)
         self.step("ioi-latents", self.ioi_latents)
         self.step("ioi-order", self.ioi_order)
@@ -165,18 +164,6 @@ class Study:
             if name == "real":
                 found["examples"] = {family: self.examples(families, family) for family in SHOWN}
                 found["proxies"] = self.proxies(families)
-        return found
-
-    def monosemantic(self) -> Any:
-        """Heads of which nine of ten latents have one family; "mixed" is none."""
-        found = []
-        for block in sorted(Z_BLOCKS):
-            sae = self.trained[block][KS[0]]
-            families = json.loads((self.folder / f"families-{block}.json").read_text())
-            for name, own in (("real", sae), ("untrained", self.untrained(sae))):
-                labels = {int(i): label for i, label in families[name]["labels"].items() if label != "mixed"}
-                heads = attention.polysemanticity(own, labels, seed=0).drop(columns=["latents", "labels"])
-                found += heads.assign(block=block, dictionary=name).to_dict("records")
         return found
 
     def examples(self, families: attention.LatentFamilies, family: str) -> Any:

@@ -20,8 +20,8 @@ def write(folder: Path, size: dict[str, Any], out: Path) -> None:
     families = {b: found[f"families-{b}"] for b in BLOCKS if f"families-{b}" in found}
     parts = ["# Attention-output features of SmolLM2", workers.machine(torch.get_num_threads()), setting(size)]
     made = (
-        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("monosemantic", monosemantic),
-        ("ioi", noising), ("effects", effects), ("ioi-latents", ablations), ("ioi-order", order), ("circuit", circuit),
+        ("heads", heads), ("prefixes", prefixes), ("agreement", agreement), ("ioi", noising), ("effects", effects),
+        ("ioi-latents", ablations), ("ioi-order", order), ("circuit", circuit),
     )  # fmt: skip
     sections = {name: make(found[name]) for name, make in made if found.get(name)}
     ordered = [sections.pop(name) for name in ("heads", "prefixes", "agreement") if name in sections]
@@ -147,27 +147,6 @@ def family_counts(families: dict[int, Any]) -> str:
         "Shuffled text is no empty control: copies of tokens are still there, and an induction head finds them; attention to "
         "the position before needs no content at all. What a family owes to the layer's heads rather than to the SAE, the "
         "untrained dictionary shows: compare the shares."
-    )
-
-
-def monosemantic(figures: Any) -> str:
-    frame = pd.DataFrame(figures).replace({"dictionary": {"real": "trained"}})
-    rows = []
-    for (block, dictionary), own in frame.groupby(["block", "dictionary"]):
-        named = [f"{block}.{r.head} {r.common}" for r in own[own.looks_monosemantic].itertuples()]
-        rows.append({
-            "block": block, "dictionary": dictionary, "heads": len(own), "look monosemantic": len(named),
-            "which": ", ".join(named) or "-", "mean share of the commonest": own.share.mean(),
-            "expected by chance": own.chance.mean() * len(own),
-        })  # fmt: skip
-    counts = frame.groupby("dictionary").looks_monosemantic.agg(["sum", "size"])
-    told = ", ".join(f"{row['sum']} of {row['size']} with {name} dictionaries" for name, row in counts.iterrows())
-    return (
-        f"## How many heads look monosemantic\n\n{told}. A head looks so "
-        'where at least 9 of its 10 latents with the largest share of it have one family ("mixed" is none, which was decided '
-        'when head 17.0 came out as "mixed"); `expected by chance` with families shuffled over latents. Families are coarse, '
-        "so this is an upper bound next to reading the "
-        f"latents (the paper: 14 of GPT-2's 144, by hand).\n\n{table(rows)}"
     )
 
 

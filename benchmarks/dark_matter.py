@@ -241,7 +241,7 @@ class Study:
                             "k": k, "widths": len(of_k), "law": str(fit.law), "slope": fit.slope,
                             "slope_interval": fit.slope_interval, "nonlinear_slope": fit.nonlinear_slope,
                             "nonlinear_interval": fit.nonlinear_slope_interval,
-                            "exponent_profile": fit.law.exponent_profile, "floor": fit.law.floor,
+                            "floor": fit.law.floor,
                         }
                     )  # fmt: skip
                 except saelab.ConfigError as error:

@@ -21,6 +21,8 @@ def write(folder: Path, out: Path) -> None:
     """Write the report of the steps that are there."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     parts = ["# Dark matter of SAEs on SmolLM2", workers.machine(torch.get_num_threads()), ABOUT]
+    if "scaling" in found:
+        parts.append(lead(found["scaling"]["all"]))
     parts += [make(found[name]) for name, make in SECTIONS.items() if name in found]
     parts.append(
         "## The paper's orderings\n\nOver every SAE that was measured: the range of what the ordering compares, and on how "
@@ -36,6 +38,15 @@ ABOUT = (
     "documents that neither the SAE nor the map has seen; what is learnt from the parts (norms, earlier SAEs, token by token) "
     "is learnt on one half of these and scored on the other."
 )
+
+
+def lead(laws: list[dict[str, Any]]) -> str:
+    slopes = [law["nonlinear_slope"] for law in laws]
+    return (
+        f"FVU of the nonlinear part {'rises' if min(slopes) > 0 else 'does not rise'} with the width (by "
+        f"{', '.join(f'{slope:.2g}' for slope in slopes)} each time it doubles); in the paper, by our notes of it, it is about "
+        "constant."
+    )
 
 
 def table(rows: Any) -> str:
@@ -69,9 +80,9 @@ def speed(f: dict[str, Any]) -> str:
 def family(rows: list[dict[str, Any]], title: str = "Widths and sparsities") -> str:
     frame, first = pd.DataFrame(rows).rename(columns={"sparsity": "k"}), rows[0]
     note = (
-        f"{first['tokens_heldout']:,} tokens held out by {first['held_out_by']}, {first['tokens_per_dimension']:.0f} of "
-        f"the fit a dimension; left out for their norm: {first['dropped']:.2%}, with {first['dropped_variance']:.0%} of the "
-        "variance. "
+        f"{first['tokens_heldout']:,} rows held out by {first['held_out_by']}; the map is fitted on "
+        f"{first['tokens_per_dimension']:.0f} rows a dimension; left out for their norm: {first['dropped']:.2%}, with "
+        f"{first['dropped_variance']:.0%} of the variance. "
         "`r2_error` is the mean over dimensions; `fvu_training` that of the last five batches; `rescaled`: after the "
         "best multiple of the reconstruction; `other_bias`: without intercept. A dead SAE in its place: R2 of the error "
         f"{min(row['dead_r2_error'] for row in rows):.6f} or more."
@@ -81,8 +92,12 @@ def family(rows: list[dict[str, Any]], title: str = "Widths and sparsities") -> 
 
 
 def scaling(found: dict[str, Any]) -> str:
-    sections = ["## Power laws of the FVU over widths", "Slopes of FVU and FVU_nonlinear over log2 width; 95% intervals from "
-                "a bootstrap over held-out documents, of which there are few."]  # fmt: skip
+    about = (
+        "Slopes of FVU and FVU_nonlinear over log2 width. The exponent's interval is that of the law (F test on its residuals)."
+        " Intervals of slopes draw the held-out documents again, of which there are few, with the SAEs as they are: one seed of "
+        "each, so that they say nothing of another training."
+    )
+    sections = ["## Power laws of the FVU over widths", about]
     for chosen, laws in found.items():
         sections.append(f"Of {chosen} widths:\n\n{table(laws)}")
     return "\n\n".join(sections)
@@ -122,8 +137,10 @@ def orderings(found: dict[str, Any]) -> list[dict[str, str]]:
     if "scaling" in found:
         laws = pd.DataFrame(found["scaling"]["all"])
         ratio = laws.nonlinear_slope / laws.slope
-        rows.append(("FVU_nonlinear is much flatter in the width than FVU (ratio of the slopes, under .5)", ratio,
-                     ratio.abs() < 0.5))  # fmt: skip
+        rows += [("FVU_nonlinear does not rise with the width (slope over log2 width)", laws.nonlinear_slope,
+                  laws.nonlinear_slope <= 0),
+                 ("FVU_nonlinear is much flatter in the width than FVU (ratio of the slopes, under .5)", ratio,
+                  ratio.abs() < 0.5)]  # fmt: skip
     if "downstream" in found:
         cost = pd.DataFrame(found["downstream"]).set_index(["k", "d_sae"])
         linear, nonlinear = (cost[cost.setting == f"sae + {part}"] for part in ("linear", "nonlinear"))

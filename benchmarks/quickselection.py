@@ -50,8 +50,8 @@ PARTS = ("accuracy", "timing", "costs", "kernels")
 KEY = ("data", "method", "seed", "epochs")
 PAPER = (
     "The paper has 90.3 for Madelon, trees, 100 epochs; its Isolet is a larger set, not comparable with these 1,560 rows. It "
-    "has MCFS at 88.7 on all of MNIST. Ours was at 17.1 on the subset while a heat kernel of one width weighed the neighbours: on "
-    "scaled pixels its smoothest eigenvectors were islands of two to six images. Neighbours weigh 1 now, which was chosen on "
+    "has MCFS at 88.7 on all of MNIST. Ours was at 17.1 on the subset while a heat kernel of one width weighed neighbours: "
+    "on scaled pixels its smoothest eigenvectors were islands of two to six images. Neighbours weigh 1 now, which was chosen on "
     "MNIST and lowers Isolet (81.5 before) and digits (94.8 before)."
 )
 
@@ -240,10 +240,10 @@ def report(out: str, names: list[str], machine: str) -> str:
         "with one thread beside other work; the load in the last line is that of writing this. "
         f"{PAPER} Differences of means come with their standard error over runs and subsets, on the one split; within two of "
         "them the two are not told apart.\n\n"
-        "To be read with these: Isolet and Fashion-MNIST were drawn further (20 runs, 50 subsets) after five runs had been looked "
-        "at and were not told apart from random selection, so that two standard errors promise less there than elsewhere. On "
-        "planted data k-means does not tell QuickSelection from random subsets, whatever the trees say. On Isolet 10 epochs are "
-        "below random selection. On Fashion-MNIST the trees do not tell 100 epochs from random selection."
+        "To be read with these: Isolet and Fashion-MNIST were drawn further (20 runs, 50 subsets) after five runs had been "
+        "looked at and were not told apart from random selection, so that two standard errors promise less there than "
+        "elsewhere. On planted data k-means does not tell QuickSelection from random subsets, whatever the trees say. On "
+        "Isolet 10 epochs are below random selection. On Fashion-MNIST the trees do not tell 100 epochs from random selection."
     )
     parts = [notes, against_random(names, rows), *parts, costs_section(costs), kernels_section(kernels)]
     return "\n\n".join(["# QuickSelection", *filter(None, parts), machine + "."])

@@ -7,8 +7,8 @@ At each site a TopK SAE is trained on the bundled model and corpus. Its latents 
 prompt ("From my experience,"; Arad et al. 2025) and tested on 20 others: a latent is added at the strength at which the
 mean KL(clean || steered) of the next token is 1 nat, found by bisection, and its effect is the mean rise of the
 probability of the ten top tokens of (W_dec * gain) W_U. Random directions, each at its own strength for the same KL,
-are the controls twice: on the latent's tokens, and on their own ten top tokens. A latent works when its effect is
-above the 95th percentile of the controls. Directions are kept as they finish (.cache/steering_effect), so that the
+are the controls twice: on their own ten top tokens, and on the latent's. A latent works when its effect is
+above the 95th percentile of the controls on their own. Directions are kept as they finish (.cache/steering_effect), so that the
 next call goes on. The expectation: at least 60% of the top decile work at blocks.22, and not at blocks.3.
 """
 
@@ -197,8 +197,8 @@ def by_decile(latents: dict[str, np.ndarray]) -> list[list[object]]:
         scores, effects = latents["score"][part], latents["effect"][part]
         rows.append(
             [number, len(part), f"{scores.min():.3f} to {scores.max():.3f}", f"{effects.mean():.4f}",
-             f"{np.median(effects):.4f}", f"{latents['control'][part].mean():.4f}", share(latents["above"][part]),
-             share(latents["above_own"][part])]
+             f"{np.median(effects):.4f}", f"{latents['control'][part].mean():.4f}",
+             share(latents["above_own"][part]), share(latents["above"][part])]
         )  # fmt: skip
     return rows
 
@@ -215,7 +215,7 @@ def section(site: str, sae: Any, found: dict[str, Any]) -> str:
     """The report on one site."""
     latents = verdicts(found)
     header = ["decile", "latents", "output score", "mean effect", "median", "random directions, mean",
-              "above their 95% on its tokens", "above their 95% on their own tokens"]  # fmt: skip
+              "above their 95% on their own tokens", "above their 95% on its tokens"]  # fmt: skip
     reached = [sum(row["reached"] for row in found[name]) for name in ("of_latents", "of_directions")]
     top = np.argsort(-latents["score"], kind="stable")[: max(1, round(len(latents["score"]) / 10))]
     shares = [latents[name][top].mean() for name in ("above", "above_own")]
@@ -227,15 +227,17 @@ def section(site: str, sae: Any, found: dict[str, Any]) -> str:
         [
             f"## {site}",
             "",
+            f"**{share(latents['above_own'])} of all latents** raise their own top tokens more than 95% of random directions "
+            f"raise theirs (mean {latents['on_own'].mean():.4f}, 95% {np.quantile(latents['on_own'], 0.95):.4f}); of the top "
+            f"decile by output score {shares[1]:.0%}, where at least {EXPECTED:.0%} was expected at a late site "
+            f"({'' if shares[1] >= EXPECTED else 'not '}reached). Spearman of output score and effect "
+            f"{spearman(latents['score'], latents['effect']):.2f}.",
+            "",
+            f"On the latent's own tokens, where a random direction has little to raise, {share(latents['above'])} of all "
+            f"latents and {shares[0]:.0%} of the top decile are above it: an easy control, shown for completeness.",
+            "",
             workers.table(header, by_decile(latents)),
             "",
-            f"All latents: {share(latents['above'])} above the random directions' 95% on the same tokens, "
-            f"{share(latents['above_own'])} above it on the directions' own tokens (mean "
-            f"{latents['on_own'].mean():.4f}, 95% {np.quantile(latents['on_own'], 0.95):.4f}). Spearman of output score "
-            f"and effect {spearman(latents['score'], latents['effect']):.2f}.",
-            f"Top decile, where at least {EXPECTED:.0%} is expected at a late site: {shares[0]:.0%} "
-            f"({'' if shares[0] >= EXPECTED else 'not '}reached) on the latent's tokens, {shares[1]:.0%} "
-            f"({'' if shares[1] >= EXPECTED else 'not '}reached) against the directions' own.",
             f"KL of 1 nat (within {TOLERANCE}) was found for {reached[0]} of {len(found['of_latents'])} latents and "
             f"{reached[1]} of {len(found['of_directions'])} random directions, at {strengths[0]:.2f} and "
             f"{strengths[1]:.2f} median norms (medians). Drawn from {found['candidates']:,} latents with at least "

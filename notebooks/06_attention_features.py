@@ -168,8 +168,9 @@ for block, found in families.items():
 pandas.concat(shown, ignore_index=True).drop(columns=["context", "destination", "source"]).round(2)
 
 # %% [markdown]
-# Does any head do one thing? A head "looks monosemantic" here when nine of its ten latents with the largest share of
-# it are of one family. Families are coarse, so that this is generous; `chance` is how often shuffled labels look so.
+# Do the latents of a head have one family? `share` is that of the commonest among the ten with the largest share of the
+# head, `chance` how often shuffled labels agree in nine of ten. Families are coarse and follow the head itself: untrained
+# dictionaries have as many such heads, so that a count of them says nothing of the SAE.
 
 # %%
 pandas.concat(
@@ -177,7 +178,7 @@ pandas.concat(
         block: attention.polysemanticity(z_saes[block], found.labels[found.labels != "mixed"].to_dict())
         for block, found in families.items()
     }
-)[["head", "common", "share", "distinct", "own", "looks_monosemantic", "chance"]].round(2)
+)[["head", "common", "share", "distinct", "own", "chance"]].round(2)
 
 # %% [markdown]
 # ## One latent and its proxy

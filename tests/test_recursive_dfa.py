@@ -158,7 +158,7 @@ def test_nothing_is_lost_at_any_pruning(keep, most, share, depth, latent, positi
 
 
 def test_a_node_is_as_deep_as_its_shortest_way_to_the_root(llama):
-    """A later layer is expanded first, though further from the root: what it reads comes nearer when an earlier one does too."""
+    """A later layer is expanded first, though further from the root: what it reads may be nearer by an earlier one."""
     saes = [*(attention_sae(llama, block) for block in range(3)), residual_sae(llama, 2)]
     circuit = recursive_dfa.trace(attention_sae(llama, 3), llama, TEXT, 8, 7, saes=saes, depth=4, most=30, share=0)
     parents = circuit.edge_table().groupby("child").parent.apply(list)
