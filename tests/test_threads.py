@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -164,6 +165,25 @@ def test_tasks_of_one_thread_are_told_apart():
 
     opened, finished = asyncio.Event(), asyncio.Event()
     assert asyncio.run(both()) == [(2, 2), (1, 1)]
+
+
+def test_contexts_that_open_and_close_leave_the_passes_of_other_threads_alone():
+    def churn(_):
+        found = []
+        for _ in range(60):
+            with intervene(NET, "0", added), intervene(NET, "1.input", lambda a, where: a * 10):
+                found.append(run())
+            found.append(record(NET, "1.input", ONE).item())
+        return found
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(churn, range(4))) == [[20, 1] * 60] * 4
+    finally:
+        sys.setswitchinterval(before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in NET.modules())
 
 
 def test_a_submodule_run_by_another_thread_is_nobodys_error():

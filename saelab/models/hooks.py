@@ -22,6 +22,7 @@ class StopForward(Exception):
     """Raised in a hook to end a forward pass after the last site; never leaves this package."""
 
 
+_registering = threading.Lock()
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
@@ -80,15 +81,16 @@ def first_runs(
 
         return read
 
-    handles: list[Any] = []
-    try:
+    def register() -> Iterator[Any]:
         for name, (target, side) in targets.items():
-            handles.append(_on_tensor(target, side, reader(name)))
-        with contextlib.suppress(StopForward):
+            yield _on_tensor(target, side, reader(name))
+
+    with _hooked(register):
+        try:
             run()
-    finally:
-        for handle in handles:
-            handle.remove()
+        except Exception:  # StopForward, or what torch makes of it when another thread puts up a hook meanwhile
+            if not stop or len(found) < len(targets):
+                raise
     missing = [name for name in targets if name not in found]
     if missing:
         raise SiteError(f"the forward pass never ran {', '.join(missing)}, or no tensor passes there: choose another")
@@ -114,8 +116,8 @@ def editing(
     def acts() -> bool:
         return me in reached() and not _silent.get()
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        here.where = locate(args, kwargs) if acts() else None
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        here.where = locate(args, kwargs) if kwargs is not None and acts() else None
 
     def leave(*_: Any) -> None:
         here.where = None
@@ -134,14 +136,30 @@ def editing(
         x.copy_(new)
         return None
 
+    def register() -> Iterator[Any]:
+        yield root.register_forward_pre_hook(enter, with_kwargs=True)
+        yield _on_tensor(target, side, edit)
+        yield root.register_forward_hook(leave, always_call=True)
+
+    with opened(me), _hooked(register):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(register: Callable[[], Iterator[Any]]) -> Iterator[None]:
+    """Within it the hooks are up whose handles `register` gives.
+
+    One thread at a time: torch would give two the same number. For a moment a hook that takes keywords is up without
+    being known for it, or going down; a pass of another thread then calls it without them, and it has to let that pass.
+    """
     handles: list[Any] = []
-    with opened(me):
-        try:
-            handles.append(root.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(_on_tensor(target, side, edit))
-            handles.append(root.register_forward_hook(leave, always_call=True))
-            yield
-        finally:
+    try:
+        with _registering:
+            for handle in register():
+                handles.append(handle)
+        yield
+    finally:
+        with _registering:
             for handle in handles:
                 handle.remove()
 
@@ -158,7 +176,9 @@ def _checked(new: Any, x: Tensor) -> Tensor:
 def _on_tensor(module: nn.Module, side: Side, fn: Callable[[Tensor], Tensor | None]) -> Any:
     """Call `fn` on the first tensor that passes, and put what it gives (if anything) in its place."""
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None:
+            return None
         place = _first_tensor(args)
         if place is not None:
             new = fn(args[place])
