@@ -185,7 +185,7 @@ def test_the_share_of_the_variance_is_the_plain_one():
 
 def test_every_kept_row_serves_once_an_epoch():
     rows = [torch.arange(i * 10, i * 10 + 10.0)[:, None] + 1 for i in range(30)]
-    source = StreamSource(iterable_pieces(rows), {"x": 1}, 10, 50, 0, None, total=600, say=lambda m: None)
+    source = StreamSource(iterable_pieces(rows, {"x": 1}, 0), {"x": 1}, 10, 50, 0, None, total=600, say=lambda m: None)
     drawn = torch.cat([source.next(20)["x"] for _ in range(15)]).flatten()
     assert sorted(drawn.tolist()) == [float(i) for i in range(1, 301)]
     assert source.epoch == 0

@@ -90,9 +90,9 @@ class MutualChoice(Architecture):
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         codes = scores.per_batch(self.k * len(scores.x_ND))
-        if progress >= LEARN_FROM and len(codes.values):
+        if progress >= LEARN_FROM:
             left = forgetting(state.cut_progress, progress, HALF_LIFE)
-            state.cut_sum.mul_(left).add_(codes.values.detach().amin())
+            state.cut_sum.mul_(left).add_(codes.values.detach().amin() if len(codes.values) else 0)
             state.cut_weight.mul_(left).add_(1)
         return codes
 

@@ -26,7 +26,7 @@ def measure(batch: Batch, state: State) -> None:
     """Set the unit of the price from a sample of rows."""
     rows_ND = batch.x if batch.target is batch.x else batch.target - batch.target.mean(0)
     norm = torch.linalg.vector_norm(rows_ND, dim=1).mean() / rows_ND.shape[1] ** 0.5
-    state.input_norm.copy_(distributed.same_everywhere(norm))
+    state.input_norm.copy_(distributed.same_everywhere(torch.where(norm > 0, norm, 1.0)))
 
 
 def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:

@@ -15,6 +15,7 @@ from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
 from saelab.errors import ConfigError
 from saelab.files import user_path
 from saelab.kernels import sparse
+from saelab.surroundings import torch_defaults
 
 if TYPE_CHECKING:
     from saelab.dashboards.dashboard import Dashboard
@@ -47,6 +48,10 @@ class SAE(nn.Module):
     takes either. Codes, biases and reconstructions are always in the units of the raw activation, whatever scale
     training used. `metadata` says what the SAE was made from.
 
+    A new one is a module to be optimised, as any other of PyTorch. What `train` gives and `load` reads is frozen
+    (`requires_grad` is False): `encode(x).numpy()` works, gradients go to x and to nothing else, and
+    `sae.requires_grad_(True)` makes it trainable again.
+
     Args:
         cfg: the architecture, such as `saelab.TopK(k=32, d_sae=4096)`.
         d_in: width of the input.
@@ -66,6 +71,7 @@ class SAE(nn.Module):
     SAE(TopK(k=2, d_sae=8), d_in=4, untrained)
     """
 
+    @torch_defaults()
     def __init__(
         self,
         cfg: Architecture,
@@ -172,7 +178,7 @@ class SAE(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction of x [..., d_in]: [..., d_out], in the dtype of x."""
-        return self.decode(self.encode_sparse(x), x.flatten(0, -2)).view(*x.shape[:-1], self.d_out).to(x.dtype)
+        return self.decode(self.encode_sparse(x), x.reshape(-1, self.d_in)).view(*x.shape[:-1], self.d_out).to(x.dtype)
 
     def replaceable(self, x: Float[Tensor, "*rows d"]) -> Bool[Tensor, "*rows"]:
         """Which vectors [...] the SAE is for: those whose norm is within the limit that it was trained with."""
@@ -213,7 +219,7 @@ class SAE(nn.Module):
         """
         from saelab.autoencoders import serialization
 
-        sae = serialization.load(path).to(device)
+        sae = serialization.load(path).to(device).requires_grad_(False)
         sae.path = user_path(path).absolute()
         return sae
 
@@ -231,7 +237,8 @@ class SAE(nn.Module):
     def __repr__(self) -> str:
         site, model = self.metadata.get("site"), self.metadata.get("model")
         at = (f", {site}" if site else "") + (f" of {model}" if model else "")
-        trained = "" if int(self.state.stat_tokens) or at else ", untrained"
+        known = at or self.device.type == "meta" or int(self.state.stat_tokens)
+        trained = "" if known else ", untrained"
         width = f"d_in={self.d_in}" if self.cfg.centres_input else f"d_in={self.d_in}, d_out={self.d_out}"
         return f"SAE({self.cfg!r}, {width}{at}{trained})"
 

@@ -2,17 +2,29 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, DataError
 from saelab.models.identity import refuse_interventions
-from saelab.training.sources import PIECE_ROWS, RowSource, StreamSource, iterable_pieces, model_pieces
+from saelab.surroundings import OwnRandomness
+from saelab.training.sources import (
+    PIECE_ROWS,
+    RowSource,
+    StreamSource,
+    epoch_seed,
+    iterable_pieces,
+    model_pieces,
+    pieces_of,
+    rows_of,
+)
 
 CONTEXTS_PER_FORWARD = 8
+KNOWN_ROWS = 8192  # of an iterable, that its fingerprint holds
 
 
 class Input(NamedTuple):
@@ -46,7 +58,7 @@ def open_input(
             raise ConfigError(
                 f"training from a model needs {missing}: train(lm, corpus, site='blocks.3.hook_resid_post', ...)"
             )
-        if isinstance(corpus, str):
+        if not hasattr(corpus, "contexts"):
             from saelab.activations.corpus import load_corpus
 
             corpus = load_corpus(corpus, seed=seed)
@@ -86,13 +98,9 @@ def open_input(
         )
     if isinstance(source, torch.nn.Module):
         raise ConfigError("wrap the model with saelab.load_model(model, tokenizer=...) and pass a corpus and a site")
-    parts = source if isinstance(source, tuple) and len(source) == 2 else (source,)
-    if all(isinstance(part, Tensor) or _is_store(part) for part in parts):
-        for part in parts:
-            if isinstance(part, Tensor) and (part.ndim != 2 or not part.is_floating_point()):
-                raise DataError(
-                    f"activations are a 2-D floating-point tensor [n, d]; this one is {list(part.shape)} of {part.dtype}"
-                )
+    parts: tuple[Any, ...] = source if isinstance(source, tuple) and len(source) == 2 else (source,)
+    if all(isinstance(part, (Tensor, np.ndarray)) or _is_store(part) for part in parts):
+        parts = tuple(part if _is_store(part) else rows_of(part, "the source") for part in parts)
         columns = dict(zip(("x", "target"), parts, strict=False))
         if gradients:
             columns["gradient"] = _gradients(parts[0])
@@ -105,40 +113,56 @@ def open_input(
         fingerprint = metadata | ({"rows": [_digest(part) for part in parts]} if digests else {})
         return Input(rows, metadata, fingerprint)
 
-    if not hasattr(source, "__iter__"):
+    if isinstance(source, (str, bytes, Mapping)) or not hasattr(source, "__iter__"):
         raise ConfigError(
             f"cannot train on a {type(source).__name__}: pass a LanguageModel with corpus and site, an ActivationStore, a "
-            "[n, d] tensor, a pair of them, or an iterable of [n, d] tensors"
+            "[n, d] tensor or NumPy array, a pair of them, or an iterable of [n, d] tensors"
         )
     once = isinstance(source, Iterator)
-    items = source
-    first = None
-    if once:
-        first = next(source, None)
-        items = _Once(first, source)
-    else:
-        first = next(iter(source), None)
-    if first is None:
-        raise DataError("the iterable is empty")
-    pair = isinstance(first, (tuple, list))
-    widths = {"x": (first[0] if pair else first).shape[-1]} | ({"target": first[1].shape[-1]} if pair else {})
+    first, known = _beginning(source, seed, KNOWN_ROWS if digests else 1)
+    items = _Resumed(first, source) if once else source
+    widths = {name: column.shape[1] for name, column in pieces_of(first[0], 0).items()}
     stream = StreamSource(
-        iterable_pieces(items), widths, PIECE_ROWS, buffer_tokens, seed, max_norm, tokens, 1 if once else math.inf, say
-    )
+        iterable_pieces(items, widths, seed), widths, PIECE_ROWS, buffer_tokens, seed, max_norm, tokens,
+        1 if once else math.inf, say,
+    )  # fmt: skip
     stream.require(batch_size)
     metadata = common | {"trained_on": "iterable"}
-    return Input(stream, metadata, metadata | {"buffer_tokens": buffer_tokens})
+    fingerprint = metadata | {"buffer_tokens": buffer_tokens} | ({"rows": known} if digests else {})
+    if digests:
+        say(
+            f"the data of an iterable are told from others by their first {KNOWN_ROWS:,} rows: if what comes after those has "
+            "changed, give another `out`"
+        )
+    return Input(stream, metadata, fingerprint)
 
 
-class _Once:
-    """An iterator whose first item was looked at."""
+class _Resumed:
+    """An iterator whose first items were looked at."""
 
-    def __init__(self, first: Any, rest: Iterator[Any]) -> None:
+    def __init__(self, first: list[Any], rest: Iterator[Any]) -> None:
         self.first, self.rest = first, rest
 
     def __iter__(self) -> Iterator[Any]:
-        yield self.first
+        yield from self.first
         yield from self.rest
+
+
+def _beginning(items: Iterable[Any], seed: int, n_rows: int) -> tuple[list[Any], str]:
+    """The first items of an iterable, those of `n_rows` rows or one, and a digest of their content."""
+    found: list[Any] = []
+    digest, rows = hashlib.sha256(), 0
+    with OwnRandomness(epoch_seed(seed, 0)):
+        for number, item in enumerate(items):
+            found.append(item)
+            for name, column in pieces_of(item, number).items():
+                digest.update(f"{name} {_digest(column)}".encode())
+                rows += len(column)
+            if rows >= n_rows:
+                break
+    if not found:
+        raise DataError("the iterable is empty")
+    return found, digest.hexdigest()
 
 
 def _is_store(source: Any) -> bool:

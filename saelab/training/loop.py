@@ -13,6 +13,7 @@ from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
 from saelab.files import user_path
+from saelab.surroundings import torch_defaults
 from saelab.training import checkpoint, distributed, running
 from saelab.training.inputs import open_input
 from saelab.training.loggers import Logger, open_logger
@@ -24,6 +25,7 @@ SAMPLE_ROWS = 32_768
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
+@torch_defaults()
 def train(
     source: Any,
     corpus: Any = None,
@@ -52,9 +54,10 @@ def train(
     """Train an SAE on `tokens` activation vectors.
 
     Args:
-        source: a `LanguageModel` (with `corpus` and `site`), an `ActivationStore`, a [n, d] tensor, a pair of aligned stores or
-            tensors (input, target), or an iterable of [n, d] tensors (a one-shot iterator serves one epoch).
-        corpus: what `load_corpus` gives; its train split is read. Past its end a new epoch begins, which is said.
+        source: a `LanguageModel` (with `corpus` and `site`), an `ActivationStore`, a [n, d] tensor or NumPy array, a pair of
+            aligned stores or tensors (input, target), or an iterable of [n, d] tensors or of pairs, such as a `DataLoader` (a
+            one-shot iterator serves one epoch). What an iterable draws from the global random generators is seeded by `seed`.
+        corpus: what `load_corpus` gives or takes; its train split is read. Past its end a new epoch begins, which is said.
         sae: a configuration such as `saelab.TopK(k=32, d_sae=4096)`, or an `SAE` to go on with (a copy is trained).
         tokens: vectors to train on, those above `max_norm` times the running median norm not counted.
         skip_positions: first positions of each context that are left out.
@@ -90,6 +93,7 @@ def train(
     )[0]  # fmt: skip
 
 
+@torch_defaults()
 def sweep(
     source: Any,
     *corpus_and_saes: Any,

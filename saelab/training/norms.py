@@ -7,6 +7,7 @@ training above `max_norm` times the running median norm; what they were is count
 import torch
 from torch import Tensor
 
+from saelab.errors import DataError
 from saelab.training import distributed
 
 _PER_OCTAVE, _LOWEST, _OCTAVES = 64, -64, 128
@@ -31,9 +32,16 @@ class NormFilter:
 
     def see(self, x_ND: Tensor) -> None:
         """Count these rows in the median."""
-        logs = torch.linalg.vector_norm(x_ND.detach().float(), dim=1).log2().clamp_min(_LOWEST).cpu()
+        logs = torch.linalg.vector_norm(x_ND.detach().float(), dim=1).log2().clamp(_LOWEST, _LOWEST + _OCTAVES).cpu()
         bins = ((logs - _LOWEST) * _PER_OCTAVE).long().clamp_max(len(self.histogram) - 1)
         self.histogram += distributed.sum_(torch.bincount(bins, minlength=len(self.histogram)))
+        beyond = int(self.histogram[-1])
+        if beyond and (self.max_norm is None or 2 * beyond > int(self.histogram.sum())):
+            raise DataError(
+                f"{beyond:,} of {int(self.histogram.sum()):,} rows have norms of 2^{_LOWEST + _OCTAVES} (1.8e19) or more, too "
+                "large to be squared: divide the activations by a constant, or look for an overflow"
+                + ("" if self.max_norm is not None else "; max_norm=4.0 leaves out single ones")
+            )
 
     def keep(self, x_ND: Tensor) -> Tensor:
         """Which rows [n] are within the limit as it stands; both kinds are counted."""
@@ -44,7 +52,8 @@ class NormFilter:
             if bool(part.any()):
                 rows = x_ND if bool(part.all()) else x_ND[part]
                 self.moments[i, 0] += len(rows)
-                self.moments[i, 1] += float(norms[part].double().square().sum())
+                squares = norms[part].double().square().sum()
+                self.moments[i, 1] += float(squares if bool(squares.isfinite()) else rows.double().square().sum())
                 self.moments[i, 2:] += rows.sum(0, dtype=torch.float64).cpu()
         return keep
 

@@ -38,7 +38,14 @@ def module_for(
             "a transcoder predicts another site than it reads: give target_site=, or a pair (input, target) as the source"
         )
     module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=seed, d_out=d_out)
-    return module.to(device=device, dtype=dtype or module.dtype)
+    module.path = None
+    dtype = dtype or module.dtype
+    if dtype == torch.float16:
+        raise ConfigError(
+            "an SAE cannot be trained in float16, in which the squares of small gradients are zero: give dtype='bfloat16' or "
+            "'float32', and convert what was trained (sae.to(torch.float16))"
+        )
+    return module.to(device=device, dtype=dtype)
 
 
 def weights_digest(sae: Any) -> str:

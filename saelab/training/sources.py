@@ -4,16 +4,20 @@ A source gives raw rows {"x": [n, d], "target", "gradient"} in an order fixed by
 can be put back to any point with `state_dict`: the unread rows of its buffer, its cursor and its counts.
 """
 
+import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from saelab.activations.buffer import ActivationBuffer
 from saelab.autoencoders.codes import check_finite
 from saelab.errors import ConfigError, DataError
+from saelab.surroundings import OwnRandomness
 from saelab.training.norms import NormFilter
 
 Rows = dict[str, Tensor]
@@ -43,12 +47,8 @@ class RowSource:
     filling: Callable[[int, int], None]
 
     def __init__(self, columns: dict[str, Any], seed: int, max_norm: float | None, say: Say = print) -> None:
-        lengths = {name: len(column) for name, column in columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"the rows are not aligned: {', '.join(f'{n} has {length:,}' for n, length in lengths.items())}"
-            )
-        n_rows = lengths["x"]
+        check_aligned(columns)
+        n_rows = len(columns["x"])
         if n_rows == 0:
             raise DataError("there are no rows to train on")
         self.columns, self.seed, self.say = columns, seed, say
@@ -56,9 +56,12 @@ class RowSource:
         for start in range(
             0, n_rows, PIECE_ROWS
         ):  # the whole of it is at hand: the median is exact from the first batch on
-            x = columns["x"][start : start + PIECE_ROWS].float()
-            check_finite(x, f"rows {start:,} to {start + len(x):,} of the activations")
-            self.norms.see(x)
+            for name, column in columns.items():
+                rows = column[start : start + PIECE_ROWS].float()
+                what = "activations" if name == "x" else f"{name}s"
+                check_finite(rows, f"rows {start:,} to {start + len(rows):,} of the {what}")
+                if name == "x":
+                    self.norms.see(rows)
         self.kept = torch.cat(
             [
                 start + self.norms.keep(columns["x"][start : start + PIECE_ROWS].float()).nonzero().squeeze(1)
@@ -72,7 +75,7 @@ class RowSource:
         self._order = self._permutation()
 
     def _permutation(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         return self.kept[torch.randperm(len(self.kept), generator=generator)]
 
     def _rows(self, index: Tensor) -> Rows:
@@ -211,28 +214,81 @@ def model_pieces(
     return pieces
 
 
-def iterable_pieces(items: Iterable[Any]) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
-    """Pieces of a re-iterable of [n, d] tensors (or pairs of them: input, target); the cursor counts pieces."""
+def iterable_pieces(
+    items: Iterable[Any], widths: dict[str, int], seed: int
+) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
+    """Pieces of a re-iterable of [n, d] tensors (or pairs of them: input, target); the cursor counts pieces.
+
+    What the iterable draws from the global random generators, as a shuffling DataLoader does, comes from generators of its
+    own, seeded by seed and epoch: an epoch can be read again to the same rows, and the user's generators stay as they are.
+    """
 
     def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
-        count = 0
-        for number, item in enumerate(items):
-            x, target = item if isinstance(item, (tuple, list)) else (item, None)
-            if not isinstance(x, Tensor) or x.ndim != 2:
-                raise DataError(f"item {number:,} of the iterable is not a [n, d] tensor but {_describe(x)}")
-            check_finite(x, f"item {number:,} of the iterable")
-            for start in range(0, len(x), PIECE_ROWS):
+        own, count, end = OwnRandomness(epoch_seed(seed, epoch)), 0, object()
+        with own:
+            iterator = iter(items)
+        for number in itertools.count():
+            with own:
+                item = next(iterator, end)
+            if item is end:
+                return
+            columns = pieces_of(item, number)
+            found = {name: column.shape[1] for name, column in columns.items()}
+            if found != widths:
+                raise DataError(f"item {number:,} of the iterable has widths {found}, and the first had {widths}")
+            for start in range(0, len(columns["x"]), PIECE_ROWS):
                 count += 1
-                if count <= cursor:
-                    continue
-                part = slice(start, start + PIECE_ROWS)
-                yield {"x": x[part].float()} | ({} if target is None else {"target": target[part].float()}), count
+                if count > cursor:
+                    yield {name: x[start : start + PIECE_ROWS].float() for name, x in columns.items()}, count
 
     return pieces
 
 
-def _describe(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+def pieces_of(item: Any, number: int) -> Rows:
+    """An item of an iterable as columns: a tensor or an array of rows, alone in a tuple or list, or two (input, target)."""
+    what = f"item {number:,} of the iterable"
+    parts = item if isinstance(item, (tuple, list)) else (item,)
+    if len(parts) not in (1, 2):
+        raise DataError(
+            f"{what} is a {type(item).__name__} of {len(parts)}: give [n, d] tensors, or pairs (input, target)"
+        )
+    columns = {name: rows_of(part, what) for name, part in zip(("x", "target"), parts, strict=False)}
+    check_aligned(columns)
+    for name, column in columns.items():
+        check_finite(column, what if name == "x" else f"the target of {what}")
+    return columns
+
+
+def rows_of(value: Any, what: str) -> Tensor:
+    """Rows as training reads them: a dense [n, d] tensor without a graph, from a floating-point tensor or NumPy array.
+
+    Raises `DataError` for anything else.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize <= 8:
+        with warnings.catch_warnings(action="ignore"):  # of arrays that cannot be written to: nothing writes here
+            value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+    if isinstance(value, Tensor):
+        if value.ndim == 2 and value.shape[1] and value.is_floating_point() and value.layout == torch.strided:
+            return value.detach()
+        kind = "" if value.layout == torch.strided else f", {value.layout}"
+        found = f"{list(value.shape)} of {value.dtype}{kind}"
+    else:
+        found = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
+    raise DataError(f"activations are a 2-D floating-point tensor [n, d], and {what} is {found}")
+
+
+def check_aligned(columns: dict[str, Any]) -> None:
+    """Raise `DataError` unless all columns have as many rows."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"the rows are not aligned: {', '.join(f'{n} has {length:,}' for n, length in lengths.items())}"
+        )
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of the order in which an epoch is read."""
+    return seed * 1_000_003 + epoch
 
 
 def _new_epoch(epoch: int, rows: int) -> str:

@@ -35,7 +35,7 @@ class Trainer:
     def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None) -> None:
         self.sae, self.schedule = sae, schedule
         self.lr = sae.cfg.learning_rate * schedule.short_run_boost if lr is None else lr
-        self.parameters = list(sae.parameters())
+        self.parameters = list(sae.requires_grad_(True).parameters())
         factors = {id(sae.extra[name]): sae.cfg.rate_factor(name) for name in sae.extra}
         groups = [{"params": [p], "factor": factors.get(id(p), 1.0)} for p in self.parameters]
         self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=sae.cfg.betas, fused=True)
@@ -55,8 +55,8 @@ class Trainer:
         median of the target (Gao et al. 2024, A.1), a transcoder's at its mean.
         """
         state, cfg = self.sae.state, self.sae.cfg
-        x_ND = rows["x"].to(self.sae.dtype)
-        target_ND = rows.get("target", x_ND).to(self.sae.dtype)
+        rows = self._wide(rows)
+        x_ND, target_ND = rows["x"], rows.get("target", rows["x"])
         if cfg.input_scale == "rms":
             with torch.no_grad():
                 scale = _unit_scale(x_ND, state.scale)
@@ -109,11 +109,7 @@ class Trainer:
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(float(loss.detach())):
-            raise DataError(
-                f"the loss of step {self.done:,} is {float(loss.detach())}: its batch of {len(x_ND):,} rows holds "
-                f"{int((~torch.isfinite(x_ND)).any(1).sum()):,} with NaN or infinity. The weights are those before it; "
-                "leave such rows out, or lower the learning rate"
-            )
+            raise DataError(self._why_not_finite(float(loss.detach()), rows, x_hat_ND.detach()))
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -144,8 +140,12 @@ class Trainer:
         return figures
 
     def finish(self) -> None:
-        """Turn the covariance into the standard deviation along each decoder direction, and let go of the gradients."""
+        """Turn the covariance into the standard deviation along each decoder direction, and let go of the gradients.
+
+        The SAE is frozen then: its codes of plain vectors have no graph.
+        """
         self.optimizer.zero_grad(set_to_none=True)
+        self.sae.requires_grad_(False)
         n = int(self.target_rows)
         if n > 1:
             mean = self.target_sum / n
@@ -153,6 +153,19 @@ class Trainer:
             W_dec = self.sae.W_dec.detach().double()
             variance = (((W_dec @ covariance) * W_dec).sum(1) / W_dec.square().sum(1)).clamp_min(0).nan_to_num(0)
             self.sae.state.direction_std.copy_(variance.sqrt())
+
+    def _why_not_finite(self, loss: float, rows: dict[str, Tensor], x_hat_ND: Tensor) -> str:
+        bad = {name: int((~torch.isfinite(column)).any(1).sum()) for name, column in rows.items()}
+        what = f"the loss of step {self.done:,} is {loss}, and the weights are those before it: "
+        if any(bad.values()):
+            found = ", ".join(f"{n:,} rows of {name}" for name, n in bad.items() if n)
+            return f"{what}of its batch of {len(x_hat_ND):,}, {found} hold NaN or infinity; leave such rows out"
+        largest = max(float(column.abs().amax()) for column in rows.values())
+        return (
+            f"{what}its batch of {len(x_hat_ND):,} rows is finite (largest entry {largest:.3g}), the reconstruction reaches "
+            f"{float(x_hat_ND.abs().amax()):.3g} in the SAE's units: lower the learning rate (it is {self.lr:.3g})"
+            + (", or set max_norm, for rows much larger than the others" if largest > 1e18 else "")
+        )
 
     def _renew(self, latents: Tensor, params: Params) -> None:
         """The weights of these latents were set anew: they start without a past."""
@@ -172,10 +185,15 @@ class Trainer:
             weight.copy_(new)
 
     def _batch(self, rows: dict[str, Tensor]) -> Batch:
-        dtype, scale = self.sae.dtype, self.sae.state.scale
-        x_ND = rows["x"].to(dtype) * scale
-        target_ND = rows["target"].to(dtype) * self.sae.state.target_scale if "target" in rows else x_ND
-        return Batch(x_ND, target_ND, rows["gradient"].to(dtype) / scale if "gradient" in rows else None)
+        scale = self.sae.state.scale
+        rows = self._wide(rows)
+        x_ND = rows["x"] * scale
+        target_ND = rows["target"] * self.sae.state.target_scale if "target" in rows else x_ND
+        return Batch(x_ND, target_ND, rows["gradient"] / scale if "gradient" in rows else None)
+
+    def _wide(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows in the SAE's precision."""
+        return {name: column.to(self.sae.dtype) for name, column in rows.items()}
 
     def _count(self, codes: SparseCodes, target_ND: Tensor) -> None:
         state, n = self.sae.state, len(codes) * distributed.world_size()
