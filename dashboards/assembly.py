@@ -21,7 +21,7 @@ from saelab.dashboards.manifest import manifest_of
 from saelab.dashboards.pages import Chunk, Inverted, Part
 from saelab.dashboards.prompts import prompt_columns
 from saelab.dashboards.reading import Reader
-from saelab.dashboards.tables import Data, write_parquet
+from saelab.dashboards.tables import Data, need_pyarrow, write_parquet
 from saelab.dashboards.vocab import Ids, Vocab
 from saelab.errors import ConfigError, DataError
 from saelab.files import user_path
@@ -108,6 +108,10 @@ def build(
     path = user_path(path)
     if effects not in EFFECTS:
         raise ConfigError(f'effects={effects!r}: choose "direct", "full" or None')
+    keep = parquet if parquet is not None else importlib.util.find_spec("pyarrow") is not None
+    if keep:
+        need_pyarrow()
+    bundles.check(path, bundle, keep)
     layout = Layout.of(windows, window)
     saes = [sae] if compare is None else [sae, compare]
     for each in saes:
@@ -140,7 +144,6 @@ def build(
     chunks = _all_chunks(parts, prompts, bool(effects), labels_of(labels), sweep_rows(sweeps))
     manifest = manifest_of(parts, reader, corpus, split, tokens, prompts, evaluation, effects, null, title)
     containers: dict[str, bytes] = {}
-    keep = parquet if parquet is not None else importlib.util.find_spec("pyarrow") is not None
 
     def encoded() -> Iterator[tuple[str, bytes]]:
         for name, container in _encoded(chunks, parts[0]):

@@ -1,22 +1,81 @@
 """Chunks become a bundle (a folder) or a single file; both whole or not at all. `docs/dashboard-format.md`."""
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from saelab.dashboards import codec
-from saelab.errors import ConfigError
-from saelab.files import user_path, whole_file, whole_folder
+from saelab.dashboards.tables import TABLES
+from saelab.errors import ConfigError, FormatError
+from saelab.files import (
+    PENDING,
+    check_replaceable,
+    current,
+    listed_files,
+    pending,
+    plain_names,
+    strangers,
+    try_file,
+    try_folder,
+    user_path,
+    whole_file,
+    whole_folder,
+)
 
 SINGLE_FILE_LIMIT = 100 * 2**20
-PARQUET = "parquet"
+PARQUET, MANIFEST = "parquet", "data/manifest.js"
 
 
 def is_bundle(path: str | os.PathLike, bundle: bool | None = None) -> bool:
     """Whether a folder is meant: what `bundle` says, else any path without .html."""
     return bundle if bundle is not None else user_path(path).suffix.lower() not in (".html", ".htm")
+
+
+def check(path: Path, bundle: bool | None, tables: bool) -> None:
+    """Raise, before anything long is done, where `write` could not write or would have to replace what is the user's.
+
+    `ConfigError` for a folder of something else; `CheckpointError` for files of the user's with names that are needed, and
+    where nothing can be written.
+    """
+    if is_bundle(path, bundle):
+        if path.exists() and listed(path) is None and (not path.is_dir() or (strangers(path) and not pending(path))):
+            raise ConfigError(f"{path} is there already and is no dashboard: give another path, or remove it")
+        names = [f"{PARQUET}/{name}" for name in TABLES] if tables else []
+        check_replaceable(path, listed, "a dashboard", ["index.html", *names])
+        try_folder(path)
+        return
+    try_file(path)
+    if tables:
+        check_replaceable(_beside(path), listed_files)
+
+
+def listed(folder: Path) -> list[str] | None:
+    """The files of a bundle, by its manifest and that of its tables; None for anything else."""
+    try:
+        manifest = json.loads(codec.from_text(_texts(folder / MANIFEST)["manifest"]))
+        chunks = (
+            [f"data/{name}.js" for name in manifest["chunks"]] if manifest["format"] == "saelab-dashboard" else None
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    tables = [f"{PARQUET}/{name}" for name in listed_files(folder / PARQUET) or ()]
+    return None if chunks is None else plain_names([*tables, "index.html", *chunks, MANIFEST])
+
+
+def _texts(file: Path) -> dict[str, str]:
+    """The base64 of a chunk's file, by its name. Raises `FormatError` for another file."""
+    found = re.fullmatch(r'__sl\("([a-z0-9-]+)","([A-Za-z0-9+/=]*)"\)\n', file.read_text(encoding="ascii"))
+    if found is None:
+        raise FormatError(f"{file} is not a chunk of a dashboard")
+    return {found[1]: found[2]}
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(f".{PARQUET}")
 
 
 def write(
@@ -43,10 +102,8 @@ def _described(member: bytes, container: bytes) -> list[Any]:
 def _write_bundle(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Mapping[str, Any], beside: Any) -> Path:
     from saelab.dashboards.shell import shell
 
-    if path.exists() and not (path / "data" / "manifest.js").exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is there already and is no dashboard: give another path, or remove it")
     described: dict[str, list[Any]] = {}
-    with whole_folder(path) as folder:
+    with whole_folder(path, listed=listed, what="a dashboard") as folder:
         (folder / "data").mkdir()
         for name, container in chunks:
             member = codec.compress(container)
@@ -87,8 +144,7 @@ def _write_single(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
             yield name, codec.to_text(member)
 
     if beside is not None:
-        with whole_folder(path.with_suffix(f".{PARQUET}")) as folder:
-            beside(folder)
+        beside(_beside(path))
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(shell(inline()))
     return path
@@ -99,20 +155,13 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
 
     Raises `FormatError` where a chunk is damaged or does not have the checksum of the manifest.
     """
-    import json
-    import re
-
-    from saelab.errors import FormatError
-
     path = user_path(path)
     page = path / "index.html" if path.is_dir() else path
     texts: dict[str, str] = {}
-    if (page.parent / "data" / "manifest.js").exists() and page.name == "index.html":
-        for file in sorted((page.parent / "data").glob("*.js")):
-            found = re.fullmatch(r'__sl\("([a-z0-9-]+)","([A-Za-z0-9+/=]*)"\)\n', file.read_text(encoding="ascii"))
-            if found is None:
-                raise FormatError(f"{file} is not a chunk of a dashboard")
-            texts[found[1]] = found[2]
+    if current(page.parent, MANIFEST).exists() and page.name == "index.html":
+        for folder in (page.parent, page.parent / PENDING):  # what is pending after a kill is the newer
+            for file in sorted((folder / "data").glob("*.js")):
+                texts |= _texts(file)
     else:
         pattern = r'<script type="text/plain" id="([a-z0-9-]+)">([A-Za-z0-9+/=]*)</script>'
         texts = dict(re.findall(pattern, page.read_text(encoding="utf-8")))

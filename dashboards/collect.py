@@ -23,7 +23,7 @@ import torch
 
 from saelab import cache
 from saelab.dashboards.reading import Reader, Tile
-from saelab.errors import ConfigError, DataError
+from saelab.errors import ConfigError, DataError, disk_errors_named
 from saelab.files import cache_folder, user_path
 from saelab.models.hooks import open_interventions
 
@@ -225,7 +225,8 @@ def collect(
         )
     made_of = fingerprint(reader)
     folder = user_path(folder) if folder is not None else default_folder(reader)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if disk > free:
         raise ConfigError(

@@ -8,6 +8,9 @@ import numpy as np
 
 from saelab.dashboards import codec
 from saelab.errors import ConfigError
+from saelab.files import whole_folder
+
+TABLES = ("features.parquet", "examples.parquet", "neighbours.parquet", "logits.parquet", "manifest.json")
 
 
 class Data:
@@ -43,17 +46,24 @@ class Data:
         return dict(zip(found["latent"].tolist(), codec.cut(found["text"], found["length"]), strict=True))
 
 
-def write_parquet(data: Data, folder: Path) -> None:
-    """`features`, `examples`, `neighbours` and `logits` as Parquet, for polars or duckdb; column `sae` is "a" or "b".
-
-    Raises `ConfigError` where pyarrow is missing.
-    """
+def need_pyarrow() -> Any:
+    """pyarrow's module, or a `ConfigError` that says how to get it."""
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError("Parquet needs pyarrow: pip install 'saelab[parquet]', or parquet=False") from error
-    folder.mkdir(parents=True, exist_ok=True)
+    return pyarrow.parquet
+
+
+def write_parquet(data: Data, folder: Path) -> None:
+    """`features`, `examples`, `neighbours` and `logits` as Parquet, for polars or duckdb; column `sae` is "a" or "b".
+
+    The folder is made, or is one that this has written before: whole or not at all. Raises `ConfigError` where pyarrow is
+    missing, `CheckpointError` where the folder holds something else.
+    """
+    writer = need_pyarrow()
+    import pyarrow
+
     tables: dict[str, dict[str, list[Any]]] = {}
     for sae in data.manifest["saes"]:
         for name, rows in _rows(data, sae):
@@ -63,8 +73,9 @@ def write_parquet(data: Data, folder: Path) -> None:
             for column in {**table, **rows}:  # of two SAEs one may have columns that the other has not
                 values = table.setdefault(column, [None] * before)
                 values.extend(rows.get(column, [None] * added))
-    for name, columns in tables.items():
-        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
+    with whole_folder(folder, manifest={"format": "saelab-tables", "version": 1}) as temporary:
+        for name, columns in tables.items():
+            writer.write_table(pyarrow.table(columns), temporary / f"{name}.parquet")
 
 
 def _rows(data: Data, sae: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[Any]]]]:

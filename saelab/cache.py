@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saelab.files import whole_file
+from saelab.tensors import save_tensors
 
 _CHECKSUM = "saelab_checksum"
 
@@ -21,10 +22,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str])
 
     Raises `CheckpointError` when the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     with whole_file(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={**strings, _CHECKSUM: _checksum(tensors, strings)})
+        save_tensors(temporary, tensors, {**strings, _CHECKSUM: _checksum(tensors, strings)})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelab import checks
 from saelab.activations.store import ActivationStore, layout_of, row_bytes
-from saelab.activations.writers import FolderWriter, MemoryWriter
+from saelab.activations.writers import FolderWriter, MemoryWriter, try_out
 from saelab.errors import ConfigError, DataError
 from saelab.models.identity import refuse_interventions
 from saelab.models.sites import run_recording
@@ -190,8 +190,8 @@ def harvest(
 
     Raises `ConfigError` for arguments that cannot work, `SiteError` for an unknown site, `InterventionError` for an `out`
     within an open intervention, which no digest can tell, `DataError` for NaN or infinite activations (named; nothing is
-    overwritten), `CheckpointError` for a full disk and for an `out` that
-    holds another harvest (the differing keys are listed), `FormatError` for damaged shards in it.
+    overwritten), `CheckpointError` for a full disk and for an `out` that cannot be written, that another process harvests
+    into, or that holds another harvest (the differing keys are listed), `FormatError` for damaged shards in it.
 
     >>> stores = saelab.harvest(lm, corpus, sites=["blocks.3.hook_resid_post", "blocks.4.hook_resid_post"],
     ...                         tokens=50_000, out="cache/blocks-3-4")    # doctest: +SKIP
@@ -205,6 +205,8 @@ def harvest(
     skip_positions = checks.count("skip_positions", skip_positions, least=0)
     if skip_positions + bool(gradients) >= context_length:
         raise ConfigError(f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions")
+    if out is not None:
+        try_out(out)
     contexts = corpus.contexts(lm, context_length, split=split, prepend_bos=prepend_bos, progress=progress)
     context_length = contexts.ids.shape[1]  # rows of token ids keep their own
     available = int(usable(contexts.mask, skip_positions, bool(gradients)).sum())
@@ -258,30 +260,31 @@ def harvest(
     }
     in_memory = out is None and plan["rows"] * row_bytes(layout_of(plan)) <= IN_MEMORY
     writer = MemoryWriter(plan) if in_memory else FolderWriter(plan, batch_size * context_length, out)
-    try:
-        _fill(
-            writer,
-            plan["rows"],
-            progress,
-            stream(
-                lm,
-                contexts,
-                names,
-                skip_positions=skip_positions,
-                gradients=gradients,
-                start=writer.cursor,
-                batch_size=batch_size,
-                dtype=row_dtype,
-                order=torch.randperm(len(contexts.ids), generator=torch.Generator().manual_seed(seed)),
-            ),
-        )
-    except KeyboardInterrupt as stop:
-        if out is not None:
-            stop.add_note(f"the complete shards in {out} stay: the same call goes on behind them")
-        if out is not None or not writer.rows:
-            raise
-        warnings.warn(f"interrupted: {writer.rows:,} of {plan['rows']:,} tokens are in the store", stacklevel=2)
-    stores = writer.stores()
+    with contextlib.closing(writer):
+        try:
+            _fill(
+                writer,
+                plan["rows"],
+                progress,
+                stream(
+                    lm,
+                    contexts,
+                    names,
+                    skip_positions=skip_positions,
+                    gradients=gradients,
+                    start=writer.cursor,
+                    batch_size=batch_size,
+                    dtype=row_dtype,
+                    order=torch.randperm(len(contexts.ids), generator=torch.Generator().manual_seed(seed)),
+                ),
+            )
+        except KeyboardInterrupt as stop:
+            if out is not None:
+                stop.add_note(f"the complete shards in {out} stay: the same call goes on behind them")
+            if out is not None or not writer.rows:
+                raise
+            warnings.warn(f"interrupted: {writer.rows:,} of {plan['rows']:,} tokens are in the store", stacklevel=2)
+        stores = writer.stores()
     return stores if site is None else stores[site]
 
 

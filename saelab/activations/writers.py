@@ -1,5 +1,6 @@
 """Where a harvest's rows go: tensors in memory, or shards in a folder (protocol: `saelab.activations.store`)."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,7 +25,9 @@ from saelab.activations.store import (
     stores_over,
 )
 from saelab.errors import CheckpointError
-from saelab.files import MANIFEST, sha256, user_path, whole_file
+from saelab.files import MANIFEST, check_free, remove_left_over, sha256, try_folder, user_path, whole_file
+from saelab.locks import locked
+from saelab.tensors import save_tensors
 
 SHARD_BYTES = 64 * 2**20
 
@@ -46,8 +49,33 @@ class MemoryWriter:
         self._block.add(columns, n)
         self.cursor = cursor
 
+    def close(self) -> None:
+        """There is nothing to let go."""
+
     def stores(self) -> dict[str, ActivationStore]:
         return stores_over([self._block], self._plan, None)
+
+
+def try_out(out: str | os.PathLike) -> None:
+    """Raise `CheckpointError`, before anything long is done, where a folder cannot take a harvest."""
+    folder = user_path(out)
+    if not _whole(_manifest_in(folder)):
+        try_folder(folder)
+
+
+def _manifest_in(folder: Path) -> dict[str, Any] | None:
+    if (folder / MANIFEST).exists():
+        return read_store_manifest(folder)
+    check_free(folder, "harvest")
+    return None
+
+
+def _whole(manifest: Mapping[str, Any] | None) -> bool:
+    return manifest is not None and _rows_of(manifest) >= manifest["rows"]
+
+
+def _rows_of(manifest: Mapping[str, Any]) -> int:
+    return sum(shard["rows"] for shard in manifest["shards"])
 
 
 class _TemporaryFolder:
@@ -62,36 +90,45 @@ class FolderWriter:
     """Takes a harvest's rows to a folder, shard by shard; goes on behind the shards that are there.
 
     `plan` is the manifest without "format", "version" and "shards"; `chunk_rows` the most rows that `add` will get.
-    Without `out` the folder is a temporary one. Raises `CheckpointError` when the folder holds something else (the
-    differing keys of the fingerprint are listed) or the disk is full: complete shards stay and are gone on from.
+    Without `out` the folder is a temporary one. It is locked until `close`, unless it holds the whole harvest: to read that
+    nothing need be writable. Raises `CheckpointError` when the folder holds something else (the differing keys of the
+    fingerprint are listed), another process harvests into it, it is removed meanwhile, or the disk is full: complete shards
+    stay and are gone on from.
     """
 
     def __init__(self, plan: Mapping[str, Any], chunk_rows: int, out: str | os.PathLike | None) -> None:
         self._owner = _TemporaryFolder() if out is None else None
         self._folder = self._owner.path if self._owner else user_path(out)
-        self._manifest = self._begin(plan)
+        with contextlib.ExitStack() as stack:
+            found = self._of(plan)
+            if not _whole(found):
+                stack.enter_context(locked(self._folder, keep=False))
+                remove_left_over(self._folder)
+                found = self._of(plan)
+            self._manifest = found or {"format": FORMAT, "version": VERSION, **plan, "shards": []}
+            if found is None:
+                self._write_manifest(self._manifest)
+            self._held = stack.pop_all()
         layout = layout_of(plan)
         self._block = Block(layout, max(chunk_rows, SHARD_BYTES // max(row_bytes({p: k}) for p, k in layout.items())))
-        self._flushed = sum(shard["rows"] for shard in self._manifest["shards"])
+        self._flushed = _rows_of(self._manifest)
         self.cursor = self._manifest["shards"][-1]["cursor"] if self._manifest["shards"] else 0
 
-    def _begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def close(self) -> None:
+        """Let others write into the folder."""
+        self._held.close()
+
+    def _of(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The manifest in the folder, if it is one of this plan; None where the folder is free."""
         folder = self._folder
-        if (folder / MANIFEST).exists():
-            manifest = read_store_manifest(folder)
+        manifest = _manifest_in(folder)
+        if manifest is not None:
             there, here = manifest["fingerprint"], plan["fingerprint"]
             differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
             if differing:
                 listed = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differing)
                 raise CheckpointError(f"{folder} holds another harvest ({listed}): give another `out` or remove it")
             file_shards(folder, manifest, None)  # checks sizes before anything is built on them
-            for rubbish in folder.glob(".*.tmp-*"):
-                rubbish.unlink(missing_ok=True)
-            return manifest
-        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
-            raise CheckpointError(f"{folder} exists and is not a harvest: give another `out`")
-        manifest = {"format": FORMAT, "version": VERSION, **plan, "shards": []}
-        self._write_manifest(manifest)
         return manifest
 
     @property
@@ -105,15 +142,18 @@ class FolderWriter:
         self.cursor = cursor
 
     def _flush(self) -> None:
-        from safetensors.torch import save_file
-
         if not self._block.rows:
             return
+        if not (self._folder / MANIFEST).exists():
+            raise CheckpointError(
+                f"{self._folder} was removed while the harvest wrote into it, and its {self._flushed:,} rows with it: the same "
+                "call starts it again"
+            )
         number, files = len(self._manifest["shards"]), {}
         for part, tensors in self._block.parts().items():
             path = self._folder / file_name(part, number)
             with whole_file(path) as temporary:
-                save_file(tensors, temporary)
+                save_tensors(temporary, tensors)
             files[part] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         shard = {"rows": self._block.rows, "cursor": self.cursor, "files": files}
         manifest = {**self._manifest, "shards": [*self._manifest["shards"], shard]}

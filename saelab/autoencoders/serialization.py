@@ -13,15 +13,16 @@ A folder holds
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
-from saelab.errors import CheckpointError, ConfigError, FormatError
-from saelab.files import sha256, user_path, verify_file, whole_folder
+from saelab.errors import ConfigError, FormatError
+from saelab.files import current, sha256, user_path, verify_file, whole_folder
+from saelab.tensors import save_tensors
 
 CONFIG, WEIGHTS, SPARSITY, OURS = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "saelab.safetensors"
 FORMAT = 1
@@ -29,31 +30,37 @@ FORMAT = 1
 
 def save(sae: SAE, path: str | os.PathLike) -> None:
     """See `SAE.save`."""
-    target = user_path(path)
-    if target.exists() and not (target / CONFIG).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is not an SAE folder: give a new path, or remove it first")
-    with whole_folder(target) as folder:
+    with whole_folder(path, listed=listed, what="an SAE folder") as folder:
         weights = {"W_enc": sae.W_enc, sae.cfg.saelens_bias: sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
         if sae.W_skip is not None:
             weights["W_skip"] = sae.W_skip
         weights |= sae.cfg.saelens_tensors(sae.params(), sae.state)
-        save_file({name: _plain(tensor) for name, tensor in weights.items()}, folder / WEIGHTS)
+        save_tensors(folder / WEIGHTS, weights)
         ours = {name: tensor for name, tensor in sae.state_dict().items() if name.startswith(("state.", "extra."))}
-        save_file({name: _plain(tensor) for name, tensor in ours.items()}, folder / OURS)
+        save_tensors(folder / OURS, ours)
         names = [WEIGHTS, OURS]
         if int(sae.state.stat_tokens):
             density = sae.latent_stats.density.clamp_min(1e-10)
-            save_file({"sparsity": _plain(density.log10())}, folder / SPARSITY)
+            save_tensors(folder / SPARSITY, {"sparsity": density.log10()})
             names.append(SPARSITY)
         files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
         (folder / CONFIG).write_text(json.dumps(_config(sae, files), indent=2))
+
+
+def listed(folder: Path) -> list[str] | None:
+    """The files that saelab has written into an SAE's folder, by its `cfg.json`; None where that is not ours."""
+    try:
+        names = json.loads((folder / CONFIG).read_text())["metadata"]["saelab"]["files"]
+        return [name for name in (WEIGHTS, OURS, SPARSITY) if name in names] + [CONFIG]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def load(path: str | os.PathLike) -> SAE:
     """See `SAE.load`."""
     folder = user_path(path)
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads(current(folder, CONFIG).read_text())
         metadata = dict(config["metadata"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{folder} holds no readable {CONFIG}: it is not an SAE folder") from error
@@ -66,8 +73,8 @@ def load(path: str | os.PathLike) -> SAE:
     if ours.get("format") != FORMAT:
         raise FormatError(f"{folder} has format {ours.get('format')!r}; this version of saelab reads {FORMAT}")
     for name, expected in ours["files"].items():
-        verify_file(folder / name, expected["bytes"], expected["sha256"])
-    weights, rest = load_file(folder / WEIGHTS), load_file(folder / OURS)
+        verify_file(current(folder, name), expected["bytes"], expected["sha256"])
+    weights, rest = load_file(current(folder, WEIGHTS)), load_file(current(folder, OURS))
     try:
         cfg = Architecture.from_dict(ours["config"])
     except (ConfigError, TypeError) as error:
@@ -118,7 +125,3 @@ def _config(sae: SAE, files: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().clone()

@@ -22,7 +22,7 @@ OPTIONS = (
         "latents", natural, (), "attention: latents whose strongest firings are shown with their sources", many=True
     ),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
-    Option("csv", str, None, "also write the table to this file"),
+    Option("csv", str, None, "also write the table to this file", written=True),
 )
 
 

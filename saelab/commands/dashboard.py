@@ -41,7 +41,7 @@ OPTIONS = (
     Option("prompts", str, (), "texts that get a page of their own", many=True),
     Option("labels", str, None, "JSON file of labels by latent"),
     Option("compare", str, None, "folder of a second SAE to compare with"),
-    Option("neuronpedia", str, None, "also write Neuronpedia's JSON to this file"),
+    Option("neuronpedia", str, None, "also write Neuronpedia's JSON to this file", written=True),
     Option("memory", limit, 1.0, "GiB that collecting may take, or none"),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
 )

@@ -17,7 +17,7 @@ OPTIONS = (
     Option("context-length", positive, 256, "tokens in a context"),
     Option("selection", str, "plain", "how a g-SAE chooses: plain, grad_model or grad_true"),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
-    Option("csv", str, None, "also write the table to this file"),
+    Option("csv", str, None, "also write the table to this file", written=True),
 )
 
 

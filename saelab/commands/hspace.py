@@ -6,6 +6,7 @@ from typing import Any
 import saelab
 from saelab.commands.options import REQUIRED, Command, Option, natural, near, positive
 from saelab.errors import ConfigError
+from saelab.files import try_file
 
 METHODS = ("pca", "joint-pca", "jacobian", "mean-difference", "boundary")
 
@@ -49,8 +50,8 @@ def _sample(values: dict[str, Any]) -> int:
     from saelab import hspace
 
     denoiser = saelab.load_denoiser(values["denoiser"], device=values["device"])
+    path = try_file(values["out"] or f"{denoiser.name}.trajectory.safetensors")
     trajectory = hspace.sample(denoiser, n=values["n"], steps=values["steps"], eta=values["eta"], seed=values["seed"])
-    path = values["out"] or f"{denoiser.name}.trajectory.safetensors"
     trajectory.save(path)
     print(repr(trajectory))
     print(f"trajectory: {path}")
@@ -61,8 +62,8 @@ def _directions(values: dict[str, Any]) -> int:
     denoiser, trajectory = _loaded(values)
     if values["method"] not in METHODS:
         raise ConfigError(f"there is no method {values['method']!r}; {near(values['method'], METHODS)}")
+    path = try_file(values["out"] or f"{denoiser.name}.{values['method']}.safetensors")
     made = _made(values, denoiser, trajectory)
-    path = values["out"] or f"{denoiser.name}.{values['method']}.safetensors"
     made.save(path)
     print(made.to_pandas().to_string(index=False))
     print(f"directions: {path}")
@@ -100,8 +101,8 @@ def _edit(values: dict[str, Any]) -> int:
         raise ConfigError(f"there is no direction {values['index']}: the file has {len(directions)}")
     direction = directions[values["index"]]
     strength = float(values["strength"][-1])
+    path = try_file(values["out"] or f"{denoiser.name}.edited.safetensors")
     edited = hspace.edit(denoiser, trajectory, direction, strength, mode=values["mode"])
-    path = values["out"] or f"{denoiser.name}.edited.safetensors"
     edited.save(path)
     change = float((edited.samples - trajectory.samples).square().mean().sqrt())
     print(f"{direction!r} at strength {strength:g}: the pixels changed by {change:.3f} (root mean square)")
@@ -114,6 +115,7 @@ def _report(values: dict[str, Any]) -> int:
 
     denoiser, trajectory = _loaded(values)
     directions = _read_directions(values, denoiser)
+    path = try_file(values["out"] or f"{denoiser.name}.report.html")
     found = hspace.effects(
         denoiser,
         trajectory,
@@ -122,7 +124,6 @@ def _report(values: dict[str, Any]) -> int:
         seed=values["seed"],
         mode=values["mode"],
     )
-    path = values["out"] or f"{denoiser.name}.report.html"
     found.to_html(path, f"{denoiser.name}: {directions.method}")
     most = max(found.table.strength)
     print(f"change of each class's mean probability at strength {most:g}")

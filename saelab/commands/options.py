@@ -11,7 +11,7 @@ from typing import Any
 import saelab
 from saelab.activations.buffer import parse_bytes
 from saelab.errors import ConfigError
-from saelab.files import user_path
+from saelab.files import try_file, user_path
 
 REQUIRED: Any = object()
 
@@ -26,6 +26,7 @@ class Option:
     help: str
     many: bool = False
     positional: bool = False
+    written: bool = False  # a file that the command writes when all is done: tried before
 
     @property
     def key(self) -> str:
@@ -76,7 +77,8 @@ def settings(command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults, overridden by the file under "config", overridden by the flags.
 
     Raises `ConfigError` for an unknown key (near names are listed), a value of the wrong type, a file that
-    cannot be read and a required option that is nowhere.
+    cannot be read and a required option that is nowhere, `CheckpointError` where a file that the command would write at its
+    end cannot be written.
     """
     flags = dict(given)
     file = flags.pop("config", None)
@@ -87,6 +89,9 @@ def settings(command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         names = ", ".join(o.name if o.positional else f"--{o.name}" for o in missing)
         raise ConfigError(f"saelab {command.name} needs {names}: give it as an argument or in a --config file")
+    for option in command.options:
+        if option.written and values[option.key] is not None:
+            try_file(values[option.key])
     return values
 
 

@@ -22,7 +22,7 @@ OPTIONS = (
     Option("seed", natural, 0, "seed of the draws"),
     Option("model", str, None, "the model (default: the one that the SAE was trained on)"),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
-    Option("receipt", str, None, "write what was done to this JSON file"),
+    Option("receipt", str, None, "write what was done to this JSON file", written=True),
     Option("find", str, (), "texts about a concept: list latents that fire on them, and stop", many=True),
     Option("replay", str, None, "a receipt: generate its texts again and compare"),
 )

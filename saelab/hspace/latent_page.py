@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, DataError
-from saelab.files import whole_file
+from saelab.files import try_file, whole_file
 from saelab.hspace.dictionaries import activation_maps, latent_codes
 from saelab.hspace.measures import judge
 from saelab.hspace.pages import Markup, document, number, picture, png, table
@@ -67,6 +67,7 @@ def show_latents(
 
     Raises `ConfigError` for an SAE of something else or a latent that it does not have, `DataError` where x0 was not recorded.
     """
+    path = try_file(path)
     if trajectory.x0 is None:
         raise DataError('the page shows predicted x0: sample with record=("h", "x0", ...)')
     codes = latent_codes(sae, trajectory)

@@ -10,10 +10,10 @@ import numpy as np
 from saelab import checks
 from saelab.errors import ConfigError, DataError
 from saelab.files import user_path
+from saelab.locks import locked
 from saelab.selection.autoencoder import Autoencoder, Recipe
-from saelab.selection.runs import Folder, Run, Stability, aggregated, ranking_of
+from saelab.selection.runs import FINISHED, Folder, Run, Stability, aggregated, ranking_of
 from saelab.selection.samples import Samples, check_samples
-from saelab.training.checkpoint import locked
 
 try:
     from sklearn.base import BaseEstimator
@@ -161,14 +161,17 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         run = Run(make(d, self.n_hidden, epsilon, seed), seed, self.epochs, self.strength)
 
         folder = None if self.out is None else Folder(user_path(self.out), self._fingerprint(X, seed, k))
-        with nullcontext() if folder is None else locked(folder.path.parent):
+        if folder is not None:
+            folder.load(run)
+        # to give what is finished back, nothing need be writable
+        with nullcontext() if folder is None or run.ended in FINISHED else locked(folder.path.parent):
             if folder is not None:
                 folder.load(run)
             samples = Samples(
                 X, scale=self.scale, noise_factor=self.noise_factor, resample=self.resample_noise,
                 batch_size=batch_size, seed=run.seed,
             )  # fmt: skip
-            if run.ended not in ("finished", "stable"):
+            if run.ended not in FINISHED:
                 run.train(samples, recipe, stability, folder, self.progress)
         self.n_features_to_select_ = k
         self._keep(run, samples.constant_D)

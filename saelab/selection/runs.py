@@ -19,6 +19,7 @@ from saelab.training.running import first_interrupt_noted
 
 FILE = "quickselection.safetensors"
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
+FINISHED = ("finished", "stable")  # how a run may have ended that does not go on
 
 
 @dataclass

@@ -278,8 +278,7 @@ def load_sweep(path: str | Path) -> Sweep:
     >>> load_sweep("runs/sweep").summary()  # doctest: +SKIP
     """
     folder = user_path(path)
-    if not (folder / records.SWEEP).exists():
+    store = records.of_folder(folder) if folder.is_dir() else None
+    if store is None:
         raise CheckpointError(f"{folder} holds no sweep: no {records.SWEEP} is in it")
-    settings = records.read(folder / records.SWEEP)["fingerprint"]
-    with records.opened(folder, settings) as store:
-        return Sweep(list(store.rows.values()), settings, store.scores or {}, folder)
+    return Sweep(list(store.rows.values()), store.settings, store.scores or {}, folder)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import CheckpointError
-from saelab.files import user_path, whole_file
-from saelab.training.checkpoint import check_fingerprint, locked
+from saelab.files import check_free, remove_left_over, user_path, whole_file
+from saelab.locks import locked
+from saelab.training.checkpoint import check_fingerprint
 
-SWEEP = "sweep.json"
+SWEEP, SCORES = "sweep.json", "scores.json"
 
 # Figures of a steered text, beside those of the text itself; an unsteered one has none of them.
 OF_THE_TEXT = (
@@ -29,22 +30,38 @@ MEASURES = OF_THE_STEERING + OF_THE_TEXT
 class Records:
     """`rows` by their number, in the order of being added; `scores` of the latents, None until kept."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, settings: dict[str, Any], path: Path | None = None) -> None:
+        self.settings, self.path = settings, path
         self.rows: dict[int, dict[str, Any]] = {}
         self.scores: dict[str, Any] | None = None
 
+    @property
+    def complete(self) -> bool:
+        return self.scores is not None and len(self.rows) == self.settings.get("texts")
+
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Keep the rows of one batch."""
-        if self.path is not None:
-            self._write(f"rows/{rows[0]['row']:08d}.json", [_written(row) for row in rows])
         self.rows |= {row["row"]: row for row in rows}
+        if self.path is None:
+            return
+        if not (
+            self.path / SWEEP
+        ).exists():  # somebody removed the folder: it is made again, with the rows before these
+            self.begin()
+            rows = list(self.rows.values())
+        self._write(f"rows/{rows[0]['row']:08d}.json", [_written(row) for row in rows])
 
     def keep_scores(self, scores: dict[str, Any]) -> None:
         """Keep the scores of the latents."""
         self.scores = scores
         if self.path is not None:
-            self._write("scores.json", _written(scores))
+            self._write(SCORES, _written(scores))
+
+    def begin(self) -> None:
+        """Write what the sweep is of."""
+        self._write(SWEEP, {"format": 1, "fingerprint": self.settings})
+        if self.scores is not None:
+            self._write(SCORES, _written(self.scores))
 
     def _write(self, name: str, content: Any) -> None:
         assert self.path is not None
@@ -60,26 +77,39 @@ def opened(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Records
     another process writes there, and when a file is not readable.
     """
     if out is None:
-        yield Records()
+        yield Records(settings)
         return
     folder = user_path(out)
-    with locked(folder):
-        if (folder / SWEEP).exists():
-            check_fingerprint(folder, read(folder / SWEEP)["fingerprint"], settings)
-        else:
-            strangers = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
-            if strangers:
-                raise CheckpointError(
-                    f"{folder} holds other files ({', '.join(strangers[:3])}) and no sweep: give a new or empty folder"
-                )
-        records = Records(folder)
-        if (folder / "scores.json").exists():
-            records.scores = _figures(read(folder / "scores.json"))
-        for path in sorted((folder / "rows").glob("*.json")):
-            records.rows |= {row["row"]: _figures(row) for row in read(path)}
-        if not (folder / SWEEP).exists():
-            records._write(SWEEP, {"format": 1, "fingerprint": settings})
+    records = of_folder(folder, settings)
+    if records is not None and records.complete:  # to give what is finished back, nothing need be writable
         yield records
+        return
+    with locked(folder):
+        records = of_folder(folder, settings)
+        if records is None:
+            records = Records(settings, folder)
+            records.begin()
+        remove_left_over(folder / "rows")
+        yield records
+
+
+def of_folder(folder: Path, settings: dict[str, Any] | None = None) -> Records | None:
+    """What a folder holds of a sweep, None where nothing is in it; with settings, of the sweep that has these.
+
+    Raises `CheckpointError` when it holds another sweep (with the keys that differ) or something else.
+    """
+    if not (folder / SWEEP).exists():
+        check_free(folder, "sweep")
+        return None
+    found = read(folder / SWEEP)["fingerprint"]
+    if settings is not None:
+        check_fingerprint(folder, found, settings)
+    records = Records(found, folder)
+    if (folder / SCORES).exists():
+        records.scores = _figures(read(folder / SCORES))
+    for path in sorted((folder / "rows").glob("*.json")):
+        records.rows |= {row["row"]: _figures(row) for row in read(path)}
+    return records
 
 
 def read(path: Path) -> Any:

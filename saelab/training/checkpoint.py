@@ -6,52 +6,40 @@ A run's folder holds `run.json` (fingerprint, configuration, status), `checkpoin
 
 import contextlib
 import json
-import os
-import shutil
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from saelab.autoencoders import serialization
 from saelab.errors import CheckpointError, FormatError
-from saelab.files import read_manifest, whole_file, whole_folder
+from saelab.files import (
+    MANIFEST,
+    check_free,
+    check_replaceable,
+    read_manifest,
+    remove_left_over,
+    remove_listed,
+    try_folder,
+    whole_file,
+    whole_folder,
+)
+from saelab.locks import locked as locked
+from saelab.tensors import save_tensors
 
 RUN, HISTORY, TENSORS = "run.json", "history.json", "tensors.safetensors"
 KEEP = 2
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; `CheckpointError` when another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock: two writers are not kept apart there
-            pass
-        except OSError as error:
-            raise CheckpointError(
-                f"another process is writing into {folder}: wait for it or give another `out`"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
+_STEP = re.compile(r"step_\d{8,}")
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """What `run.json` says; None where there is none. Raises `CheckpointError` when the folder holds something else."""
     if not (folder / RUN).exists():
-        strangers = [p.name for p in folder.iterdir() if p.name != ".lock"] if folder.is_dir() else [folder.name]
-        if folder.exists() and strangers:
-            raise CheckpointError(
-                f"{folder} holds other files ({', '.join(sorted(strangers)[:3])}) and no run: give a new or empty folder"
-            )
+        check_free(folder, "run")
         return None
     try:
         return json.loads((folder / RUN).read_text())
@@ -83,15 +71,30 @@ def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def try_out(folder: Path, runs: Sequence[Path]) -> None:
+    """Raise `CheckpointError`, before anything long is done, where the folder cannot take a run: it holds something else, or
+    cannot be written (which that of a finished run need not). `runs` are the folders of the single SAEs."""
+    found = read_run(folder)
+    if found is None or found.get("status") != "finished":
+        try_folder(folder)
+        for run in runs:
+            check_replaceable(run / "sae", serialization.listed, "an SAE folder")
+
+
 def save(folder: Path, step: int, tensors: dict[str, Tensor], history: list[list[dict[str, Any]]]) -> Path:
     """Write the checkpoint of this step, then remove all but the last two."""
     target = folder / "checkpoints" / f"step_{step:08d}"
-    with whole_folder(target, manifest={"format": 1, "step": step}) as temporary:
-        save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, temporary / TENSORS)
+    with whole_folder(target, manifest={"format": 1, "step": step}, listed=_written) as temporary:
+        save_tensors(temporary / TENSORS, tensors)
         (temporary / HISTORY).write_text(json.dumps(history))
     for older in _steps(folder)[:-KEEP]:
-        shutil.rmtree(older)
+        remove_listed(older, _written)
     return target
+
+
+def _written(folder: Path) -> list[str] | None:
+    """What `save` writes: so named in a folder of this name it is ours, also where a manifest was damaged."""
+    return [TENSORS, HISTORY, MANIFEST] if folder.is_dir() else None
 
 
 def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[list[dict[str, Any]]]] | None:
@@ -123,8 +126,13 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def remove_all(folder: Path) -> None:
     """The checkpoints of a finished run are no longer needed."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    checkpoints = folder / "checkpoints"
+    remove_left_over(checkpoints, listed=_written)
+    for step in _steps(folder):
+        remove_listed(step, _written)
+    with contextlib.suppress(OSError):  # it is not there, or holds something of the user's
+        checkpoints.rmdir()
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted((folder / "checkpoints").glob("step_*"))
+    return sorted(path for path in (folder / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name))

@@ -169,6 +169,8 @@ def _together(
     seed, dtype, place = checks.seed(seed), checks.dtype_of(dtype), checks.device_of(device)
     checks.choice("resume", resume, ("auto", "never"))
     several: list[Any] = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
+    if folder is not None:
+        checkpoint.try_out(folder, [path for path in folders if path is not None])
     say = running.speaker(progress)
     schedule = Schedule(tokens, batch_size)
     for sae in saes:
@@ -211,8 +213,12 @@ def _together(
     with contextlib.ExitStack() as stack:
         histories: list[list[dict[str, Any]]] = [[] for _ in saes]
         if folder is not None:
-            stack.enter_context(checkpoint.locked(folder))
             found = checkpoint.read_run(folder)
+            if (
+                found is None or found["status"] != "finished"
+            ):  # to give what is finished back, nothing need be writable
+                stack.enter_context(checkpoint.locked(folder))
+                found = checkpoint.read_run(folder)
             if found is not None:
                 if resume == "never":
                     raise CheckpointError(
@@ -278,13 +284,13 @@ def _together(
                 logged, clock = lead.done, time.perf_counter()
             due = lead.done - saved >= save_steps and time.perf_counter() - saved_at >= pause
             if folder is not None and due and not last:
-                _checkpoint(folder, trainers, data.source, histories)
+                _checkpoint(folder, record, trainers, data.source, histories)
                 saved, saved_at = lead.done, time.perf_counter()
 
         stopped = lead.done < schedule.steps
         report = data.source.norms.report()
         if folder is not None and stopped:
-            _checkpoint(folder, trainers, data.source, histories)
+            _checkpoint(folder, record, trainers, data.source, histories)
         for run, trainer, own in zip(runs, trainers, prints, strict=True):
             run.interrupted, run.report = stopped, report
             run.sae.metadata |= report
@@ -307,8 +313,11 @@ def _together(
     return runs
 
 
-def _checkpoint(folder: Path, trainers: list[Trainer], source: Any, histories: list[list[dict[str, Any]]]) -> None:
+def _checkpoint(
+    folder: Path, record: dict[str, Any], trainers: list[Trainer], source: Any, histories: list[list[dict[str, Any]]]
+) -> None:
     if distributed.rank() == 0:
+        checkpoint.write_run(folder, record)  # again: somebody may have removed the folder since
         tensors = {f"source.{name}": tensor for name, tensor in source.state_dict().items()}
         for i, trainer in enumerate(trainers):
             tensors |= {f"{i}.{name}": tensor for name, tensor in trainer.state_dict().items()}
