@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def head_attribution(sae: Any) -> Float[Tensor, "d_sae heads"]:
     """Attribution to heads by the weights: the share of each head's slice in the norms of a decoder row.
 
-    h_{i,k} = |W_dec[i, k]| / sum_l |W_dec[i, l]| (Kissane et al., arXiv 2406.17759; in their code). Rows sum to 1, in at
-    least fp32; a row of zeros is spread evenly (our choice).
+    h_{i,k} = |W_dec[i, k]| / sum_l |W_dec[i, l]| (Kissane et al., arXiv 2406.17759; in their code, by our notes). Rows sum to
+    1, in at least fp32; a row of zeros is spread evenly (our choice).
 
     Raises `ConfigError` when the SAE is not of an attention layer's `hook_z`, or its metadata do not say the heads.
 
@@ -158,10 +158,11 @@ def polysemanticity(
 ) -> "DataFrame":
     """How many things each head does, by the labels of its top latents; one row a head.
 
-    The paper's authors grouped each head's ten top latents by hand and found 14 of GPT-2's 144 heads possibly monosemantic;
-    here labels (families, or a person's words) take the place of the hand. A head `looks_monosemantic` where at least
-    `majority` of its `top` latents (by `head_attribution`) have one label: our rule. Two latents without label share none. With
-    families as labels the count of such heads tells nothing of an SAE: on SmolLM2 untrained dictionaries had as many.
+    By our notes the authors grouped each head's ten top latents by hand and found 14 of GPT-2's 144 heads possibly
+    monosemantic; here labels (families, or a person's words) take the place of the hand. A head `looks_monosemantic` where at
+    least `majority` of its `top` latents (by `head_attribution`) have one label: our rule. Two latents without label share
+    none. With families as labels the count of such heads tells nothing of an SAE: on SmolLM2 untrained dictionaries had as
+    many.
 
     Args:
         sae: an SAE of a `hook_z` site.

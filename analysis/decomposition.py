@@ -23,7 +23,7 @@ from saelab.analysis.rows import LEARN, MAP, SCORE, Chunk, Rows
 from saelab.errors import ConfigError, DataError
 
 PARTS = ("x", "sae", "error", "linear", "nonlinear")
-TOKENS_PER_DIMENSION = 40  # the paper has 150,000 / 3,584
+TOKENS_PER_DIMENSION = 40  # the paper has 150,000 / 3,584, by our notes
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,12 +131,12 @@ def decompose(
             each time. The SAE should not have been trained on them.
         holdout: share of the rows that the map is not fitted on and every figure is taken on; whole documents of a store, rows
             elsewhere (`Rows`).
-        bias: fit an intercept. The paper's main runs have none and rely on a near-constant direction in x.
+        bias: fit an intercept. By our notes the paper's main runs have none and rely on a near-constant direction in x.
         high_norm: keep the rows above the norm limit that the SAE was trained with.
         seed: of the rows drawn, where there are no documents.
 
     Normal equations in float64, so memory does not grow with the rows; up to 512 MiB of sparse codes are kept for the second
-    pass, so that few rows are encoded twice. Differs from the paper's code, which fits on random rows and takes FVU on all of
+    pass, so that few rows are encoded twice. The authors' code, by our notes, fits on random rows and takes FVU on all of
     them: ours is held out by document throughout.
 
     Warns when there are under 40 rows of the fit for each dimension, or of those that the norms are fitted on. Raises

@@ -41,9 +41,9 @@ def train_on_parts(
 
     Of the rows that the map was not fitted on, one half trains, the other scores; a `holdout` of two thirds in `decompose`
     makes the three parts alike. `x` are the rows that were decomposed. `sae` is a configuration such as
-    `TopK(k=32, d_sae=..., aux_coefficient=0.0)` (the paper: k 32, 16 times the width, no auxiliary loss). `options` are those
-    of `saelab.train`; no row is left out for its norm unless `max_norm` says so, because the decomposition has done that
-    already.
+    `TopK(k=32, d_sae=..., aux_coefficient=0.0)` (our notes of the paper: k 32, 16 times the width, no auxiliary loss).
+    `options` are those of `saelab.train`; no row is left out for its norm unless `max_norm` says so, because the decomposition
+    has done that already.
 
     Gives (table, runs by part): a pandas.DataFrame indexed by part with fvu, explained_variance, l0 and silent_fraction. A
     higher FVU of the nonlinear part says that it has less of what SAEs find.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BATCH = 8
 ATTENDED = 0.3  # of the natural variant: the authors' threshold
-LAST_START = 30  # the first copy starts at least this far from the end, as in the authors' code (98 of 128)
+LAST_START = 30  # the first copy starts at least this far from the end: 98 of 128 in our notes of the code
 LONGEST = LAST_START // 2 - 1
 
 

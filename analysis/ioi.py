@@ -110,7 +110,7 @@ def noising(
 
     "other names" has other names, a sentence before and a phrase in the middle, but the names still joined by " and";
     "alongside" is the same prompt with " alongside" there. Both against "zero" (the attention output of these blocks at S2 set
-    to zero) and "zero everywhere" (at all positions, as in the authors' code).
+    to zero) and "zero everywhere" (at all positions, as in our notes of the authors' code).
 
     A pandas.DataFrame indexed by setting ("clean" first): `logit_difference` and its `standard_error` over prompts,
     `accuracy`, `ratio` = LD / LD_clean, and `normalised` = (LD - LD_zero) / (LD_clean - LD_zero), NaN where zeroing

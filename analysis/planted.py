@@ -57,8 +57,8 @@ def planted_experiment(
     of it, with Gaussian N; the error x' - reconstruction is regressed on x' (arXiv 2410.14670, the synthetic experiment).
     There the linear part follows the dense noise and the nonlinear part the introduced one.
 
-    The noise is in units of the SAE's own error (our choice; the paper's are absolute), its rows are the first `rows` of x, a
-    tensor or a store (as many as give the map 40 a dimension, unless said); every second one is held out.
+    The noise is in units of the SAE's own error (our choice; absolute in our notes of the paper), its rows are the first
+    `rows` of x, a tensor or a store (as many as give the map 40 a dimension, unless said); every second one is held out.
 
     Raises `ConfigError` for an ablated share outside [0, 1).
 

@@ -135,9 +135,9 @@ def per_token_scaling(family: Family, x: Any) -> Any:
     """How well the error norm of one SAE on a token tells that of the next, and what its nonlinear part adds.
 
     For SAEs i, j next to each other in width: |e_j| regressed on |e_i|, then on |e_i| and |nonlinear_i|, with a bias, on
-    one half of the held-out rows, R^2 on the other (norms, not squared: as the paper's). A pandas.DataFrame: sparsity, width,
-    larger, r2, r2_both, explained_of_rest = 100 (r2_both - r2) / (1 - r2), in percent. Raises `ConfigError` where no sparsity
-    has two widths.
+    one half of the held-out rows, R^2 on the other (norms, not squared, as in our notes of the paper). A pandas.DataFrame:
+    sparsity, width, larger, r2, r2_both, explained_of_rest = 100 (r2_both - r2) / (1 - r2), in percent. Raises `ConfigError`
+    where no sparsity has two widths.
     """
     import pandas
 

@@ -94,7 +94,8 @@ def family(rows: list[dict[str, Any]], title: str = "Widths and sparsities") -> 
 def scaling(found: dict[str, Any]) -> str:
     about = (
         "Slopes of FVU and FVU_nonlinear over log2 width. The exponent's interval is that of the law (F test on its residuals)."
-        " Intervals of slopes draw the held-out documents again, of which there are few, with the SAEs as they are: one seed of "
+        " Intervals of slopes draw the held-out documents again, of which there are few, with the SAEs as "
+        "they are: one seed of "
         "each, so that they say nothing of another training."
     )
     sections = ["## Power laws of the FVU over widths", about]

@@ -227,7 +227,8 @@ def verdict(study: str, table: pd.DataFrame) -> str:
         covariance, isotropic = (table[f"rms ratio to {kind}"] for kind in LEADING)
         return (
             f"A component changes the image {covariance.min():.2f} to {covariance.max():.2f} times as much as a "
-            f"random direction with the covariance of h (means of {DRAWS} draws: no interval). Isotropic directions mostly point where "
+            f"random direction with the covariance of h (means of {DRAWS} draws: no interval). Isotropic "
+            f"directions mostly point where "
             f"h does not vary: at least 2 times one was expected, and is so for {int((isotropic >= 2).sum())} of {len(table)} "
             f"({isotropic.min():.1f} to {isotropic.max():.1f})."
         )

@@ -45,8 +45,8 @@ class JumpReLU(Architecture):
 
     f = p 1[p > theta] of p = (x - b_dec) W_enc + b_enc, unit decoder rows, loss = |x - x_hat|^2 + price * sum 1[p > theta],
     means over tokens. Thresholds get straight-through gradients by a rectangle of width eps, K(u) = 1[|u| < 1/2]:
-    df/dtheta = -(theta / eps) K((p - theta) / eps), d1/dtheta = -(1 / eps) K((p - theta) / eps). So far the paper, which fixes
-    the price. Ours, because in runs of a few hundred steps thresholds hardly move otherwise:
+    df/dtheta = -(theta / eps) K((p - theta) / eps), d1/dtheta = -(1 / eps) K((p - theta) / eps). So far the paper by
+    our notes of it, where the price is fixed. Ours, because in runs of a few hundred steps thresholds hardly move otherwise:
 
     * t = log theta is the parameter, in fp32, with ten times the learning rate;
     * it starts where each latent fires target_l0 / d_sae of the time on a sample, the price at the mean of theta^2;
@@ -62,7 +62,7 @@ class JumpReLU(Architecture):
             Anthropic's update.)
         start_factor: how many times the target fires at the start.
         dead_coefficient: of the dead latents' payment; 0 turns it off.
-        betas: Adam's; (0, .999) as in the paper.
+        betas: Adam's; (0, .999) as our notes of the paper have it.
         input_scale: as for `TopK`.
 
     Raises `ConfigError` when target_l0 is not above 0 and at most d_sae, or another number is out of range.

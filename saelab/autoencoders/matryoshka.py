@@ -21,9 +21,9 @@ class Matryoshka(MutualChoice):
     """A Matryoshka SAE: codes chosen as by `MutualChoice`, each prefix of the latents a dictionary of its own.
 
     With w_1 < ... < w_G = d_sae, x_hat_g = b_dec + sum over i < w_g of f_i d_i, and loss = the mean over g of
-    FVU(x, x_hat_g), plus aux-k on the whole reconstruction. (The authors' code counts b_dec alone as one more prefix and
-    takes squared errors; leaving it out and dividing by the variance are our choices. Groups drawn anew each batch, as in
-    their paper, are not offered.) Thresholds are learnt as in `MutualChoice`.
+    FVU(x, x_hat_g), plus aux-k on the whole reconstruction. (By our notes the authors' code counts b_dec alone as one more
+    prefix and takes squared errors; leaving it out and dividing by the variance are our choices. Groups drawn anew each batch,
+    as in their paper, are not offered.) Thresholds are learnt as in `MutualChoice`.
 
     Args:
         k: latents a token on average, of all groups together; 1 to d_sae.

@@ -125,7 +125,7 @@ class Directions(Sequence[Direction]):
         """These directions with the span of `others` taken out: [I - V (V^T V)^-1 V^T] v (Haas et al. 2024, eq. 12).
 
         One projector over all steps together: v and the columns of V are scale * vector, flattened over steps and places. What
-        is left is not brought back to the old length (the paper does not either): `scales` shrink.
+        is left is not brought back to the old length (nor in our notes of the paper): `scales` shrink.
 
         Raises `ConfigError` when the others are of another denoiser or shape, or nothing is left of a direction.
         """

@@ -46,9 +46,9 @@ def jacobian(
         mask: [H, W] over the image: only what changes there counts (eq. 9 and 10).
         oversample, tol, max_iter, seed: see `singular_vectors`.
 
-    Returns: `Directions` of one vector each, for every timestep (the paper applies it so). `scales`: the standard deviation
-        of h along the vector over the samples at that step, so that strengths compare with those of a PCA; of one sample
-        the root mean square entry of its h. `details`: `singular_values`, `residuals`, `timestep` and `iterations`, each
+    Returns: `Directions` of one vector each, for every timestep (applied so in our notes of the paper). `scales`: the standard
+        deviation of h along the vector over the samples at that step, so that strengths compare with those of a PCA; of one
+        sample the root mean square entry of its h. `details`: `singular_values`, `residuals`, `timestep` and `iterations`, each
         [K, 1].
 
     Raises `ConfigError` for another denoiser, a step or a number of components that is not there, or a mask of another shape;

@@ -93,9 +93,9 @@ def singular_vectors(
     """The k leading singular values and vectors of a Jacobian by block subspace iteration.
 
     Haas et al. 2024, algorithm 1: an orthonormal block, pushed through J and pulled back, until the values stand still. Our
-    choices: it iterates on the smaller side, as the authors' code does for one vector at a time; `oversample` more vectors
-    are carried and dropped, which is what makes the last ones converge; each round ends in the singular value decomposition
-    of J restricted to the block, so that vectors within the block are told apart at once.
+    choices: it iterates on the smaller side, as by our notes the authors' code does for one vector at a time; `oversample`
+    more vectors are carried and dropped, which is what makes the last ones converge; each round ends in the singular value
+    decomposition of J restricted to the block, so that vectors within the block are told apart at once.
 
     It stops when every kept residual is below `tol`, or after `max_iter` rounds: two neighbours whose values differ by a few
     percent need more rounds than others, and `residuals` say which.

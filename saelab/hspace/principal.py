@@ -22,9 +22,9 @@ def pca(
 ) -> Directions:
     """Principal components of h over the samples of a trajectory.
 
-    By default one PCA a timestep, as the paper has it; strength 1 is one standard deviation. The paper pairs the j-th
-    components of all timesteps. On small models the j-th component of one step is not that of the next, so with `align`
-    (our choice) each step's components are matched to those of the step before by the assignment that makes the sum of
+    By default one PCA a timestep, as our notes of the paper have it; strength 1 is one standard deviation. There the j-th
+    components of all timesteps are paired. On small models the j-th component of one step is not that of the next, so with
+    `align` (our choice) each step's components are matched to those of the step before by the assignment that makes the sum of
     |cosine| largest, and turned to point the same way; `details["alignment"]` [K, S] has the cosines. Without, the paper's
     rule: order of variance, signs turned towards the first step. `joint` is one PCA of all steps together.
 

@@ -1,7 +1,8 @@
 """The denoising autoencoder: features -> hidden units -> features, one sparse layer each way.
 
 Shapes: D features, H hidden units, B samples of a batch. Source: Atashgahi et al., Machine Learning 111 (2022), and the
-authors' code. One of its slips is not followed: the derivative of a tanh output is taken where it belongs. Another is, since
+authors' code, by our notes. One of its slips is not followed: the derivative of a tanh output is taken where it belongs.
+Another is, since
 the ranking lives on it: a hidden unit that dropout left out gets the gradient of its input all the same. With the exact
 gradient, features that vary in few samples take the top: on 2,000 MNIST images, in 100 epochs of batches of 20, 50 of the 50
 best pixels are on in under 1 % of the images, against 4.
@@ -87,8 +88,8 @@ class Autoencoder:
     def evolve(self, recipe: Recipe, seed: int, epoch: int, kind: str) -> np.ndarray:
         """Prune and regrow each layer (SET); the neuron strength of the features, read between the two.
 
-        That is when the paper's code saves the matrix it ranks by: links that were just drawn do not count. A fixed topology
-        is left as it is.
+        That is when the authors' code, by our notes, saves the matrix it ranks by: links that were just drawn do not count. A
+        fixed topology is left as it is.
         """
         if recipe.zeta is None:
             return self.strength(kind)

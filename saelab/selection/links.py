@@ -21,7 +21,7 @@ from torch import Tensor
 from saelab.autoencoders.codes import SparseCodes
 from saelab.kernels.sparse import decode, sampled_product
 
-VALUE_STD = 0.1  # of new links; the paper's text says "standard normal", its code divides by 10
+VALUE_STD = 0.1  # of new links; by our notes the paper says "standard normal", and its code divides by 10
 
 
 class Links:
@@ -42,7 +42,7 @@ class Links:
 
     @classmethod
     def random(cls, d: int, h: int, epsilon: float, rng: np.random.Generator) -> "Links":
-        """floor(epsilon (d + h)) pairs drawn uniformly with replacement, those drawn twice once (the paper's code)."""
+        """floor(epsilon (d + h)) pairs drawn uniformly with replacement, those drawn twice once (by our notes of the code)."""
         keys = np.unique(rng.integers(0, d * h, int(epsilon * (d + h))))
         return cls(keys, _new_values(len(keys), rng), torch.zeros(len(keys)), (d, h))
 

@@ -1,7 +1,7 @@
-"""How good are the features that were chosen? The paper's protocol: a classifier and a clustering on them alone.
+"""How good are the features that were chosen? The protocol of our notes: a classifier and a clustering on them alone.
 
-Source: Atashgahi et al., Machine Learning 111 (2022), section 4.1 and the authors' code. Split where there is an official
-one, else 80/20; scale with the statistics of the training part; train on k columns.
+Source: Atashgahi et al., Machine Learning 111 (2022), section 4.1 and the authors' code, by our notes of both. Split where
+there is an official one, else 80/20; scale with the statistics of the training part; train on k columns.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def extra_trees_accuracy(
 ) -> float:
     """Accuracy on the test part of extremely randomised trees that see only `features` (indices; None for all).
 
-    50 trees, as in the paper, which leaves their seed open: `random_state`.
+    50 trees, as our notes of the paper have it; their seed is left open there: `random_state`.
 
     >>> X = np.array([[0.0, 5.0], [1.0, 5.0]] * 20)
     >>> extra_trees_accuracy(X, X[:, 0], X, X[:, 0], [0], random_state=0)

@@ -85,7 +85,7 @@ class Run:
                 "features (`scale='standard'`)"
             )
         self.losses.append(loss)
-        # The matrix that the paper's code ranks by is saved in the last epoch but one.
+        # By our notes the authors' code ranks by the matrix of the last epoch but one.
         if epoch < self.epochs:
             strength_D = self.model.evolve(recipe, self.seed, epoch, self.kind)
         elif self.epochs == 1:

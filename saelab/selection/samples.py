@@ -22,8 +22,9 @@ class Samples:
     """Scaled samples [n, d], dense or sparse, and their noise.
 
     `scale` is "standard" (zero mean, unit variance), "minmax" ([0, 1]) or None; constant features, and those that vary by
-    rounding only, become 0. The noise of a sample is drawn once and stays for all epochs, as in the paper's code, unless
-    `resample`. Dense input is scaled once, into a float32 copy; sparse input stays sparse and is scaled batch by batch.
+    rounding only, become 0. The noise of a sample is drawn once and stays for all epochs, as in the authors' code by our
+    notes, unless `resample`. Dense input is scaled once, into a float32 copy; sparse input stays sparse and is scaled batch by
+    batch.
     """
 
     def __init__(
