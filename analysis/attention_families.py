@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saelab.activations.corpus import contexts_for
 from saelab.analysis import frozen
 from saelab.analysis.attention_sources import at_positions
 from saelab.errors import ConfigError, DataError
@@ -48,7 +49,7 @@ def latent_families(
     corpus: Any,
     *,
     tokens: int = 20_000,
-    context_length: int = 256,
+    context_length: int | None = None,
     split: str = "heldout",
     shuffled: bool = False,
     seed: int = 0,
@@ -82,7 +83,7 @@ def latent_families(
     block, _, _ = frozen.attention_site(sae, lm)
     if min(tokens, batch_size) < 1:
         raise ConfigError(f"{tokens=} and {batch_size=} must be at least 1")
-    contexts = corpus.contexts(lm, context_length, split)
+    contexts = contexts_for(sae, lm, corpus, split, context_length)
     count = min(len(contexts), -(-tokens // contexts.ids.shape[1]))
     generator = torch.Generator().manual_seed(seed)
     ids = contexts.ids[:count].long()
@@ -93,12 +94,17 @@ def latent_families(
     with torch.no_grad(), tqdm(total=count, desc="sources", unit="context", delay=2, disable=not progress) as bar:
         for start in range(0, count, batch_size):
             rows = slice(start, min(start + batch_size, count))
-            batch = Tokens(ids[rows], torch.ones_like(ids[rows], dtype=torch.bool)).to(lm.device)
+            tokens_read = contexts.tokens(rows)
+            batch = Tokens(ids[rows], tokens_read.mask).to(lm.device)
+            counted, first = (
+                contexts.counted(rows, sae.metadata.get("skip_positions", 1)),
+                tokens_read.mask.int().argmax(1),
+            )
             layer = frozen.read(lm, batch, [block]).layers[block]
             for context in range(len(batch.ids)):
                 number = start + context
-                masses = _firings(sae, layer, context, contexts.mask[number])
-                found += [_scored(m, ids[number], chance[number], number) for m in masses]
+                masses = _firings(sae, layer, context, counted[context])
+                found += [_scored(m, ids[number], chance[number], number, int(first[context])) for m in masses]
             bar.update(len(batch.ids))
     if not found:
         raise DataError(f"no latent fires on the {count:,} contexts read: is the SAE of this model and site?")
@@ -175,12 +181,10 @@ class LatentFamilies:
         return f"LatentFamilies({len(self.firings):,} firings of {len(self.table):,} latents: {named})"
 
 
-def _firings(sae: Any, layer: frozen.Layer, context: int, mask: Tensor) -> Iterator[Mass]:
-    """The firings of one text, some at a time, at positions that the SAE is for."""
+def _firings(sae: Any, layer: frozen.Layer, context: int, counted: Tensor) -> Iterator[Mass]:
+    """The firings of one text, some at a time, at the positions counted that the SAE is for."""
     z = layer.z[context].flatten(1).to(sae.W_dec)
-    usable = mask.to(z.device) & sae.replaceable(z)
-    usable[: sae.metadata.get("skip_positions", 1)] = False
-    places = usable.nonzero().flatten()
+    places = (counted.to(z.device) & sae.replaceable(z)).nonzero().flatten()
     codes = sae.encode_sparse(z[places])
     destinations = places[codes.rows()]
     for start in range(0, len(codes.values), CHUNK):
@@ -190,8 +194,8 @@ def _firings(sae: Any, layer: frozen.Layer, context: int, mask: Tensor) -> Itera
         yield Mass(latent.cpu(), destination.cpu(), codes.values[part].cpu(), mass_nS.cpu())
 
 
-def _scored(mass: Mass, ids: Tensor, chance: Tensor, context: int) -> dict[str, Any]:
-    """Columns of one part of the table of firings."""
+def _scored(mass: Mass, ids: Tensor, chance: Tensor, context: int, first: int) -> dict[str, Any]:
+    """Columns of one part of the table of firings of a text that begins at position `first`."""
     t, share_nS = mass.destination[:, None], mass.by_source
     share_nS = share_nS / share_nS.sum(1, keepdim=True).clamp(min=1e-30)
     s = torch.arange(share_nS.shape[1])
@@ -210,7 +214,7 @@ def _scored(mass: Mass, ids: Tensor, chance: Tensor, context: int) -> dict[str, 
         "activation": mass.activation, "source": share_nS.argmax(1), "share": share_nS.amax(1),
         "induction": part(matching(ids, 1)), "induction_chance": part(matching(chance, 1)),
         "duplicate": part(matching(ids, 0)), "duplicate_chance": part(matching(chance, 0)),
-        "previous_token": part(back == 1), "current_token": part(back == 0), "first_position": share_nS[:, 0],
+        "previous_token": part(back == 1), "current_token": part(back == 0), "first_position": share_nS[:, first],
         "local": part(back <= NEAR), "long_range": part(back > FAR),
         "effective_sources": torch.special.entr(share_nS).sum(1).exp(),
     }  # fmt: skip

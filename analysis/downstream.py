@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelab.activations.corpus import contexts_for
 from saelab.analysis.decomposition import Decomposition
 from saelab.errors import ConfigError, DataError
 from saelab.evaluation.fidelity import context_ce, context_kl, putting, ratio
 from saelab.models.splice import check_width, sae_site
-from saelab.models.tokens import Tokens
 
 if TYPE_CHECKING:
     from saelab.activations.corpus import Corpus
+    from saelab.activations.packing import Contexts
     from saelab.models.language import LanguageModel
 
 SETTINGS = ("sae", "sae + linear", "sae + nonlinear")
@@ -66,8 +67,7 @@ def downstream_cost(
     sae = parts.sae
     place = lm.site(sae_site(sae, site))
     check_width(place, sae.d_in, "input")
-    length = context_length or sae.metadata.get("context_length") or 256
-    contexts = corpus.contexts(lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)))
+    contexts = contexts_for(sae, lm, corpus, split, context_length)
     count = min(len(contexts), -(-tokens // contexts.ids.shape[1]))
     sums = _Sums(parts, lm, place)
     with (
@@ -76,7 +76,7 @@ def downstream_cost(
     ):
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
-            sums.add(contexts.ids[start:stop].long(), contexts.mask[start:stop])
+            sums.add(contexts, slice(start, stop))
             bar.update(stop - start)
     return sums.table()
 
@@ -91,8 +91,8 @@ class _Sums:
         self.squares = dict.fromkeys(SETTINGS, 0.0)  # of what each setting leaves out
         self.norms = dict.fromkeys(SETTINGS, 0.0)  # of the error, and of what is restored
 
-    def add(self, ids: Tensor, mask: Tensor) -> None:
-        inputs = Tokens(ids, torch.ones_like(mask)).to(self.lm.device)
+    def add(self, contexts: "Contexts", rows: slice) -> None:
+        inputs = contexts.tokens(rows).to(self.lm.device)
         seen: list[Tensor] = []
 
         def keep(x: Tensor, where: Any) -> Tensor:
@@ -102,11 +102,13 @@ class _Sums:
         with self.lm.intervene(self.place, keep):
             clean = self.lm.logits(inputs)
         x_BPD = seen[0]
-        mask = mask.to(x_BPD.device)
-        late = (torch.arange(ids.shape[1], device=mask.device) >= self.skip).expand_as(mask)
-        replaced = mask & late & self.parts.sae.replaceable(x_BPD.to(self.parts.sae.W_dec)).to(mask.device)
-        rows = x_BPD[replaced].to(self.parts.sae.device)
-        reconstruction, linear, nonlinear = self.parts.split(rows) if len(rows) else (rows, rows, rows)
+        mask, late, targets = (
+            part.to(x_BPD.device)
+            for part in (contexts.mask[rows], contexts.counted(rows, self.skip), contexts.targets(rows))
+        )
+        replaced = late & self.parts.sae.replaceable(x_BPD.to(self.parts.sae.W_dec)).to(mask.device)
+        x_ND = x_BPD[replaced].to(self.parts.sae.device)
+        reconstruction, linear, nonlinear = self.parts.split(x_ND) if len(x_ND) else (x_ND, x_ND, x_ND)
         error = linear + nonlinear
         values = {
             "sae": reconstruction,
@@ -115,13 +117,13 @@ class _Sums:
         }
         left_out = {"sae": error, "sae + linear": nonlinear, "sae + nonlinear": linear}
         restored = {"sae": error, "sae + linear": linear, "sae + nonlinear": nonlinear}
-        self._sum("targets", mask[:, 1:].sum(1))
+        self._sum("targets", targets.sum(1))
         self._sum("positions", mask.sum(1))
-        self._sum("clean ce", context_ce(clean, inputs.ids, mask))
+        self._sum("clean ce", context_ce(clean, inputs.ids, targets))
         for name in SETTINGS:
             with self.lm.intervene(self.place, putting(values[name], replaced)):
                 logits = self.lm.logits(inputs)
-            self._sum(f"{name} ce", context_ce(logits, inputs.ids, mask))
+            self._sum(f"{name} ce", context_ce(logits, inputs.ids, targets))
             self._sum(f"{name} kl", context_kl(clean, logits, mask))
             self.squares[name] += float(left_out[name].square().sum())
             self.norms[name] += float(torch.linalg.vector_norm(restored[name], dim=1).sum())

@@ -172,8 +172,7 @@ def coded(lm: "LanguageModel", sae: Any, x: Tensor, tokens: Tokens) -> Coded:
     At positions that the SAE is not for (skipped, special, padding, above its norm limit: as `lm.splice` leaves them alone)
     no latent fires and all but b_dec is error.
     """
-    positions = (tokens.mask.cumsum(1) - 1).clamp(min=0)
-    where = Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+    where = Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
     rows = x.flatten(0, 1).to(sae.device)
     with torch.no_grad():
         chosen = eligible(lm, sae, x, where).flatten().to(sae.device)

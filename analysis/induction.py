@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelab.activations.corpus import load_corpus
 from saelab.analysis import frozen
 from saelab.analysis.proxies import same_word
 from saelab.errors import ConfigError, DataError
@@ -159,21 +160,22 @@ def natural_prefixes(
     import pandas as pd
 
     block, number = head
-    packed = corpus.contexts(lm, context_length, split)
-    ids = packed.ids[: min(contexts, len(packed))].long()
+    packed = load_corpus(corpus).contexts(lm, context_length, split)
+    ids, real = packed.tokens(slice(0, contexts)).ids, packed.tokens(slice(0, contexts)).mask
     generator, ordinary = torch.Generator().manual_seed(seed), _ordinary(lm)
     rows: list[list[Any]] = []
     broken: list[Tensor] = []
     for start in range(0, len(ids), BATCH):
-        batch = ids[start : start + BATCH]
-        layer = frozen.read(lm, _tokens(lm, batch), [block]).layers[block]
+        batch, masks = ids[start : start + BATCH], real[start : start + BATCH]
+        layer = frozen.read(lm, _tokens(lm, batch, masks), [block]).layers[block]
         _check_head(layer, number)
         for context, text in enumerate(batch):
             A_TS = layer.pattern.rows(context)[number]
-            pairs = (A_TS.tril(-1)[:, 1:] > ATTENDED).nonzero()
+            after = int(masks[context].int().argmax()) + 1  # the first position
+            pairs = (A_TS.tril(-1)[:, after:] > ATTENDED).nonzero()
             if not len(pairs):
                 continue
-            t, s = int(pairs[0, 0]), int(pairs[0, 1]) + 1
+            t, s = int(pairs[0, 0]), int(pairs[0, 1]) + after
             prefix = _matching(lm, text, t, s)
             rows.append([start + context, t, s, prefix, float(A_TS[t, s]), float("nan")])
             if prefix >= 2:
@@ -187,7 +189,8 @@ def natural_prefixes(
         )
     again = [row for row in rows if row[3] >= 2]
     for start in range(0, len(again), BATCH):
-        layer = frozen.read(lm, _tokens(lm, torch.stack(broken[start : start + BATCH])), [block]).layers[block]
+        masks = real[[row[0] for row in again[start : start + BATCH]]]
+        layer = frozen.read(lm, _tokens(lm, torch.stack(broken[start : start + BATCH]), masks), [block]).layers[block]
         for context, row in enumerate(again[start : start + BATCH]):
             row[5] = float(layer.pattern.rows(context, torch.tensor([row[1]]))[number, 0, row[2]])
     columns = ["context", "destination", "source", "prefix", "attention", "attention_broken"]
@@ -239,8 +242,8 @@ def _at(A_HTS: Tensor, source_T: Tensor) -> Tensor:
     return A_HTS.gather(2, source_T.to(A_HTS.device).expand(len(A_HTS), -1)[..., None]).squeeze(2)
 
 
-def _tokens(lm: "LanguageModel", ids: Tensor) -> Tokens:
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool)).to(lm.device)
+def _tokens(lm: "LanguageModel", ids: Tensor, mask: Tensor | None = None) -> Tokens:
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask).to(lm.device)
 
 
 def _bos(lm: "LanguageModel") -> Tensor:

@@ -102,7 +102,7 @@ def main() -> None:
 
 def first_contexts(contexts: Contexts, n: int) -> Contexts:
     """The first `n` contexts."""
-    fields = {name: getattr(contexts, name)[:n] for name in ("ids", "documents", "mask")}
+    fields = {name: getattr(contexts, name)[:n] for name in ("ids", "documents", "mask", "real")}
     return Contexts(**fields, digest=contexts.digest)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saelab.activations.corpus import contexts_for, load_corpus
 from saelab.dashboards import bundle as bundles
 from saelab.dashboards.codec import encode, texts
 from saelab.dashboards.collect import MEMORY, Collection, collect, default_folder
@@ -19,7 +20,7 @@ from saelab.dashboards.examples import Layout, selected
 from saelab.dashboards.inputs import labels_of, sweep_rows
 from saelab.dashboards.manifest import manifest_of
 from saelab.dashboards.pages import Chunk, Inverted, Part
-from saelab.dashboards.prompts import prompt_columns
+from saelab.dashboards.prompts import Prompt, prompt_columns, prompts_of
 from saelab.dashboards.reading import Reader
 from saelab.dashboards.tables import Data, need_pyarrow, write_parquet
 from saelab.dashboards.vocab import Ids, Vocab
@@ -29,6 +30,7 @@ from saelab.models.identity import warn_of_other_weights
 
 if TYPE_CHECKING:
     from saelab.activations.corpus import Corpus
+    from saelab.activations.packing import Contexts
     from saelab.models.language import LanguageModel
 
 FEW_PAGES = (
@@ -40,20 +42,21 @@ EFFECTS = ("direct", "full", None)
 def build(
     sae: Any,
     lm: "LanguageModel",
-    corpus: "Corpus",
+    corpus: Any,
     path: str | os.PathLike,
     latents: int | Sequence[int] | None = None,
     tokens: int = 200_000,
     windows: int = 45,
     window: int = 48,
     effects: str | None = "direct",
-    prompts: Sequence[Any] = (),
+    prompts: Any = (),
     labels: Mapping[int, str] | str | os.PathLike | None = None,
     compare: Any = None,
     bundle: bool | None = None,
     *,
     split: str = "train",
     context_length: int | None = None,
+    prepend_bos: bool | None = None,
     evaluation: Any = True,
     seeds: Sequence[Any] = (),
     null: Any = None,
@@ -74,6 +77,7 @@ def build(
     from.
 
     Args:
+        corpus: what `saelab.load_corpus` gives or takes.
         path: `.html` makes a single file (at most 100 MiB), anything else a folder; `bundle` overrides that.
         latents: how many live latents have a page (evenly over the ranks of their density, chosen by `seed`), a list
             of them, or None for all.
@@ -87,6 +91,7 @@ def build(
             late and attention sites, "full" ablates three contexts of every latent. None leaves effects out: they take
             a backward pass of every context that is shown.
         prompts: texts that get a page of their own.
+        context_length, prepend_bos: of the contexts, and BOS of the prompts, where not those of the SAE's training.
         labels: text by latent, or a JSON file of such.
         compare: a second SAE of the same model, read on the same pass, with an index and pages of its own.
         evaluation: True prints `saelab.evaluate` on 2,048 held-out tokens (20,000 for silent latents), a
@@ -116,10 +121,9 @@ def build(
     saes = [sae] if compare is None else [sae, compare]
     for each in saes:
         warn_of_other_weights(lm, each)
-    length = context_length or sae.metadata.get("context_length") or 256
-    contexts = corpus.contexts(
-        lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)), progress=progress
-    )
+    corpus = load_corpus(corpus)
+    contexts = contexts_for(sae, lm, corpus, split, context_length, prepend_bos, progress)
+    asked = prompts_of(lm, prompts, contexts.prepend_bos) if len(prompts) else []
     reader = Reader.of(lm, saes, contexts, tokens, seed)
     _warn_of_short_corpus(reader, tokens, split)
     options = {"shards": shards, "batch_tiles": batch_tiles, "memory": memory, "progress": progress}
@@ -140,9 +144,9 @@ def build(
         parts.append(part)
 
     if evaluation is True:
-        evaluation = _evaluated(sae, lm, corpus, length, progress)
-    chunks = _all_chunks(parts, prompts, bool(effects), labels_of(labels), sweep_rows(sweeps))
-    manifest = manifest_of(parts, reader, corpus, split, tokens, prompts, evaluation, effects, null, title)
+        evaluation = _evaluated(sae, lm, corpus, contexts, progress)
+    chunks = _all_chunks(parts, asked, bool(effects), labels_of(labels), sweep_rows(sweeps))
+    manifest = manifest_of(parts, reader, corpus, split, tokens, asked, evaluation, effects, null, title)
     containers: dict[str, bytes] = {}
 
     def encoded() -> Iterator[tuple[str, bytes]]:
@@ -170,7 +174,7 @@ def _warn_of_short_corpus(reader: Reader, tokens: int, split: str) -> None:
         )
 
 
-def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", length: int, progress: bool) -> Any:
+def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", contexts: "Contexts", progress: bool) -> Any:
     """Held-out figures; None, with a warning, where there is nothing held out to read."""
     from saelab.evaluation.fidelity import evaluate
 
@@ -178,8 +182,9 @@ def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", length: int, pro
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* split ends after")
             return evaluate(
-                sae, lm, corpus, tokens=2_048, sparsity_tokens=20_000, context_length=length, progress=progress
-            )
+                sae, lm, corpus, tokens=2_048, sparsity_tokens=20_000, context_length=contexts.ids.shape[1],
+                prepend_bos=contexts.prepend_bos, progress=progress,
+            )  # fmt: skip
     except (ConfigError, DataError) as error:
         warnings.warn(f"the page has no evaluation: {error}", stacklevel=3)
         return None
@@ -194,7 +199,7 @@ def _null(reader: Reader, null: Any, folder: Path, options: dict[str, Any]) -> l
 
 def _all_chunks(
     parts: list[Part],
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     effects: bool,
     labels: dict[int, str],
     sweeps: dict[int, list[dict[str, Any]]],
@@ -215,7 +220,7 @@ def _all_chunks(
         yield "steer", "steer", {**columns, **texts(rows)}, {}
     first = parts[0]
     for i, prompt in enumerate(prompts):
-        made = prompt_columns(first.lm, first.sae, first.site, first.target, first.collection, prompt, effects)
+        made = prompt_columns(first.lm, first.sae, first.site, first.target, first.collection, prompt.tokens, effects)
         yield f"p-{i:03d}", "prompt", made, {}
 
 

@@ -134,6 +134,7 @@ class Clean:
             slope = made[0].detach().float().softmax(-1)
             slope[:, :-1].scatter_add_(2, tokens.ids[:, 1:, None], -torch.ones_like(slope[:, :-1, :1]))
             slope[:, -1] = 0
+            slope[:, :-1][~_targets(tokens.mask)] = 0
             (gradient,) = torch.autograd.grad(made[0], live["site"], slope.to(made[0]))
         return cls(tokens, made[0].detach(), live["final"].detach().float(), flat(gradient).float())
 
@@ -142,12 +143,12 @@ class Clean:
         return self.logits[context, position].float().log_softmax(-1)
 
     def loss(self, context: int) -> float:
-        return _loss(self.logits[context], self.tokens.ids[context])
+        return _loss(self.logits[context], self.tokens.ids[context], self.tokens.mask[context])
 
     def following(self, context: int, position: int) -> int | None:
         """The true next token; None at the end."""
-        ids = self.tokens.ids[context]
-        return int(ids[position + 1]) if position + 1 < len(ids) else None
+        ids, mask = self.tokens.ids[context], self.tokens.mask[context]
+        return int(ids[position + 1]) if position + 1 < len(ids) and mask[position + 1] else None
 
 
 def explain(
@@ -225,13 +226,18 @@ def _in_full(
     for b, ((c, i), position) in enumerate(zip(jobs, positions, strict=True)):
         ablated_V = logits[b, position].float().log_softmax(-1)
         out.put(i, clean.log_p(c, position), ablated_V, clean.following(c, position))
-        out.loss[i] = _loss(logits[b], ids[b]) - clean.loss(c)
+        out.loss[i] = _loss(logits[b], ids[b], clean.tokens.mask[c]) - clean.loss(c)
 
 
-def _loss(logits_LV: Tensor, ids_L: Tensor) -> float:
-    """Summed next-token cross-entropy, nats."""
+def _targets(mask: Tensor) -> Tensor:
+    """Positions whose next token is predicted from a real one, and real: [..., L - 1]."""
+    return mask[..., :-1] & mask[..., 1:]
+
+
+def _loss(logits_LV: Tensor, ids_L: Tensor, mask_L: Tensor) -> float:
+    """Summed next-token cross-entropy over real targets, nats."""
     log_p = logits_LV[:-1].float().log_softmax(-1)
-    return float(-log_p.gather(1, ids_L[1:, None]).double().sum())
+    return float(-log_p.gather(1, ids_L[1:, None])[_targets(mask_L)].double().sum())
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -252,8 +258,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def _tokens(lm: "LanguageModel", contexts: "Contexts", numbers: np.ndarray) -> Tokens:
-    ids = contexts.ids[torch.from_numpy(numbers)].long()
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool)).to(lm.device)
+    return contexts.tokens(torch.from_numpy(numbers)).to(lm.device)
 
 
 def _epsilon(lm: "LanguageModel") -> float:

@@ -10,15 +10,15 @@ from saelab.dashboards.collect import sae_digest
 from saelab.dashboards.effects import FULL_CONTEXTS
 from saelab.dashboards.inputs import plain
 from saelab.dashboards.pages import DEAD, DENSE, DUPLICATE, PER_CHUNK, SEED_COSINE, SILENT, Part
+from saelab.dashboards.prompts import Prompt
 from saelab.dashboards.reading import Reader
 
 if TYPE_CHECKING:
     from saelab.activations.corpus import Corpus
-    from saelab.models.language import LanguageModel
 
 
 def manifest_of(
-    parts: list[Part], reader: Reader, corpus: "Corpus", split: str, tokens: int, prompts: Sequence[Any], evaluation: Any,
+    parts: list[Part], reader: Reader, corpus: "Corpus", split: str, tokens: int, prompts: Sequence[Prompt], evaluation: Any,
     effects: str | None, null: Any, title: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     part, lm = parts[0], reader.lm
@@ -39,14 +39,12 @@ def manifest_of(
                      "latents": len(part.pages), "seed": part.seed},
         "saes": [_described(one, parts, evaluation if one is part else None, effects, null) for one in parts],
         "groups": part.layout.groups,
-        "prompts": [_prompt(lm, prompt, i) for i, prompt in enumerate(prompts)],
+        "prompts": [
+            {"chunk": f"p-{i:03d}", "text": prompt.text, "tokens": prompt.tokens.ids.shape[1], "prefix": ""}
+            for i, prompt in enumerate(prompts)
+        ],
         "coactivation": {"contexts": int(part.sample.sum())},
     }  # fmt: skip
-
-
-def _prompt(lm: "LanguageModel", prompt: Any, i: int) -> dict[str, Any]:
-    text = prompt if isinstance(prompt, str) else f"prompt {i}"
-    return {"chunk": f"p-{i:03d}", "text": text, "tokens": int(lm.to_tokens(prompt).ids.shape[1]), "prefix": ""}
 
 
 def _described(part: Part, parts: list[Part], evaluation: Any, effects: str | None, null: Any) -> dict[str, Any]:

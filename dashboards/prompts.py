@@ -1,6 +1,6 @@
 """Prompt pages: which latents fire on prompts given when the dashboard is made. T tokens of a prompt."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from saelab.dashboards.reading import UNKNOWN_MISS
 from saelab.dashboards.vocab import Ids
 from saelab.models.sites import Site, run_recording
 from saelab.models.splice import eligible
+from saelab.models.texts import given
+from saelab.models.tokens import Tokens, padded
 from saelab.models.where import Where
 
 if TYPE_CHECKING:
@@ -19,15 +21,31 @@ if TYPE_CHECKING:
 PER_TOKEN = 32
 
 
+class Prompt(NamedTuple):
+    """A prompt as it is shown, and its tokens, one row without padding."""
+
+    text: str
+    tokens: Tokens
+
+
+def prompts_of(lm: "LanguageModel", prompts: Any, prepend_bos: bool) -> list[Prompt]:
+    """The prompts given: texts, conversations or token ids, one or a list of them."""
+    found = given(prompts)
+    rows = lm.as_tokens(found, prepend_bos if found.texts is not None else None).rows()
+    texts = found.texts or [""] * len(rows)
+    return [
+        Prompt(text if isinstance(text, str) and text else f"prompt {i}", padded([row], 0).to(lm.device))
+        for i, (text, row) in enumerate(zip(texts, rows, strict=True))
+    ]
+
+
 def prompt_columns(
-    lm: "LanguageModel", sae: Any, site: Site, target: Site, collection: Collection, prompt: Any, effects: bool
+    lm: "LanguageModel", sae: Any, site: Site, target: Site, collection: Collection, tokens: Tokens, effects: bool
 ) -> dict[str, Any]:
     """The columns of a prompt's chunk, with token ids still global."""
-    tokens = lm.to_tokens(prompt)
     x = lm.record(tokens, list(dict.fromkeys([site, target])))
     x_TD = x[site.name][0].to(sae.W_dec)
-    positions = torch.arange(len(x_TD), device=lm.device)[None]
-    where = Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+    where = Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
     mine_T = eligible(lm, sae, x[site.name], where)[0].cpu()
     with torch.no_grad():
         codes = sae.encode_sparse(x_TD)

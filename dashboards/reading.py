@@ -21,7 +21,6 @@ from saelab.dashboards.priority import priorities
 from saelab.errors import DataError
 from saelab.models.sites import Site, run_recording
 from saelab.models.splice import check_width, sae_site
-from saelab.models.tokens import Tokens
 
 if TYPE_CHECKING:
     from saelab.activations.packing import Contexts
@@ -74,8 +73,7 @@ class Reader:
             start = number * self.tile_contexts
             stop = min(start + self.tile_contexts, self.n_contexts)
             places = torch.arange(start, start + self.tile_contexts).clamp(max=stop - 1)  # the last tile is padded
-            ids = self.contexts.ids[places].long()
-            inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool)).to(self.lm.device)
+            inputs = self.contexts.tokens(places).to(self.lm.device)
             recorded = run_recording(self.lm, inputs, list(dict.fromkeys([*self.sites, *self.targets])))
             with torch.no_grad():
                 yield [
@@ -86,8 +84,7 @@ class Reader:
     def _tile(self, sae: Any, x_ND: Tensor, target_ND: Tensor, start: int, stop: int) -> "Tile":
         x_ND, target_ND = x_ND.to(sae.W_dec), target_ND.to(sae.W_dec)
         n = (stop - start) * self.length
-        usable = self.contexts.mask[start:stop].clone()
-        usable[:, : int(sae.metadata.get("skip_positions", 1))] = False
+        usable = self.contexts.counted(slice(start, stop), int(sae.metadata.get("skip_positions", 1)))
         if not bool(x_ND.sum(dtype=torch.float32).isfinite()) and not bool(x_ND[:n].isfinite().all()):
             row = int((~x_ND[:n].isfinite()).any(1).nonzero()[0])
             raise DataError(

@@ -53,8 +53,6 @@ def sources(sae: Any, lm: Any = None, corpus: Any = None) -> "tuple[LanguageMode
     loaded_lm = saelab.load_model(_named(sae, "model") if lm is None else lm)
     if lm is None and sae.metadata.get("model_digest") not in (None, loaded_lm.digest):
         raise ConfigError(f"the model {loaded_lm.name!r} is not the one that this SAE was trained on: give lm=")
-    if corpus is not None and not isinstance(corpus, str | os.PathLike):
-        return loaded_lm, corpus
     seed = int(sae.metadata.get("seed") or 0)
     try:
         loaded = saelab.load_corpus(_named(sae, "corpus") if corpus is None else corpus, seed=seed)

@@ -15,7 +15,6 @@ from saelab.dashboards.effects import Places
 from saelab.errors import ConfigError
 from saelab.models.attention import attention_parts
 from saelab.models.sites import Site
-from saelab.models.tokens import Tokens
 
 if TYPE_CHECKING:
     from saelab.activations.packing import Contexts
@@ -59,8 +58,7 @@ def sources(
     needed = np.array(list(by_context), np.int64)
     with tqdm(total=len(needed), desc="attention sources", unit="context", delay=2, disable=not progress) as bar:
         for numbers in (needed[k : k + _BATCH] for k in range(0, len(needed), _BATCH)):
-            ids = contexts.ids[torch.from_numpy(numbers)].long()
-            tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool)).to(lm.device)
+            tokens = contexts.tokens(torch.from_numpy(numbers)).to(lm.device)
             layer = frozen.read(lm, tokens, [block]).layers[block]
             for c, number in enumerate(numbers.tolist()):
                 mine = by_context[number]

@@ -39,7 +39,7 @@ def demo(
     start = time.perf_counter()
     print("[1/5] load the model and the corpus", flush=True)
     lm = saelab.load_model(model) if isinstance(model, str) else model
-    corpus = saelab.load_corpus(corpus) if isinstance(corpus, str) else corpus
+    corpus = saelab.load_corpus(corpus)
 
     print(f"[2/5] train {d_sae:,} latents on {tokens:,} tokens at {site} (Ctrl-C stops; again to go on)", flush=True)
     run = saelab.train(lm, corpus, site=site, sae=saelab.TopK(k=k, d_sae=d_sae), tokens=tokens, seed=0, out=out)
@@ -96,11 +96,14 @@ def most_active(
     A token that fires a latent many times is listed once, with its largest activation. `before` tokens lead
     up to the strongest one in the example. Positions that the SAE does not replace are left out.
     """
-    store: Any = saelab.harvest(lm, corpus, site=site, tokens=tokens, split="heldout")
+    from saelab.activations.corpus import contexts_for
+
+    as_trained: dict[str, Any] = {name: sae.metadata.get(name) for name in ("context_length", "prepend_bos")}
+    store: Any = saelab.harvest(lm, corpus, site=site, tokens=tokens, split="heldout", **as_trained)
     chunks = [_entries(sae, store, begin) for begin in range(0, len(store), 4096)]
     rows, indices, values = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     mass = torch.zeros(sae.d_sae).index_add_(0, indices, values)
-    contexts = corpus.contexts(lm, store.metadata["context_length"], split="heldout")
+    contexts = contexts_for(sae, lm, corpus, "heldout")
     found = []
     for latent in mass.topk(min(latents, sae.d_sae)).indices.tolist():
         mine = indices == latent

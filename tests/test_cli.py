@@ -38,7 +38,7 @@ class StandIn:
     def record(self, ids: torch.Tensor, sites: list[str]) -> torch.Tensor:
         return torch.zeros(*ids.shape, 4)
 
-    def contexts(self, lm: Any, context_length: int, split: str) -> "StandIn":
+    def contexts(self, lm: Any, context_length: int | None, split: str = "train", **how: Any) -> "StandIn":
         return self
 
     def train(self, lm: Any, corpus: Any, **arguments: Any) -> "StandIn":
@@ -118,7 +118,7 @@ COMPLETE = f"site: {SITE}\nsae: TopK(k=2, d_sae=16)\ntokens: 500_000\nout: runs/
 def test_flags_override_the_file_and_the_file_the_defaults(stand_in, tmp_path):
     it = stand_in()
     assert cli.main([*configuration(tmp_path, COMPLETE + "batch_size: 64\nlr:\n"), "--tokens", "7e3"]) == 0
-    expected = {"tokens": 7000, "batch_size": 64, "out": "runs/y", "lr": None, "context_length": 256}
+    expected = {"tokens": 7000, "batch_size": 64, "out": "runs/y", "lr": None, "context_length": None}
     assert expected.items() <= it.trained.items()
 
 

@@ -117,7 +117,7 @@ def test_contexts_repeat_and_their_text_reads_back(tiny_llama):
 def test_bos_only_when_asked(tiny_llama):
     corpus = saelab.load_corpus(speeches(30))
     ids = corpus.contexts(tiny_llama, 32).ids
-    assert not (ids[:, 0] == tiny_llama.bos_id).all()
+    assert not (ids[:, 0] == tiny_llama.bos_id).all() and not corpus.contexts(tiny_llama, 32).prepend_bos
     with_bos = corpus.contexts(tiny_llama, 32, prepend_bos=True)
     assert (with_bos.ids[:, 0] == tiny_llama.bos_id).all() and not with_bos.mask[:, 0].any()
 
@@ -164,7 +164,9 @@ def test_files_and_folders(tmp_path):
     (tmp_path / "c.csv").write_text('text,year\n"long, ' + "w" * 200_000 + '",1790\n')
     (tmp_path / "d.png").write_bytes(b"\x89PNG")
     assert saelab.load_corpus(tmp_path / "b.txt").documents == ["one\n\ntwo"]
-    documents = saelab.load_corpus(tmp_path).documents
+    with pytest.warns(UserWarning, match=r"1 of 4 files hold no text known here: .png \(1\)"):
+        documents = saelab.load_corpus(tmp_path).documents
+    (tmp_path / "d.png").unlink()
     assert documents[:3] == ["x", "y", "one\n\ntwo"] and len(documents[3]) == 200_006
     assert saelab.load_corpus(tmp_path, max_documents=2).documents == ["x", "y"]
     assert saelab.load_corpus(str(tmp_path)).digest == saelab.load_corpus(documents).digest
@@ -204,7 +206,7 @@ def test_shorter_than_a_context(tiny_llama):
 def test_missing_names():
     with pytest.raises(DataError, match="no file or folder"):
         saelab.load_corpus("no/such/file.txt")
-    with pytest.raises(DataError, match="document 1 is a int"):
+    with pytest.raises(DataError, match="text 1 of 2 is a int"):
         saelab.load_corpus(["a", 3])
 
 

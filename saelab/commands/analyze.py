@@ -45,9 +45,9 @@ def _dark_matter(values: dict[str, Any]) -> int:
     lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
     site = known(values, sae, "site")
-    length = sae.metadata.get("context_length") or 256
+    as_trained: dict[str, Any] = {name: sae.metadata.get(name) for name in ("context_length", "prepend_bos")}
     tokens = values["tokens"] or 100_000
-    x = saelab.harvest(lm, corpus, site=site, tokens=tokens, split=values["split"], context_length=length)
+    x = saelab.harvest(lm, corpus, site=site, tokens=tokens, split=values["split"], **as_trained)
     tables = {
         name: dark_matter.decompose(sae, x, high_norm=high) for name, high in (("ordinary", False), ("all", True))
     }
@@ -82,8 +82,7 @@ def _attention(values: dict[str, Any]) -> int:
     shares = attention.head_attribution(sae)  # before anything is loaded: it says whether this is an attention SAE
     lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=int(sae.metadata.get("seed") or 0))
-    length, tokens = sae.metadata.get("context_length") or 256, values["tokens"] or 10_000
-    families = attention.latent_families(sae, lm, corpus, tokens=tokens, split=values["split"], context_length=length)
+    families = attention.latent_families(sae, lm, corpus, tokens=values["tokens"] or 10_000, split=values["split"])
     mine = shares[families.table.index.to_list()].cpu()
     table = families.table.assign(head=mine.argmax(1).numpy(), head_share=mine.amax(1).numpy())
     print(repr(sae))

@@ -4,7 +4,7 @@ from typing import Any
 
 import saelab
 from saelab.commands.evaluate import load
-from saelab.commands.options import REQUIRED, Command, Option, limit, positive
+from saelab.commands.options import ITS_CONTEXT_LENGTH, ITS_PREPEND_BOS, REQUIRED, Command, Option, limit, positive
 from saelab.errors import ConfigError
 
 
@@ -38,6 +38,8 @@ OPTIONS = (
     Option("windows", positive, 45, "examples a latent"),
     Option("window", positive, 48, "tokens an example"),
     Option("effects", effects, "direct", "effects of ablation: direct, full or none (the quickest by far)"),
+    ITS_CONTEXT_LENGTH,
+    ITS_PREPEND_BOS,
     Option("prompts", str, (), "texts that get a page of their own", many=True),
     Option("labels", str, None, "JSON file of labels by latent"),
     Option("compare", str, None, "folder of a second SAE to compare with"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import saelab
-from saelab.commands.options import REQUIRED, Command, Option, positive
+from saelab.commands.options import ITS_CONTEXT_LENGTH, ITS_PREPEND_BOS, REQUIRED, Command, Option, positive
 from saelab.errors import ConfigError
 from saelab.files import user_path, write_csv
 
@@ -14,7 +14,8 @@ OPTIONS = (
     Option("site", str, None, "the site (default: the one it was trained on)"),
     Option("tokens", positive, 8192, "tokens for cross-entropy and reconstruction"),
     Option("sparsity-tokens", positive, 200_000, "tokens for the share of dead latents"),
-    Option("context-length", positive, 256, "tokens in a context"),
+    ITS_CONTEXT_LENGTH,
+    ITS_PREPEND_BOS,
     Option("selection", str, "plain", "how a g-SAE chooses: plain, grad_model or grad_true"),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
     Option("csv", str, None, "also write the table to this file", written=True),
@@ -29,7 +30,10 @@ def run(values: dict[str, Any]) -> int:
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=seed)
     report = saelab.evaluate(
         sae, lm, corpus,
-        **{name: values[name] for name in ("site", "tokens", "sparsity_tokens", "context_length", "selection")},
+        **{
+            name: values[name]
+            for name in ("site", "tokens", "sparsity_tokens", "context_length", "prepend_bos", "selection")
+        },
     )  # fmt: skip
     print(repr(sae))
     print(repr(report))

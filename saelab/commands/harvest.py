@@ -4,7 +4,7 @@ from typing import Any
 
 import saelab
 from saelab.commands import estimate
-from saelab.commands.options import REQUIRED, Command, Option, natural, positive
+from saelab.commands.options import CONTEXT_LENGTH, PREPEND_BOS, REQUIRED, Command, Option, natural, positive
 
 OPTIONS = (
     Option("model", str, "smollm2-135m", "bundled name, Hugging Face name or local folder"),
@@ -12,8 +12,9 @@ OPTIONS = (
     Option("sites", str, REQUIRED, "one or more sites, read in one pass", many=True),
     Option("tokens", positive, REQUIRED, "rows to keep, e.g. 50_000 or 5e4"),
     Option("out", str, REQUIRED, "folder of the store; one that was cut short is continued"),
-    Option("context-length", positive, 256, "tokens in a context"),
+    CONTEXT_LENGTH,
     Option("skip-positions", natural, 1, "first positions of a context to leave out"),
+    PREPEND_BOS,
     Option("split", str, "train", "train, heldout or all"),
     Option("device", str, "auto", "cpu, cuda, mps or auto"),
     Option("seed", natural, 0, "seed of the corpus"),
@@ -25,7 +26,7 @@ def run(values: dict[str, Any]) -> int:
     lm = saelab.load_model(values.pop("model"), device=values.pop("device"))
     corpus = saelab.load_corpus(values.pop("corpus"), seed=values["seed"])
     sites = [lm.site(name) for name in values.pop("sites")]
-    contexts = corpus.contexts(lm, values["context_length"], split=values["split"])
+    contexts = corpus.contexts(lm, values["context_length"], values["split"], values["prepend_bos"])
     tokens = values["tokens"]
     cost = estimate.Estimate(
         seconds={"model": estimate.model_seconds(lm, contexts, sites, tokens)},

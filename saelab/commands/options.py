@@ -172,6 +172,34 @@ def limit(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
+def follow(text: str) -> bool | None:
+    """ "yes", "no", or "auto" for what the tokenizer does itself.
+
+    >>> follow("yes"), follow("auto")
+    (True, None)
+    """
+    known = {"yes": True, "true": True, "no": False, "false": False, "auto": None}
+    if text.lower() not in known:
+        raise ConfigError(f"{text!r}: choose yes, no or auto")
+    return known[text.lower()]
+
+
+CONTEXT_LENGTH = Option(
+    "context-length", positive, None, "tokens in a context (default: 256, or the model's maximum where that is less)"
+)
+PREPEND_BOS = Option(
+    "prepend-bos",
+    follow,
+    None,
+    "begin each context with the model's BOS: yes, no or auto (default: as its tokenizer does)",
+)
+# of an autoencoder that is there already
+ITS_CONTEXT_LENGTH = dataclasses.replace(CONTEXT_LENGTH, help="tokens in a context (default: that of the training)")
+ITS_PREPEND_BOS = dataclasses.replace(
+    PREPEND_BOS, help="begin each text with the model's BOS: yes, no or auto (default: as in the training)"
+)
+
+
 def autoencoder(text: str) -> Any:
     """An architecture written as in Python, `TopK(k=32, d_sae=4096)`; nothing is executed.
 

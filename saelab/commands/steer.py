@@ -4,7 +4,7 @@ from typing import Any
 
 import saelab
 from saelab.commands.evaluate import load
-from saelab.commands.options import Command, Option, natural, positive
+from saelab.commands.options import ITS_PREPEND_BOS, Command, Option, natural, positive
 from saelab.errors import ConfigError
 
 DIFFERENT = 1
@@ -17,6 +17,7 @@ OPTIONS = (
     Option("unit", str, None, "max_activation, activation, residual_norm or std (default: max_activation)"),
     Option("site", str, None, "where to steer (default: the site that the SAE was trained on)"),
     Option("prompt", str, (), "texts to continue", many=True),
+    ITS_PREPEND_BOS,
     Option("max-new-tokens", positive, 40, "tokens to generate"),
     Option("temperature", float, 1.0, "0 is greedy"),
     Option("seed", natural, 0, "seed of the draws"),
@@ -54,6 +55,7 @@ def _generate(values: dict[str, Any], lm: Any, sae: Any) -> int:
     strength = values["strength"] if kind in WITH_STRENGTH else None
     made = [Operation(kind, sae, latent, strength, values["unit"], values["site"]) for latent in values["latent"]]
     how = {name: values[name] for name in ("max_new_tokens", "temperature", "seed")}
+    how["prepend_bos"] = sae.metadata.get("prepend_bos") if values["prepend_bos"] is None else values["prepend_bos"]
     plain = lm.generate(list(values["prompt"]), **how)
     with lm.steer(*made) as receipt:
         steered = lm.generate(list(values["prompt"]), **how)

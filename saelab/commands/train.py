@@ -7,6 +7,8 @@ import saelab
 from saelab.activations.buffer import parse_capacity
 from saelab.commands import estimate
 from saelab.commands.options import (
+    CONTEXT_LENGTH,
+    PREPEND_BOS,
     REQUIRED,
     Command,
     Option,
@@ -28,8 +30,9 @@ OPTIONS = (
     Option("tokens", positive, REQUIRED, "tokens to train on, e.g. 500_000 or 5e5"),
     Option("out", str, REQUIRED, "folder of the run; one that holds part of the same run is continued"),
     Option("batch-size", positive, 4096, "tokens in a step"),
-    Option("context-length", positive, 256, "tokens in a context"),
+    CONTEXT_LENGTH,
     Option("skip-positions", natural, 1, "first positions of a context to leave out"),
+    PREPEND_BOS,
     Option("max-norm", limit, 4.0, "leave out tokens above this many median norms, or none"),
     Option("buffer-tokens", capacity, 131_072, "tokens shuffled together, or bytes as in 2GiB"),
     Option("lr", float, None, "learning rate (default: the architecture's, by its width, raised for short runs)"),
@@ -67,7 +70,7 @@ def cost(lm: Any, corpus: Any, values: dict[str, Any], saes: Sequence[Any]) -> s
     tokens = values["tokens"]
     sites = [lm.site(values[name]) for name in ("site", "target_site") if values[name] is not None]
     site = sites[0]
-    contexts = corpus.contexts(lm, values["context_length"], split="train")
+    contexts = corpus.contexts(lm, values["context_length"], prepend_bos=values["prepend_bos"])
     buffer = parse_capacity(values["buffer_tokens"], 4 * site.width)
     memory = {"model": estimate.model_bytes(lm)}
     for i, sae in enumerate(saes):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from saelab import checks
+from saelab.activations.corpus import contexts_for, load_corpus
 from saelab.activations.harvest import stream
 from saelab.autoencoders.gradient import select_with_gradient
 from saelab.errors import DataError
@@ -34,13 +35,14 @@ SELECTIONS = ("plain", "grad_model", "grad_true")
 def evaluate(
     sae: Any,
     lm: "LanguageModel",
-    corpus: "Corpus",
+    corpus: Any,
     *,
     tokens: int = 8_192,
     sparsity_tokens: int = 200_000,
     site: str | None = None,
     context_length: int | None = None,
     skip_positions: int | None = None,
+    prepend_bos: bool | None = None,
     batch_size: int = 8,
     split: str = "heldout",
     selection: str = "plain",
@@ -63,7 +65,9 @@ def evaluate(
     tokens ("grad_true"), as it was trained (`select_with_gradient`). The last leaks the answer into the choice: both are
     diagnostics. Dead latents are those of the plain selection always.
 
-    `site`, `context_length` (else 256) and `skip_positions` (else 1) default to those of `sae.metadata`.
+    `corpus` is what `load_corpus` gives or takes. `site`, `context_length` (else 256, or the model's maximum),
+    `skip_positions` (else 1) and `prepend_bos` (else as the tokenizer does) default to those of `sae.metadata`. Of a corpus
+    with fewer than 20 documents the held-out split is unseen contexts of the documents trained on (`Corpus.contexts`).
 
     Warns when the SAE was trained on the tokens that are read, and when the split ends short of `tokens`.
 
@@ -86,10 +90,8 @@ def evaluate(
     if skip_positions is None:
         skip_positions = sae.metadata.get("skip_positions", 1)
     skip = checks.count("skip_positions", skip_positions, least=0)
-    if context_length is None:
-        context_length = sae.metadata.get("context_length") or 256
-    length = checks.count("context_length", context_length)
-    contexts = corpus.contexts(lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)))
+    corpus = load_corpus(corpus)
+    contexts = contexts_for(sae, lm, corpus, split, context_length, prepend_bos)
     _warn_of_training_tokens(sae, corpus, split)
     _warn_of_short_split(contexts, tokens, split)
 
@@ -102,7 +104,7 @@ def evaluate(
         with _bar(count, "evaluating", progress) as bar:
             for start in range(0, count, batch_size):
                 rows = slice(start, min(start + batch_size, count))
-                sums.add(contexts.ids[rows].long(), contexts.mask[rows], range(rows.start, rows.stop))
+                sums.add(contexts, rows)
                 bar.update(rows.stop - rows.start)
     return sums.report(firing, split)
 
@@ -178,9 +180,9 @@ class _Fidelity:
         self.fired = 0
         self.per_context: dict[str, list[Tensor]] = {}
 
-    def add(self, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
-        """Add contexts: `ids` and `mask` (neither padding nor special) [batch, position], and their numbers."""
-        inputs = Tokens(ids, torch.ones_like(mask)).to(self.lm.device)
+    def add(self, contexts: "Contexts", rows: slice) -> None:
+        """Add some contexts."""
+        inputs = contexts.tokens(rows).to(self.lm.device)
         seen: dict[str, Tensor] = {}
 
         def keeping(site: Site) -> Callable[[Tensor, Any], Tensor]:
@@ -189,11 +191,13 @@ class _Fidelity:
         with self.lm.intervene(self.site, keeping(self.site)), self.lm.intervene(self.target, keeping(self.target)):
             clean = self.lm.logits(inputs)
         x_BPD = seen[self.site.name]
-        mask = mask.to(x_BPD.device)
+        mask, late, targets = (
+            part.to(x_BPD.device)
+            for part in (contexts.mask[rows], contexts.counted(rows, self.skip), contexts.targets(rows))
+        )
         x_ND, target_ND = (seen[site.name][mask].to(self.sae.W_dec) for site in (self.site, self.target))
-        late = (torch.arange(ids.shape[1], device=mask.device) >= self.skip).expand_as(mask)
         mine_N = self.sae.replaceable(x_ND) & late[mask].to(x_ND.device)
-        codes = self._codes(x_ND, inputs, mask, numbers)
+        codes = self._codes(x_ND, inputs, mask, range(rows.start, rows.stop))
         x_hat_ND = self.sae.decode(codes, x_ND)
         self.all.add(target_ND, x_hat_ND)
         self.for_sae.add(target_ND[mine_N], x_hat_ND[mine_N])
@@ -201,17 +205,17 @@ class _Fidelity:
 
         replaced = mask.clone()
         replaced[mask] = mine_N.to(mask.device)
-        self._sum("targets", mask[:, 1:].sum(1))
+        self._sum("targets", targets.sum(1))
         self._sum("positions", mask.sum(1))
-        self._sum("ce_clean", context_ce(clean, inputs.ids, mask))
+        self._sum("ce_clean", context_ce(clean, inputs.ids, targets))
         spliced = self._logits(inputs, putting(x_hat_ND[mine_N], replaced))
-        self._sum("ce_sae", context_ce(spliced, inputs.ids, mask))
+        self._sum("ce_sae", context_ce(spliced, inputs.ids, targets))
         self._sum("kl", context_kl(clean, spliced, mask))
         del clean, spliced
         zero, everywhere = torch.zeros_like(self.mean), torch.ones_like(replaced)
         ablations = {"ce_zero": (zero, replaced), "ce_mean": (self.mean, replaced), "ce_zero_all": (zero, everywhere)}
         for name, (value, where) in ablations.items():
-            self._sum(name, context_ce(self._logits(inputs, putting(value, where)), inputs.ids, mask))
+            self._sum(name, context_ce(self._logits(inputs, putting(value, where)), inputs.ids, targets))
 
     def _codes(self, x_ND: Tensor, inputs: Tokens, mask: Tensor, numbers: Sequence[int]) -> Any:
         if self.selection == "plain":
@@ -276,15 +280,15 @@ def _score(ablated: float, ce: dict[str, float]) -> float:
     return (ablated - ce["ce_sae"]) / scale if scale else float("nan")
 
 
-def context_ce(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Next-token cross-entropy in nats, summed over the real targets of each context: float64 [batch].
+def context_ce(logits: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    """Next-token cross-entropy in nats, summed over the targets [batch, position - 1] of each context: float64 [batch].
 
     One context at a time, because its log-probabilities are large.
     """
     return torch.stack(
         [
             cross_entropy(row[:-1][real].float(), target[real], reduction="none").double().sum()
-            for row, target, real in zip(logits, ids[:, 1:], mask[:, 1:], strict=True)
+            for row, target, real in zip(logits, ids[:, 1:], targets, strict=True)
         ]
     )
 

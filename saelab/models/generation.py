@@ -10,7 +10,8 @@ from torch import Tensor
 
 from saelab import checks
 from saelab.errors import ConfigError, DataError
-from saelab.models.tokens import Tokens, is_single, padded
+from saelab.models.texts import given
+from saelab.models.tokens import Tokens, padded
 from saelab.models.where import prompt
 
 if TYPE_CHECKING:
@@ -33,20 +34,22 @@ class Generation:
 
 
 def generate_text(
-    lm: "LanguageModel", prompts: Any, max_new_tokens: int, temperature: float, seed: Seed, use_cache: bool
-) -> Any:
+    lm: "LanguageModel", prompts: Any, max_new_tokens: int, temperature: float, seed: Seed, use_cache: bool,
+    prepend_bos: bool | None = None,
+) -> Any:  # fmt: skip
     """See `LanguageModel.generate`."""
     if lm.tokenizer is None:
         raise ConfigError("text needs a tokenizer: load_model(model, tokenizer=...), "
                           "or saelab.models.generation.generate_ids for token ids")  # fmt: skip
-    tokens = lm.to_tokens(prompts)
+    asked = given(prompts)
+    tokens = lm.as_tokens(asked, prepend_bos)
     before = tokens.rows()
     new = generate_ids(lm, tokens, max_new_tokens, temperature, seed, use_cache)
     texts = [continuation_text(lm.tokenizer, *row) for row in zip(before, new, strict=True)]
     generation = Generation(before, texts, max_new_tokens, temperature, seed, use_cache)
     for receipt in lm.receipts:
         receipt.generated(generation)
-    return texts[0] if not isinstance(prompts, Tensor | Tokens) and is_single(prompts) else texts
+    return texts[0] if asked.single else texts
 
 
 def generate_ids(

@@ -18,7 +18,8 @@ from saelab.models.families import Side
 from saelab.models.hooks import editing
 from saelab.models.reach import reached
 from saelab.models.sites import Site, flat, run_recording
-from saelab.models.tokens import Text, Tokens, encode, from_ids, padded, separator_id, special_ids
+from saelab.models.texts import UNFILLED, Given, given
+from saelab.models.tokens import Tokens, adds_bos, checked, encode, padded, real_places, separator_id, special_ids
 from saelab.models.where import Where, locator
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class LanguageModel:
     """A causal language model with named sites; made by `load_model`.
 
     `model` and `tokenizer` are the wrapped objects, untouched. `special_ids` are the tokenizer's special tokens,
-    `separator_id` goes between packed documents. Nothing is prepended to texts.
+    `separator_id` goes between packed documents. Texts begin with BOS where the tokenizer puts it there itself, or
+    `prepend_bos` says so.
 
     >>> lm = load_model("smollm2-135m")  # doctest: +SKIP
     >>> with lm.intervene("blocks.3.hook_mlp_out", lambda x, where: 0 * x):  # doctest: +SKIP
@@ -163,15 +165,18 @@ class LanguageModel:
         """The module that a site belongs to, and the side meant."""
         return self.backend.place(site)
 
-    def record(self, text_or_tokens: Any, sites: str | Site | Sequence[str | Site]) -> Any:
+    def record(
+        self, text_or_tokens: Any, sites: str | Site | Sequence[str | Site], prepend_bos: bool | None = None
+    ) -> Any:
         """Activations [batch, position, width], heads flattened; for several sites a dict by the names given.
 
         All positions are there, special tokens and padding included (see `to_tokens` for which are real). The pass
-        stops after the last site. No gradients; values in the model's dtype. Raises `SiteError` and `DataError`.
+        stops after the last site. No gradients; values in the model's dtype. `prepend_bos`: see `prepends_bos`. Raises
+        `SiteError` and `DataError`.
         """
         asked = [sites] if isinstance(sites, str | Site) else list(sites)
         resolved = [self.site(name) for name in asked]
-        found = run_recording(self, self.to_tokens(text_or_tokens), resolved)
+        found = run_recording(self, self.to_tokens(text_or_tokens, prepend_bos), resolved)
         if isinstance(sites, str | Site):
             return found[resolved[0].name]
         return {
@@ -241,27 +246,75 @@ class LanguageModel:
 
     # text
 
-    def tokenize(self, texts: Text | Sequence[Text], chat: bool = False) -> Tokens:
-        """Texts as one right-padded batch, nothing prepended.
+    def tokenize(self, texts: Any, chat: bool = False, prepend_bos: bool | None = None) -> Tokens:
+        """Texts as one right-padded batch.
 
         A conversation (list of {"role", "content"}) goes through the model's chat template, also within a list; with
-        `chat` a plain string is what the user says. Raises `ConfigError` without tokenizer or template, `DataError`
-        for a text without tokens.
+        `chat` a plain string is what the user says. `prepend_bos`: see `prepends_bos`; a BOS that the template or the
+        text begins with is not doubled. Ids are taken as by `to_tokens`. Raises `ConfigError` without tokenizer or
+        template, `DataError` for a text without tokens.
         """
+        return self.as_tokens(given(texts), prepend_bos, chat)
+
+    def to_tokens(self, x: Any, prepend_bos: bool | None = None) -> Tokens:
+        """Texts, conversations, `Tokens`, ids or a tokenizer's batch as `Tokens`; `saelab.models.texts.given` lists all.
+
+        Ids come [position] or [batch, position] and are read as they are; padding is what their attention mask says,
+        else what the tokenizer's pad id and padding side say (`saelab.models.tokens.real_places`). Raises `DataError` for
+        ids outside the vocabulary or another shape, padding that cannot be told, and anything that is no text, by name.
+        """
+        return self.as_tokens(given(x), prepend_bos)
+
+    def as_tokens(self, found: Given, prepend_bos: bool | None = None, chat: bool = False) -> Tokens:
+        """What `given` made plain as `Tokens` on the model's device."""
+        if found.texts is not None:
+            bos = self.bos_id if self.prepends_bos(prepend_bos) else None
+            tokens = padded(encode(self.tokenizer, found.texts, chat=chat, bos=bos), self.pad_id)
+        else:
+            assert found.ids is not None
+            ids = found.ids.reshape(1, -1) if found.ids.ndim == 1 else found.ids
+            mask = real_places(ids, self.tokenizer, self.eos_ids) if found.mask is None else found.mask.view_as(ids)
+            tokens = self.filled(ids, mask)
+        tokens = checked(tokens, self.d_vocab)
+        if found.ids is not None and prepend_bos:
+            self.check_bos(tokens)
+        return tokens.to(self.device)
+
+    @property
+    def pad_id(self) -> int:
+        """What padded places hold: the tokenizer's padding, else an end of text, else 0."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        fill = pad if pad is not None else min(self.eos_ids, default=0)
-        return padded(encode(self.tokenizer, texts, chat=chat), fill).to(self.device)
+        return int(pad) if pad is not None else min(self.eos_ids, default=0)
 
-    def to_tokens(self, x: Any) -> Tokens:
-        """Texts, conversations, `Tokens` or ids (a tensor, [position] or [batch, position]) as `Tokens`.
+    def filled(self, ids: Tensor, mask: Tensor) -> Tokens:
+        """Ids with the padding that `given` left open."""
+        return Tokens(ids.masked_fill(~mask & (ids == UNFILLED), self.pad_id), mask)
 
-        Raises `DataError` for ids outside the vocabulary or another shape.
+    def prepends_bos(self, asked: bool | None) -> bool:
+        """Whether texts begin with BOS: as asked, with None where the tokenizer puts it there itself.
+
+        Raises `ConfigError` when it is asked for and the tokenizer has none.
         """
-        if isinstance(x, Tokens):
-            return x.to(self.device)
-        if not isinstance(x, Tensor):
-            return self.tokenize(x)
-        return from_ids(x, self.d_vocab).to(self.device)
+        if asked is None:
+            return adds_bos(self.tokenizer)
+        if not isinstance(asked, bool):
+            raise ConfigError(f"prepend_bos is {asked!r}: None follows the tokenizer, True and False decide")
+        if asked and self.bos_id is None:
+            raise ConfigError("prepend_bos=True, and the model's tokenizer has no BOS token")
+        return asked
+
+    def check_bos(self, tokens: Tokens) -> None:
+        """Raise `ConfigError` unless every row of ids begins with BOS, which is never put before ids."""
+        self.prepends_bos(True)
+        without = self.begins_with_bos(tokens).logical_not().nonzero()
+        if len(without):
+            raise ConfigError(f"token ids are read as they are, and row {int(without[0])} does not begin with the BOS "
+                              f"{self.bos_id}: put it there, or leave prepend_bos=True out")  # fmt: skip
+
+    def begins_with_bos(self, tokens: Tokens) -> Tensor:
+        """Of each row whether its first real token is the BOS: bool [batch]."""
+        first = tokens.ids.gather(1, tokens.mask.int().argmax(1, keepdim=True))[:, 0]
+        return first == (-1 if self.bos_id is None else self.bos_id)
 
     def token_text(self, token: int) -> str:
         """One token as text (its number where there is no tokenizer)."""
@@ -290,19 +343,21 @@ class LanguageModel:
         ]
         return torch.where(real, torch.stack(losses), 0.0)
 
-    def logits(self, tokens: Any) -> Tensor:
+    def logits(self, tokens: Any, prepend_bos: bool | None = None) -> Tensor:
         """Logits [batch, position, vocabulary] in the model's dtype, without gradients."""
         with torch.no_grad():
-            return self.forward(self.to_tokens(tokens))
+            return self.forward(self.to_tokens(tokens, prepend_bos))
 
-    def loss(self, tokens: Any, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    def loss(
+        self, tokens: Any, reduction: Literal["mean", "sum", "none"] = "mean", prepend_bos: bool | None = None
+    ) -> Tensor:
         """Next-token cross-entropy in nats over real targets.
 
         A target counts unless it or the token before it is padding: special tokens count, as the model predicts them
         too. "mean" is over all targets of the batch; "none" gives [batch, position - 1] with 0 where no target is.
         Raises `DataError` when there is none at all.
         """
-        batch = self.to_tokens(tokens)
+        batch = self.to_tokens(tokens, prepend_bos)
         real = batch.mask[:, 1:] & batch.mask[:, :-1]
         if not real.any():
             raise DataError(f"no text here has a next token (the longest has {max(batch.lengths)}): give at least two")
@@ -317,15 +372,17 @@ class LanguageModel:
         temperature: float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
+        prepend_bos: bool | None = None,
     ) -> Any:
         """The continuation: a string for a string or one conversation, a list for a list or for tokens.
 
         At temperature 0 the likeliest token; else row i draws from a generator seeded by (seed, i), whatever the
         batch. Ends at the end-of-text token. Padding is on the left inside, and the key-value cache is used unless
         told otherwise (models of TransformerLens 3 and before run without). Raises `DataError` when prompt and
-        continuation do not fit into the context, `ConfigError` for arguments that cannot work.
+        continuation do not fit into the context, `ConfigError` for arguments that cannot work. `prepend_bos`: see
+        `prepends_bos`.
         """
-        return generation.generate_text(self, prompts, max_new_tokens, temperature, seed, use_cache)
+        return generation.generate_text(self, prompts, max_new_tokens, temperature, seed, use_cache, prepend_bos)
 
     def top_latents(self, text: Any, sae: Any, k: int = 10) -> "DataFrame":
         """The `k` strongest firings on one text: position, token, latent, activation, label; strongest first.

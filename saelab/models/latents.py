@@ -19,14 +19,13 @@ def top_latents(lm: "LanguageModel", text: Any, sae: Any, k: int = 10) -> "DataF
     """See `LanguageModel.top_latents`."""
     import pandas as pd
 
-    tokens = lm.to_tokens(text)
+    tokens = lm.to_tokens(text, sae.metadata.get("prepend_bos"))
     if len(tokens.ids) != 1:
         raise DataError(f"top_latents reads one text at a time, not {len(tokens.ids)}: call it for each")
     site = lm.site(sae_site(sae, None))
     check_width(site, sae.d_in, "input")
     x = flat(lm.record(tokens, site))
-    positions = torch.arange(x.shape[1], device=x.device)[None]
-    where = Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+    where = Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
     places = eligible(lm, sae, x, where)[0].nonzero().flatten()
     with torch.no_grad():
         codes = sae.encode_sparse(x[0, places].to(sae.W_dec))

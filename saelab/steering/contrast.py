@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, DataError
-from saelab.models.tokens import Tokens, is_single
+from saelab.models.tokens import Tokens, padded
 from saelab.models.where import Where
 from saelab.steering.directions import Direction
 from saelab.steering.program import coordinate
@@ -85,32 +85,22 @@ def measured(direction: Direction, lm: "LanguageModel", texts: Any, *, progress:
 
 def ordinary_where(tokens: Tokens) -> Where:
     """`Where` of a whole text read at once."""
-    positions = (tokens.mask.cumsum(1) - 1).clamp(min=0)
-    return Where(tokens.ids, positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
+    return Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
 
 
-def batches(lm: "LanguageModel", texts: Any, progress: bool) -> Iterator[Tokens]:
+def batches(lm: "LanguageModel", texts: Any, progress: bool, prepend_bos: bool | None = None) -> Iterator[Tokens]:
     """The texts in batches of a few, under a progress bar where it takes long."""
     from tqdm import tqdm
 
-    rows = _listed(lm, texts)
+    rows = _listed(lm, texts, prepend_bos)
     starts = range(0, len(rows), BATCH)
     for start in tqdm(starts, desc="reading", unit="batch", delay=2, disable=not progress):
-        part = rows[start : start + BATCH]
-        longest = max(len(row) for row in part)
-        ids = torch.zeros(len(part), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(part):
-            ids[i, : len(row)], mask[i, : len(row)] = row, True
-        yield Tokens(ids, mask).to(lm.device)
+        yield padded(rows[start : start + BATCH], 0).to(lm.device)
 
 
-def _listed(lm: "LanguageModel", texts: Any) -> list[Tensor]:
+def _listed(lm: "LanguageModel", texts: Any, prepend_bos: bool | None = None) -> list[list[int]]:
     """The token ids of each text."""
-    if isinstance(texts, list) and texts and all(isinstance(text, Tensor) for text in texts):
-        return texts
-    tokens = lm.to_tokens([texts] if not isinstance(texts, Tokens | Tensor) and is_single(texts) else texts)
-    return [ids[mask].cpu() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+    return lm.to_tokens(texts, prepend_bos).rows()
 
 
 def _ordinary(lm: "LanguageModel", texts: Any, site: str, which: str, progress: bool) -> Iterator[Tensor]:

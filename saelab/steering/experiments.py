@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelab import checks
+from saelab.activations.corpus import load_corpus
 from saelab.errors import CheckpointError, ConfigError
 from saelab.files import user_path
 from saelab.models.identity import refuse_interventions, weights_digest
 from saelab.models.splice import check_width, sae_site
+from saelab.models.texts import given
 from saelab.steering import grid, records
 from saelab.steering.grid import NONE, RANDOM_DIRECTION, Cell
 from saelab.steering.sweep_table import Sweep
@@ -40,6 +42,7 @@ def sweep(
     site: str | None = None,
     later_site: str | None = None,
     corpus: Any = None,
+    prepend_bos: bool | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Sweep:
@@ -54,7 +57,7 @@ def sweep(
         latents: numbers of its latents.
         operations: of "add", "clamp", "scale", "cap" (once a strength), "ablate", "project_out" (once).
         strengths: in units of `unit`; "scale" has none.
-        prompts: texts or conversations (a list of them), or ids as `Tokens`.
+        prompts: texts or conversations (a list of them), or ids, as `LanguageModel.to_tokens` takes them.
         seeds: one text each. At temperature 0 they are all the same: give one.
         scope: where the operations act; every ordinary token but the first, where nothing is said.
         baselines: controls of each steered cell. "random_direction": directions of the decoder row's norm, drawn
@@ -66,7 +69,9 @@ def sweep(
         unit: of the strengths: "max_activation" (the default for latents), "activation", "residual_norm" or "std".
         site: where to steer; the SAE's own when nothing is said.
         later_site: where latents are encoded again; else the residual stream after the next block, for residual sites.
-        corpus: read (50,000 held-out tokens) for the input score, which is NaN without one.
+        corpus: what `load_corpus` gives or takes, read (50,000 held-out tokens) for the input score, which is NaN without.
+        prepend_bos: whether prompts begin with the model's BOS; by default as in the SAE's training, else as the
+            tokenizer does.
         batch_size: texts generated together.
         out: a folder; rows are kept there batch by batch, and the same call goes on where it ended.
 
@@ -87,7 +92,8 @@ def sweep(
 
     targets = checks.counts("latents", latents, least=0, most=sae.d_sae - 1, of="the autoencoder's latents")
     kinds = [operations] if isinstance(operations, str) else list(operations)
-    rows = _prompt_ids(lm, prompts)
+    rows = _prompt_ids(lm, prompts, sae.metadata.get("prepend_bos") if prepend_bos is None else prepend_bos)
+    corpus = None if corpus is None else load_corpus(corpus)
     steps = [
         checks.number("a strength", s) for s in ([strengths] if isinstance(strengths, (int, float)) else strengths)
     ]
@@ -206,10 +212,11 @@ def batches(cells: Sequence[Cell], prompts: Sequence[Sequence[int]], size: int) 
     return found
 
 
-def _prompt_ids(lm: "LanguageModel", prompts: Any) -> list[list[int]]:
-    if isinstance(prompts, str) or (not hasattr(prompts, "ids") and len(prompts) == 0):
+def _prompt_ids(lm: "LanguageModel", prompts: Any, prepend_bos: bool | None) -> list[list[int]]:
+    found = given(prompts)
+    if found.single or found.texts == []:
         raise ConfigError(f"prompts is {prompts!r}: give a list with at least one text")
-    return lm.to_tokens(list(prompts) if isinstance(prompts, tuple) else prompts).rows()
+    return lm.as_tokens(found, prepend_bos if found.texts is not None else None).rows()
 
 
 def _check(

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from saelab.errors import ConfigError
 from saelab.models.sites import Site
+from saelab.models.tokens import Tokens
 from saelab.models.unembedding import unembedding
 from saelab.steering import measures
+from saelab.steering.contrast import ordinary_where
+from saelab.steering.scope import Scope
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 NEUTRAL_PROMPT = "From my experience,"  # Arad et al. 2025
+NEUTRAL_TOKENS = 4
 AMPLIFIED = 10.0
 TO_THE_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
@@ -47,6 +51,21 @@ def top_tokens(lm: "LanguageModel", directions_ND: Tensor, k: int = measures.TOP
     return torch.cat(rows).cpu()
 
 
+def neutral_tokens(lm: "LanguageModel", prepend_bos: bool | None = None) -> Tokens:
+    """The text before which a latent is amplified for its output score: `NEUTRAL_PROMPT`.
+
+    For a model without a tokenizer, or whose tokenizer reads nothing in it (chess, DNA: all unknown tokens), the first
+    four ordinary tokens of the vocabulary: what matters is that the latent is amplified at ordinary tokens, past the first
+    position, which say nothing of its topic.
+    """
+    if lm.tokenizer is not None:
+        tokens = lm.to_tokens(NEUTRAL_PROMPT, prepend_bos)
+        if bool(Scope().mask(ordinary_where(tokens), lm).any()):
+            return tokens
+    ordinary = [token for token in range(lm.d_vocab) if token not in lm.special_ids]
+    return lm.to_tokens([ordinary[:NEUTRAL_TOKENS]])
+
+
 def output_scores(
     lm: "LanguageModel",
     sae: Any,
@@ -55,12 +74,12 @@ def output_scores(
     strength: float = AMPLIFIED,
     unit: str | None = None,
     site: str | None = None,
-    prompt: Any = NEUTRAL_PROMPT,
+    prompt: Any = None,
     batch_size: int = 32,
 ) -> list[float]:
     """The output score of each latent: does amplifying it bring its own top tokens up? Between 0 and 1.
 
-    Arad et al. 2025, section 4: one forward pass of a neutral prompt with the latent amplified, then (1 - least rank /
+    Arad et al. 2025, section 4: one forward pass of a neutral prompt (`neutral_tokens`) with the latent amplified, then (1 - least rank /
     vocabulary) * largest probability over its 20 top logit tokens (`measures.output_score`). Amplified here means
     `add` with `strength` times `unit` (the latent's largest activation by default): our reading. The prompt's first
     position is not steered. Raises `ConfigError` as `steering.add` does.
@@ -68,11 +87,11 @@ def output_scores(
     >>> output_scores(lm, sae, [123, 9])  # doctest: +SKIP
     [0.93, 0.08]
     """
-    from saelab.models.tokens import Tokens
     from saelab.steering.apply import steer_rows
     from saelab.steering.operations import add
 
-    tokens = lm.to_tokens(prompt)
+    bos = sae.metadata.get("prepend_bos")
+    tokens = neutral_tokens(lm, bos) if prompt is None else lm.to_tokens(prompt, bos)
     tops = top_tokens(lm, sae.W_dec.detach()[list(latents)], measures.SCORE_TOKENS)
     scores: list[float] = []
     for start in range(0, len(latents), batch_size):
@@ -106,15 +125,13 @@ def input_scores(
 
     >>> input_scores(lm, sae, [123, 9], saelab.load_corpus("sotu"))  # doctest: +SKIP
     """
+    from saelab.activations.corpus import contexts_for
     from saelab.activations.harvest import stream
     from saelab.models.splice import sae_site
 
     place = lm.site(sae_site(sae, site))
-    length = sae.metadata.get("context_length") or 256
-    whole = corpus.contexts(lm, length, split, prepend_bos=bool(sae.metadata.get("prepend_bos", False)))
-    count = min(len(whole), math.ceil(tokens / length))
-    if not count:
-        raise ConfigError(f"the {split} split of {corpus.name} has no context of {length} tokens")
+    whole = contexts_for(sae, lm, corpus, split)
+    count = min(len(whole), math.ceil(tokens / whole.ids.shape[1]))
     skip = sae.metadata.get("skip_positions", 1)
     peaks: list[dict[int, tuple[float, int]]] = [{} for _ in latents]  # context -> (activation, token) of each latent
     order = torch.arange(count)
@@ -149,9 +166,8 @@ def known_scores(lm: "LanguageModel", sae: Any, latents: Sequence[int], site: Si
         )
         return {"top_tokens": [[] for _ in latents], "output_score": missing, "input_score": missing}
     tops = top_tokens(lm, sae.W_dec.detach()[list(latents)])
-    prompt: Any = NEUTRAL_PROMPT if lm.tokenizer is not None else torch.arange(4)
     try:
-        outputs = output_scores(lm, sae, latents, site=site.name, prompt=prompt)
+        outputs = output_scores(lm, sae, latents, site=site.name)
     except ConfigError as error:  # no largest activation is known
         warnings.warn(f"no output score: {error}", stacklevel=3)
         outputs = missing

@@ -39,8 +39,9 @@ def open_input(
     *,
     site: str | None,
     target_site: str | None,
-    context_length: int,
+    context_length: int | None,
     skip_positions: int,
+    prepend_bos: bool | None,
     max_norm: float | None,
     buffer_tokens: int | str,
     batch_size: int,
@@ -58,15 +59,12 @@ def open_input(
             raise ConfigError(
                 f"training from a model needs {missing}: train(lm, corpus, site='blocks.3.hook_resid_post', ...)"
             )
-        if not hasattr(corpus, "contexts"):
-            from saelab.activations.corpus import load_corpus
-
-            corpus = load_corpus(corpus, seed=seed)
         sites = {"x": site} | ({"target": target_site} if target_site else {})
         if digests:
             refuse_interventions(source, "a run with out=")
         resolved = {name: source.site(path) for name, path in sites.items()}
-        contexts = corpus.contexts(source, context_length, split="train")
+        contexts = corpus.contexts(source, context_length, split="train", prepend_bos=prepend_bos)
+        context_length = contexts.ids.shape[1]  # rows of token ids keep their own
         widths = {name: found.width for name, found in resolved.items()}
         if gradients:
             widths["gradient"] = widths["x"]
@@ -84,7 +82,7 @@ def open_input(
             "heads": [place.heads, place.d_head] if place.heads else None,
             "context_length": context_length,
             "skip_positions": skip_positions,
-            "prepend_bos": False,
+            "prepend_bos": contexts.prepend_bos,
             "corpus": corpus.name,
             "corpus_digest": corpus.digest,
             "split": "train",

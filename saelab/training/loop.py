@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from saelab import checks
+from saelab.activations.corpus import load_corpus
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
@@ -35,8 +36,9 @@ def train(
     sae: Architecture | SAE,
     tokens: int,
     batch_size: int = 4096,
-    context_length: int = 256,
+    context_length: int | None = None,
     skip_positions: int = 1,
+    prepend_bos: bool | None = None,
     max_norm: float | None = 4.0,
     buffer_tokens: int | str = 131_072,
     lr: float | None = None,
@@ -60,7 +62,10 @@ def train(
         corpus: what `load_corpus` gives or takes; its train split is read. Past its end a new epoch begins, which is said.
         sae: a configuration such as `saelab.TopK(k=32, d_sae=4096)`, or an `SAE` to go on with (a copy is trained).
         tokens: vectors to train on, those above `max_norm` times the running median norm not counted.
+        context_length: of a corpus of text: 256, or the model's maximum where that is less, unless given.
         skip_positions: first positions of each context that are left out.
+        prepend_bos: whether each context begins with the model's BOS: None follows the tokenizer (what it adds itself), True
+            and False decide. Kept with the SAE and used wherever it is.
         buffer_tokens: capacity of the shuffling buffer of streamed sources, in vectors or as in "2GiB".
         dtype, device: of the SAE; "float32" or `torch.float32`, "cuda:0" or "auto" (the GPU where there is one).
         lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14), times sqrt(16,000 / steps) where the
@@ -87,9 +92,9 @@ def train(
     folder = None if out is None else user_path(out)
     return _together(
         source, corpus, [sae], [folder], folder, site=site, target_site=target_site, tokens=tokens, batch_size=batch_size,
-        context_length=context_length, skip_positions=skip_positions, max_norm=max_norm, buffer_tokens=buffer_tokens, lr=lr,
-        dtype=dtype, device=device, seed=seed, resume=resume, checkpoint_every=checkpoint_every, log_every=log_every,
-        evaluate_every=evaluate_every, loggers=loggers, progress=progress,
+        context_length=context_length, skip_positions=skip_positions, prepend_bos=prepend_bos, max_norm=max_norm,
+        buffer_tokens=buffer_tokens, lr=lr, dtype=dtype, device=device, seed=seed, resume=resume,
+        checkpoint_every=checkpoint_every, log_every=log_every, evaluate_every=evaluate_every, loggers=loggers, progress=progress,
     )[0]  # fmt: skip
 
 
@@ -101,8 +106,9 @@ def sweep(
     site: str | None = None,
     target_site: str | None = None,
     batch_size: int = 4096,
-    context_length: int = 256,
+    context_length: int | None = None,
     skip_positions: int = 1,
+    prepend_bos: bool | None = None,
     max_norm: float | None = 4.0,
     buffer_tokens: int | str = 131_072,
     lr: float | None = None,
@@ -142,7 +148,8 @@ def sweep(
     folders = [None if folder is None else folder / name for name in names]
     return Sweep(_together(
         source, corpus[0] if corpus else None, list(saes), folders, folder, site=site, target_site=target_site, tokens=tokens,
-        batch_size=batch_size, context_length=context_length, skip_positions=skip_positions, max_norm=max_norm,
+        batch_size=batch_size, context_length=context_length, skip_positions=skip_positions, prepend_bos=prepend_bos,
+        max_norm=max_norm,
         buffer_tokens=buffer_tokens, lr=lr, dtype=dtype, device=device, seed=seed, resume=resume,
         checkpoint_every=checkpoint_every, log_every=log_every, evaluate_every=evaluate_every, loggers=(), progress=progress,
     ))  # fmt: skip
@@ -150,14 +157,14 @@ def sweep(
 
 def _together(
     source: Any, corpus: Any, saes: list[Any], folders: list[Path | None], folder: Path | None, *, site: str | None,
-    target_site: str | None, tokens: int, batch_size: int, context_length: int, skip_positions: int, max_norm: float | None,
+    target_site: str | None, tokens: int, batch_size: int, context_length: int | None, skip_positions: int,
+    prepend_bos: bool | None, max_norm: float | None,
     buffer_tokens: int | str, lr: float | None, dtype: torch.dtype | str | None, device: str | torch.device, seed: int,
     resume: str, checkpoint_every: int | None, log_every: int | None, evaluate_every: int | None,
     loggers: Logger | str | Sequence[Logger | str], progress: bool,
 ) -> list[Run]:  # fmt: skip
     """Train the SAEs on the same batches; `folders` are the runs' own, `folder` holds the checkpoints of all."""
     tokens, batch_size = checks.count("tokens", tokens), checks.count("batch_size", batch_size)
-    context_length = checks.count("context_length", context_length)
     skip_positions = checks.count("skip_positions", skip_positions, least=0)
     if not isinstance(buffer_tokens, str):
         buffer_tokens = checks.count("buffer_tokens", buffer_tokens)
@@ -179,9 +186,11 @@ def _together(
                 f"sae is {sae!r}; give a configuration such as saelab.TopK(k=32, d_sae=4096), or an SAE to go on with"
             )
     cfgs = [sae.cfg if isinstance(sae, SAE) else sae for sae in saes]
+    corpus = None if corpus is None else load_corpus(corpus, seed=seed)
     data = open_input(
         source, corpus, site=site, target_site=target_site, context_length=context_length, skip_positions=skip_positions,
-        max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens, seed=seed,
+        prepend_bos=prepend_bos, max_norm=max_norm, buffer_tokens=buffer_tokens, batch_size=batch_size, tokens=tokens,
+        seed=seed,
         gradients=any(cfg.needs_gradients for cfg in cfgs), digests=folder is not None, say=say,
     )  # fmt: skip
     reads, writes = (data.metadata.get(name) for name in ("site", "target_site"))
