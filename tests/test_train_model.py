@@ -113,7 +113,7 @@ def test_the_model_is_left_as_it_was(tiny_llama, corpus):
     [
         ({"site": None}, ConfigError, "needs site"),
         ({"site": "blocks.1.hook_resid_pots"}, SiteError, "hook_resid_post"),
-        ({"context_length": 100_000}, DataError, "100,000"),
+        ({"context_length": 100_000}, ConfigError, "100,000"),
         ({"buffer_tokens": 200}, ConfigError, "buffer of 200 tokens is smaller than the batch of 256"),
         ({"sae": saelab.SAE(TopK(k=2, d_sae=8), 12)}, SiteError, "width 12"),
     ],
