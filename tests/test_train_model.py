@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import saelab
-from saelab import ConfigError, DataError, SiteError, TopK
+from saelab import ConfigError, SiteError, TopK
 from tests.test_train import interrupting
 
 SITE = "blocks.1.hook_resid_post"
