@@ -111,7 +111,7 @@ def attention_parts(lm: "LanguageModel", layer: int) -> AttentionParts:
     if isinstance(backend, Hooked) and not isinstance(backend, Bridge):
         return _hooked_parts(backend, layer)
     family = family_of(backend.config)
-    found = family and block_list(lm.runner, family)
+    found = family and block_list(lm.inner, family)
     if not family or not found:
         raise ConfigError(
             f"where {lm.name} keeps its attention is not known: attribution is there for {', '.join(KNOWN)}"

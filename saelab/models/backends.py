@@ -5,15 +5,20 @@ imported: its objects are known by what they have.
 """
 
 import inspect
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import ConfigError, SiteError
+from saelab.errors import ConfigError, DataError, SiteError
 from saelab.models.families import KINDS, KNOWN, MLP, Side, block_list, classic_name, family_of, in_features
 from saelab.models.hooks import first_runs, interventions_silent
+from saelab.models.identity import dropout_rate
 from saelab.models.sites import Site, flat, unknown_site
+from saelab.models.tasks import OTHERWISE, refuse_other_tasks
+from saelab.models.where import locator
+from saelab.models.wrappers import call_names, eager, looked_through
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,30 +26,30 @@ if TYPE_CHECKING:
 
 def backend_of(model: Any) -> "Transformers":
     """The backend of an object, by what it has; `ConfigError` for one that is no language model."""
-    if hasattr(model, "hook_dict"):
-        return Bridge(model) if hasattr(model, "original_model") else Hooked(model)
-    if isinstance(model, nn.Module) and hasattr(model, "config") and hasattr(model.config, "model_type"):
-        return Transformers(model)
-    raise ConfigError(
-        f"{type(model).__name__} is not a language model that can be wrapped: give a name, a folder, a transformers "
-        "model or a TransformerLens model (record and intervene of saelab.models.sites work on any torch module)"
-    )
+    inner = looked_through(model) if isinstance(model, nn.Module) else model
+    if hasattr(inner, "hook_dict"):
+        return Bridge(inner) if hasattr(inner, "original_model") else Hooked(inner)
+    if not isinstance(inner, nn.Module) or not hasattr(getattr(inner, "config", None), "model_type"):
+        raise ConfigError(f"{type(model).__name__} is not a language model that can be wrapped: give a name, a folder, a "
+                          f"transformers model or a TransformerLens model{OTHERWISE}")  # fmt: skip
+    refuse_other_tasks(inner)
+    return Transformers(model, inner)
 
 
 class Transformers:
     """A causal language model of the transformers library, run with the attention it came with."""
 
-    def __init__(self, runner: nn.Module) -> None:
-        self.runner = runner
-        self.inner = runner
-        self.parameters = list(inspect.signature(runner.forward).parameters)
+    def __init__(self, runner: nn.Module, inner: nn.Module) -> None:
+        self.runner, self.inner = runner, inner
+        self.roots = {root: locator(call_names(root, inner)) for root in (runner, inner)}
+        self.known = set(inspect.signature(inner.forward).parameters)
         self.named = self._named_sites()
         self._by_path: dict[str, Site] = {}
 
     @property
     def config(self) -> Any:
         """The configuration of the text model."""
-        config: Any = self.runner.config
+        config: Any = self.inner.config
         return config.get_text_config()
 
     @property
@@ -63,30 +68,71 @@ class Transformers:
     @property
     def eos_ids(self) -> set[int]:
         """Ids that end a text, as the model's own generation settings say."""
-        ids = getattr(getattr(self.runner, "generation_config", None), "eos_token_id", None)
+        ids = getattr(getattr(self.inner, "generation_config", None), "eos_token_id", None)
         return set() if ids is None else set(ids) if isinstance(ids, list | tuple) else {int(ids)}
 
     def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
                use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
-        """Logits [batch, position, vocabulary] and the cache (None without one).
+        """Logits [batch, position, vocabulary] and the cache, None without one: also where the model keeps something else
+        than keys and values, of which nobody can tell how long it is.
 
-        `mask` covers the cache too. It is left out when everything is real: that is the attention's fast path.
+        `mask` covers the cache too. Raises `DataError` for padding before a text where the model would read it.
         """
-        kwargs: dict[str, Any] = {"use_cache": use_cache}
+        if not mask[:, 0].all() and not self.pads_left:
+            raise DataError(
+                f"{type(self.inner).__name__} reads what stands before a text, padding too: pad on the right"
+            )
+        with eager(self.runner):
+            return self._pass(ids, mask, last_only, cache, use_cache)
+
+    def _pass(self, ids: Tensor, mask: Tensor, last_only: bool, cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
+        use_cache = use_cache and "past_key_values" in self.known
+        kwargs: dict[str, Any] = {"use_cache": use_cache} if "use_cache" in self.known else {}
         if cache is not None:
             kwargs["past_key_values"] = cache
-        if last_only and "logits_to_keep" in self.parameters:
+        if last_only and "logits_to_keep" in self.known:
             kwargs["logits_to_keep"] = 1
-        if not mask.all():
+        # the mask is left out when everything is real: that is the attention's fast path
+        if not mask.all() and "attention_mask" in self.known:
             kwargs["attention_mask"] = mask.long()
-            if not mask[:, 0].all() and "position_ids" in self.parameters:
-                kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # a model whose first layer keeps states does not know how long its cache is
+        if (cache is not None or not mask[:, 0].all()) and "position_ids" in self.known:
+            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self.runner(input_ids=ids, **kwargs)
-        return output.logits, output.past_key_values if use_cache else None
+        return output.logits, getattr(output, "past_key_values", None) if use_cache else None
+
+    @cached_property
+    def pads_left(self) -> bool:
+        """Whether padding before a text leaves the text alone, with and without cache.
+
+        Measured: models that go from state to state have no place for a mask, and some that take one ignore it.
+        """
+        if dropout_rate(self.inner):
+            return True  # no two passes are the same: nothing to compare
+        ids = (
+            torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]], device=next(self.runner.parameters()).device)
+            % self.d_vocab
+        )
+        mask = torch.tensor([[False, False, True, True, True], [True] * 5], device=ids.device)
+
+        def last(ids: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+            return self._pass(ids, mask, False, cache, cache is not None)[0][:, -1].float()
+
+        with interventions_silent(), torch.no_grad(), eager(self.runner):
+            alone = torch.cat([last(ids[:1, 2:], mask[:1, 2:]), last(ids[1:], mask[1:])])
+            found = [
+                last(ids, mask) - alone,
+                last(ids[:1], mask[:1]) - alone[:1],
+            ]  # some look at masks of several rows only
+            _, cache = self._pass(ids[:, :-1], mask[:, :-1], False, None, True)
+            if cache is not None:
+                found.append(last(ids[:, -1:], mask, cache) - alone)
+        rounding = torch.finfo(next(self.runner.parameters()).dtype).eps ** 0.5  # of half the digits
+        return all(bool(change.std() <= rounding * alone.std()) for change in found)
 
     def place(self, site: Site) -> tuple[nn.Module, Side]:
         """The module of a site, and the side meant."""
-        return self.runner.get_submodule(site.path), site.side
+        return self.inner.get_submodule(site.path), site.side
 
     def table(self) -> "DataFrame":
         """See `LanguageModel.sites`."""
@@ -123,8 +169,8 @@ class Transformers:
 
         Raises `SiteError` with near names.
         """
-        modules = {path for path, _ in self.runner.named_modules() if path}
-        below = getattr(self.runner, "base_model_prefix", "")
+        modules = {path for path, _ in self.inner.named_modules() if path}
+        below = getattr(self.inner, "base_model_prefix", "")
         for path in (name, f"{below}.{name}"):
             if path in modules:
                 return path, "output"
@@ -139,7 +185,7 @@ class Transformers:
 
     def _named_sites(self) -> dict[str, Site]:
         family = family_of(self.config)
-        found = family and block_list(self.runner, family)
+        found = family and block_list(self.inner, family)
         if not family or not found:
             return {}
         path, blocks = found
@@ -163,7 +209,7 @@ class Hooked(Transformers):
     def __init__(self, model: Any) -> None:
         self.hooks: dict[str, nn.Module] = dict(model.hook_dict)
         self.cfg = model.cfg
-        super().__init__(model)
+        super().__init__(model, model)
 
     @property
     def d_vocab(self) -> int:
@@ -177,9 +223,8 @@ class Hooked(Transformers):
     def max_context(self) -> int | None:
         return int(self.cfg.n_ctx)
 
-    def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
-               use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
-        """Logits; these models run without a key-value cache here."""
+    def _pass(self, ids: Tensor, mask: Tensor, last_only: bool, cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
+        """These models run without a key-value cache here."""
         attention = None if mask.all() else mask.long()
         return self.runner(ids, return_type="logits", attention_mask=attention), None
 
@@ -211,9 +256,8 @@ class Bridge(Hooked):
     def __init__(self, model: Any) -> None:
         self.hooks = dict(model.hook_dict)
         self.cfg = model.cfg
-        Transformers.__init__(self, model.original_model)
+        Transformers.__init__(self, model.original_model, model.original_model)
 
-    def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
-               use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
+    def _pass(self, ids: Tensor, mask: Tensor, last_only: bool, cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
         """As the transformers model that it drives."""
-        return Transformers.logits(self, ids, mask, last_only=last_only, cache=cache, use_cache=use_cache)
+        return Transformers._pass(self, ids, mask, last_only, cache, use_cache)

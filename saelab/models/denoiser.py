@@ -22,6 +22,7 @@ from saelab import cache, checks
 from saelab.errors import ConfigError, DataError, SiteError
 from saelab.models import identity, sites
 from saelab.models.hooks import first_runs, interventions_silent, open_interventions
+from saelab.models.wrappers import eager
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -187,7 +188,8 @@ class Denoiser:
     def _output(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         from saelab.models import diffusion
 
-        out = self.unet(x, t, **diffusion.conditioning(self.unet, cond, len(x))).sample
+        with eager(self.unet):
+            out = self.unet(x, t, **diffusion.conditioning(self.unet, cond, len(x))).sample
         return out[:, : x.shape[1]]  # the rest is a learned variance
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:

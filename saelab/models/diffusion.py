@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from saelab.errors import ConfigError, DataError
 from saelab.files import user_path
+from saelab.models.wrappers import looked_through
 
 BUNDLED = Path(__file__).parent / "denoisers"
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -73,6 +74,7 @@ def parts(thing: Any) -> tuple[nn.Module, Any]:
     whole = isinstance(thing, nn.Module)
     unet: Any = thing if whole else getattr(thing, "unet", None)
     scheduler = None if whole else getattr(thing, "scheduler", None)
+    unet = looked_through(unet) if isinstance(unet, nn.Module) else unet
     if not isinstance(unet, nn.Module) or type(unet).__name__ not in UNETS:
         raise ConfigError(f"a {type(thing).__name__} is no denoiser: give a {' or '.join(UNETS)} of diffusers, a pipeline "
                           "that has one, or a name or folder")  # fmt: skip

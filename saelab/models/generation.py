@@ -73,7 +73,9 @@ def generate_ids(
                         f"context of {lm.max_context}: lower max_new_tokens or shorten the prompt")  # fmt: skip
     end = lm.eos_ids
     fill = min(end) if end else 0
-    context = padded(rows, fill, left=True).to(lm.device)
+    # where padding before a text would be read it stands behind, and everything is read anew for each token
+    left = len(set(map(len, rows))) == 1 or lm.backend.pads_left
+    context = padded(rows, fill, left=left).to(lm.device)
     seeds = list(seed) if isinstance(seed, (list, tuple)) else [(checks.seed(seed), i) for i in range(len(rows))]
     if len(seeds) != len(rows):
         raise ConfigError(f"{len(seeds)} seeds for {len(rows)} prompts: give one (seed, row) for each, or one number")
@@ -82,15 +84,22 @@ def generate_ids(
     open_rows = torch.ones(len(rows), dtype=torch.bool)
     ids, mask, cache = context.ids, context.mask, None
     step = ids
-    with torch.no_grad(), prompt(ids.shape[1]):
+    with torch.no_grad(), prompt(ids.shape[1] if left else mask.sum(1)):
         for _ in range(max_new_tokens):
-            logits, cache = lm.backend.logits(step, mask, last_only=True, cache=cache, use_cache=use_cache)
-            chosen = pick(logits[:, -1], temperature, generators)
+            logits, cache = lm.backend.logits(step, mask, last_only=left, cache=cache, use_cache=use_cache and left)
+            last = logits[:, -1] if left else logits[torch.arange(len(rows)), mask.sum(1) - 1]
+            chosen = pick(last, temperature, generators)
             open_rows &= torch.tensor([token not in end for token in chosen.tolist()])
             for i in open_rows.nonzero().flatten().tolist():
                 continuations[i].append(int(chosen[i]))
             if not open_rows.any():
                 break
+            if not left:
+                context = padded([row + more for row, more in zip(rows, continuations, strict=True)], fill).to(
+                    lm.device
+                )
+                step, mask = context.ids, context.mask
+                continue
             new = torch.where(open_rows, chosen, fill).to(ids)[:, None]
             ids = torch.cat([ids, new], 1)
             mask = torch.cat([mask, open_rows.to(mask.device)[:, None]], 1)

@@ -11,12 +11,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saelab.errors import InterventionError, SiteError
 from saelab.models.families import Side
 from saelab.models.reach import opened, reached
+from saelab.models.wrappers import eager
 
 
 class StopForward(Exception):
@@ -39,9 +39,8 @@ def interventions_silent() -> Iterator[None]:
 
 @dataclass(eq=False)
 class Intervention:
-    """One open `editing`: the module that is called, and the one inside it whose activation is replaced."""
+    """One open `editing`, and the module whose activation it replaces."""
 
-    root: nn.Module
     target: nn.Module
 
 
@@ -49,7 +48,7 @@ def open_interventions(module: nn.Module) -> int:
     """How many interventions act on a module, or on something in it, for the caller (see `saelab.models.reach`).
 
     >>> net = nn.Sequential(nn.Identity())
-    >>> with editing(net, net[0], "output", lambda x, where: x, lambda args, kwargs: args):
+    >>> with editing({net: lambda args, kwargs: args}, net[0], "output", lambda x, where: x):
     ...     open_interventions(net)
     1
     >>> open_interventions(net)
@@ -100,25 +99,25 @@ def first_runs(
 
 @contextlib.contextmanager
 def editing(
-    root: nn.Module,
+    roots: Mapping[nn.Module, Callable[[tuple[Any, ...], dict[str, Any]], Any]],
     target: nn.Module,
     side: Side,
     fn: Callable[[Tensor, Any], Tensor],
-    locate: Callable[[tuple[Any, ...], dict[str, Any]], Any],
     shared: bool = False,
 ) -> Iterator[None]:
-    """Hook `fn` to one side of `target`, with `where` made of each call of `root`; see `intervene`.
+    """Hook `fn` to one side of `target`, with `where` as a root makes it of its call; see `intervene`.
 
+    Roots are the modules that may be called: a model, and what wraps it, the outermost first.
     With `shared` the result is written into the tensor itself, which reaches every reader of it.
     """
-    me = Intervention(root, target)
+    me = Intervention(target)
     here = threading.local()  # a pass runs in one thread, and passes of several may run at once
 
     def acts() -> bool:
         return me in reached() and not _silent.get()
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        here.where = locate(args, kwargs) if kwargs is not None and acts() else None
+    def enter(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        here.where = roots[root](args, kwargs) if kwargs is not None and acts() else None
 
     def leave(*_: Any) -> None:
         here.where = None
@@ -138,11 +137,13 @@ def editing(
         return None
 
     def register() -> Iterator[Any]:
-        yield root.register_forward_pre_hook(enter, with_kwargs=True)
+        for root in roots:
+            yield root.register_forward_pre_hook(enter, with_kwargs=True)
         yield _on_tensor(target, side, edit)
-        yield root.register_forward_hook(leave, always_call=True)
+        for root in roots:
+            yield root.register_forward_hook(leave, always_call=True)
 
-    with opened(me), _hooked(register):
+    with opened(me), _hooked(register), eager(next(iter(roots))):
         yield
 
 
@@ -163,18 +164,6 @@ def _hooked(register: Callable[[], Iterator[Any]]) -> Iterator[None]:
         with _registering:
             for handle in handles:
                 handle.remove()
-
-
-def plus(x: Tensor, change: Tensor) -> Tensor:
-    """x + change in the wider dtype of the two, given in that of x; the very bits of x where the change is zero.
-
-    >>> plus(torch.tensor([-0.0, 1.0]), torch.tensor([0.0, 2.0]))
-    tensor([-0., 3.])
-    """
-    # -0.0 + 0.0 is 0.0, but 0.0 - change is never -0.0, and taking 0.0 away leaves every number's sign; unlike a choice by
-    # torch.where this has the derivative of a sum everywhere
-    exact = torch.promote_types(x.dtype, change.dtype)
-    return (x.to(exact) - (0.0 - change.to(exact))).to(x.dtype)
 
 
 def _checked(new: Any, x: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from saelab.models.reach import reached
 from saelab.models.sites import Site, flat, run_recording
 from saelab.models.texts import UNFILLED, Given, given
 from saelab.models.tokens import Tokens, adds_bos, checked, encode, padded, real_places, separator_id, special_ids
-from saelab.models.where import Where, locator
+from saelab.models.where import Where
+from saelab.models.wrappers import looked_through
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -98,8 +99,8 @@ class LanguageModel:
         self.backend = backend_of(model)
         self.runner: nn.Module = self.backend.runner
         self.inner: nn.Module = self.backend.inner
-        config = getattr(self.runner, "config", None)
-        self.name = name or getattr(config, "name_or_path", "") or type(model).__name__
+        config = getattr(self.inner, "config", None)
+        self.name = name or getattr(config, "name_or_path", "") or type(looked_through(model)).__name__
         self.d_vocab = self.backend.d_vocab
         self.n_layers = self.backend.n_layers
         self.max_context = self.backend.max_context
@@ -204,7 +205,7 @@ class LanguageModel:
                 return x if new is view else new
             return new.reshape(x.shape)
 
-        with editing(self.runner, target, side, edit, locator(self.backend.parameters), shared=resolved.shared):
+        with editing(self.backend.roots, target, side, edit, shared=resolved.shared):
             yield
 
     def splice(

@@ -8,13 +8,14 @@ import torch
 
 from saelab.errors import ConfigError
 from saelab.files import user_path
+from saelab.models.tasks import OTHERWISE
 
 BUNDLED = "smollm2-135m"
 
 
 def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:
     """A transformers model in evaluation mode and its tokenizer, from the hub, its cache or a local folder."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     path = user_path(name)
@@ -23,9 +24,13 @@ def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, token
                           f"hub, or {BUNDLED!r}")  # fmt: skip
     source = str(path) if path.is_dir() else name
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or torch.float32)
+        loader: Any = transformers.AutoModelForCausalLM
+        model, found = loader.from_pretrained(source, dtype=dtype or torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ConfigError(_not_loaded(name, error)) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(f"{name!r} has no weights for {', '.join(missing[:3])} of a {type(model).__name__} "
+              f"({len(missing)} in all), and would get random ones: it is another kind of model{OTHERWISE}")  # fmt: skip
     return model.to(device).eval(), pretrained_tokenizer(source if tokenizer is None else tokenizer)
 
 
@@ -43,6 +48,8 @@ def pretrained_tokenizer(name: Any) -> Any:
 
 
 def _not_loaded(name: str, error: Exception) -> str:
+    if "Unrecognized configuration class" in str(error):
+        return f"{name!r} holds no causal language model ({_first_line(error)}){OTHERWISE}"
     near = difflib.get_close_matches(name.lower(), [BUNDLED], cutoff=0.6)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     return (

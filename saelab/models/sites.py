@@ -17,6 +17,7 @@ from saelab.errors import SiteError
 from saelab.models.families import MODULE, Side
 from saelab.models.hooks import editing, first_runs
 from saelab.models.tokens import Tokens
+from saelab.models.wrappers import eager
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -70,7 +71,8 @@ def record(module: nn.Module, path: str | Sequence[str], /, *args: Any, **kwargs
     ['0.input', '2']
     """
     paths = [path] if isinstance(path, str) else list(path)
-    found = first_runs({name: resolve(module, name) for name in paths}, lambda: module(*args, **kwargs))
+    with eager(module):
+        found = first_runs({name: resolve(module, name) for name in paths}, lambda: module(*args, **kwargs))
     return found[path] if isinstance(path, str) else found
 
 
@@ -90,7 +92,7 @@ def intervene(
     tensor([[0., 0., 0.]])
     """
     target, side = resolve(module, path)
-    with editing(module, target, side, fn, locate or Call):
+    with editing({module: locate or Call}, target, side, fn):
         yield
 
 

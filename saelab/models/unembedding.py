@@ -40,7 +40,7 @@ def unembedding(lm: "LanguageModel") -> Unembedding:
     tensor([[2., 3.]])
     """
     W_U = _weight(lm)
-    norm = _last_norm(lm.runner, W_U.shape[0])
+    norm = _last_norm(lm.inner, W_U.shape[0])
     if norm is None:
         raise ConfigError(f"no norm of width {W_U.shape[0]} stands before the unembedding of {lm.name}: what a latent "
                           "writes to the logits is unknown here")  # fmt: skip
@@ -59,7 +59,7 @@ def unembedding(lm: "LanguageModel") -> Unembedding:
 
 def _weight(lm: "LanguageModel") -> Tensor:
     """[D, V]"""
-    found: Any = getattr(lm.runner, "get_output_embeddings", lambda: None)()
+    found: Any = getattr(lm.inner, "get_output_embeddings", lambda: None)()
     if found is not None and getattr(found, "weight", None) is not None:
         return found.weight.T
     W_U = getattr(lm.model, "W_U", None)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-_prompt_width: ContextVar[int | None] = ContextVar("prompt_width", default=None)
+_prompt_width: ContextVar[int | Tensor | None] = ContextVar("prompt_width", default=None)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Where:
 
 
 @contextlib.contextmanager
-def prompt(width: int) -> Iterator[None]:
-    """Within it, columns of the context from `width` on are generated ones."""
+def prompt(width: int | Tensor) -> Iterator[None]:
+    """Within it, columns of the context from `width` on are generated ones; a width for all, or one a row [batch]."""
     token = _prompt_width.set(width)
     try:
         yield
@@ -59,13 +59,14 @@ def locator(parameters: list[str]) -> Callable[[tuple[Any, ...], dict[str, Any]]
         mask, positions = _mask_and_positions(named, ids, past)
         width = _prompt_width.get()
         first_generated = width if width is not None else past if past else past + ids.shape[1]
+        first = torch.as_tensor(first_generated, device=ids.device).reshape(-1, 1)
         columns = torch.arange(past, past + ids.shape[1], device=ids.device)
         return Where(
             ids=ids,
             positions=positions,
             mask=mask,
-            generated=(columns >= first_generated).expand_as(ids),
-            phase="generated" if past >= first_generated else "prompt",
+            generated=(columns >= first).expand_as(ids),
+            phase="generated" if past >= int(first.max()) else "prompt",
         )
 
     return locate
