@@ -17,8 +17,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_made_up_architecture_trains_saves_and_loads(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "architectures.md").read_text(), re.S)
-    assert len(code.splitlines()) <= 40
+    code, learning = re.findall(r"```python\n(.*?)```", (DOCS / "architectures.md").read_text(), re.S)
+    assert len(code.splitlines()) <= 40 and len(learning.splitlines()) <= 25
     module = types.ModuleType("annealed")
     monkeypatch.setitem(sys.modules, "annealed", module)
     exec(compile(code, "architectures.md", "exec"), module.__dict__)
@@ -31,5 +31,10 @@ def test_the_made_up_architecture_trains_saves_and_loads(tmp_path, monkeypatch):
         assert again.cfg == cfg and torch.equal(again(planted(50)), run.sae(planted(50)))
         with pytest.raises(ConfigError, match="k=20"):
             module.AnnealedTopK(k=20, d_sae=64)
+        exec(compile(learning, "architectures.md", "exec"), module.__dict__)
+        sae = run_on(planted(), sae=module.Averaged(k=2, d_sae=64), tokens=6000).sae
+        cut = float(sae.state.cut)
+        assert cut > 0 and 1 < sae.encode_sparse(planted(500)).l0 < 4 and float(sae.state.cut) == cut
     finally:
         REGISTRY.pop("AnnealedTopK")
+        REGISTRY.pop("Averaged", None)

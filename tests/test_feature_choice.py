@@ -10,7 +10,7 @@ import saelab
 from saelab import ConfigError, FeatureChoice, MutualChoice, TopK
 from saelab.autoencoders import zipf
 from saelab.autoencoders.architecture import Architecture, Batch
-from saelab.autoencoders.averages import forgetting
+from saelab.autoencoders.averages import average_, forgetting
 from saelab.kernels import columns, dense, sparse
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
@@ -169,8 +169,10 @@ def test_latents_that_cannot_spend_k_are_refused():
 
 
 def test_an_average_forgets_and_begins_anew_with_a_new_run():
-    last = torch.tensor(0.5)
-    assert forgetting(last, 0.6, 0.1) == pytest.approx(0.5) and float(last) == pytest.approx(0.6)
+    total, weight, last = torch.tensor(8.0), torch.tensor(2.0), torch.tensor(0.5)
+    assert forgetting(last, 0.6, 0.1) == pytest.approx(0.5) and float(last) == 0.5
+    average_(total, weight, last, 0.6, 0.1, 3, 4)
+    assert (float(total), float(weight), float(last)) == pytest.approx((7, 5, 0.6))
     assert forgetting(last, 0.0, 0.1) == 0
 
 
@@ -192,10 +194,11 @@ def test_each_latent_gets_its_budget_and_the_rest_is_counted(rounding, n):
         sae.encoder_bias[11] = 1e6  # always
     again = saelab.SAE(cfg, 16)
     again.load_state_dict(sae.state_dict())
-    codes = cfg.allocate(scores_of(sae, x), sae.state, 0.0)
+    scores = scores_of(sae, x)
+    codes = cfg.allocate(scores, sae.state, 0.0)
+    cfg.observe(codes, scores, sae.state, 0.0)
     assert float(sae.state.rates.sum()) == pytest.approx(4) and float(sae.state.rates.max()) <= 0.5
-    again.state.rates.copy_(sae.state.rates)
-    budgets = cfg.whole_budgets(again.state, n)
+    budgets, _ = cfg.whole_budgets(sae.state.rates, again.state.rounding_state, n)
     assert int(budgets.sum()) == 4 * n
     positive = (scores_of(sae, x).dense() > 0).sum(0)
     assert torch.equal(codes.by_latent().offsets.diff(), torch.minimum(budgets, positive))
@@ -207,11 +210,12 @@ def test_the_span_of_calibration_chooses_alike():
     cfg = FeatureChoice(k=4, d_sae=53, budgets="uniform", mutual_share=0)
     one, other = saelab.SAE(cfg, 16), saelab.SAE(cfg, 16)
     x = planted(300)
-    before, during = (
-        cfg.allocate(scores_of(one, x), one.state, 0.5),
-        cfg.allocate(scores_of(other, x), other.state, 0.95),
-    )
-    same(before, during)
+    found = []
+    for sae, progress in ((one, 0.5), (other, 0.95)):
+        scores = scores_of(sae, x)
+        found.append(cfg.allocate(scores, sae.state, progress))
+        cfg.observe(found[-1], scores, sae.state, progress)
+    same(*found)
     assert cfg.thresholds(one.state) is None and cfg.thresholds(other.state) is not None
 
 

@@ -1,11 +1,13 @@
 """Which token-latent pairs fire: rules that spend a budget over the score matrix [n_tokens, d_sae]."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from saelab import distributed
 from saelab.autoencoders.codes import SparseCodes, refuse_dense
 from saelab.kernels import columns, selection, sparse, threshold
 
@@ -20,6 +22,13 @@ class PreActivations:
     x_ND: Tensor
     W_FD: Tensor
     b_F: Tensor
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What allocation worked out and `observe` or a loss needs again: made once a batch."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def per_token(self, k: int) -> SparseCodes:
         """The k largest positive ones of each token (TopK: Gao et al. 2024, section 2.3), differentiable.
@@ -32,17 +41,29 @@ class PreActivations:
     def per_batch(self, budget: int) -> SparseCodes:
         """The `budget` largest positive ones of all tokens together (Mutual Choice: Ayonrinde 2024), differentiable.
 
-        Ties go to the lower token, then to the lower index.
+        Ties go to the lower token, then to the lower index. Processes that train together spend the sum of their budgets on
+        the largest of all their tokens.
         """
+        budget = distributed.total(budget)
         chosen = threshold.top_total(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budget)
+        values, own = distributed.gathered(chosen.values)
+        if len(values) > budget:
+            keep = torch.zeros_like(values, dtype=torch.bool)
+            keep[values.argsort(descending=True, stable=True)[:budget]] = True
+            chosen = chosen.where(keep[own])
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
     def per_latent(self, budgets: Tensor) -> SparseCodes:
         """The `budgets[f]` [d_sae] largest positive ones of each latent (Feature Choice: Ayonrinde 2024), differentiable.
 
-        Ties go to the lower token; a latent with fewer positive ones gets only those.
+        Ties go to the lower token; a latent with fewer positive ones gets only those. The budgets are those of all processes
+        that train together.
         """
-        chosen = columns.per_latent(self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budgets)
+        chosen = columns.per_latent(
+            self.x_ND.detach(), self.W_FD.detach(), self.b_F.detach(), budgets.clamp_max(len(self.x_ND))
+        )
+        if distributed.world_size() > 1:
+            chosen = columns.keep_largest(chosen, budgets)
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
     def above(self, cut: Tensor, floor: float = 0.0) -> SparseCodes:
@@ -56,9 +77,5 @@ class PreActivations:
 
     def dense(self) -> Tensor:
         """All of them, [n, d_sae], differentiable, computed once; `ConfigError` where that would not fit."""
-        return self._dense
-
-    @cached_property
-    def _dense(self) -> Tensor:
         refuse_dense(len(self.x_ND), len(self.W_FD), self.x_ND.element_size())
-        return torch.nn.functional.linear(self.x_ND, self.W_FD, self.b_F)
+        return self.once("dense", lambda: torch.nn.functional.linear(self.x_ND, self.W_FD, self.b_F))

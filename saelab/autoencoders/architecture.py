@@ -1,5 +1,6 @@
 """What an architecture says: its configuration and the four functions in which it differs from the others."""
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -196,12 +197,20 @@ class Architecture:
         return PreActivations(params.centred(batch.x), params.W_enc, params.b_enc)
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes | Tensor:
-        """The codes in training, sparse, or dense [n, d_sae] for rules without a budget; `progress` runs from 0 to 1."""
+        """The codes in training, sparse, or dense [n, d_sae] for rules without a budget; `progress` runs from 0 to 1.
+
+        The state is read, not changed: what a batch teaches is learnt in `observe`.
+        """
         raise NotImplementedError
 
+    def observe(self, codes: "SparseCodes | Tensor", scores: PreActivations, state: State, progress: float) -> None:
+        """Learn from a batch, in place and without gradients: called once a training step, after `allocate`, never at
+        inference. What is global to a batch goes through `saelab.distributed`."""
+
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
-        """The codes at inference; as in training unless an architecture says otherwise."""
-        codes = self.allocate(scores, state, 1.0)
+        """The codes at inference, from a state that is not changed; those of `allocate` at progress 1 unless an architecture
+        says otherwise."""
+        codes = self.allocate(scores, copy.deepcopy(state), 1.0)  # inference learns nothing, whatever `allocate` does
         return SparseCodes.from_dense(codes) if isinstance(codes, Tensor) else codes
 
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:

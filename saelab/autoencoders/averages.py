@@ -1,10 +1,22 @@
 """Averages that forget at a rate given in shares of the run, so that runs of every length do the same."""
 
+from typing import Any
+
 from torch import Tensor
 
 
+def average_(
+    total: Tensor, weight: Tensor, last: Tensor, progress: float, half_life: float, new: Any, by: Any = 1
+) -> None:
+    """Add to the sum and to its weight, in place, what is new at this progress, and forget what is old."""
+    left = forgetting(last, progress, half_life)
+    last.fill_(progress)
+    total.mul_(left).add_(new)
+    weight.mul_(left).add_(by)
+
+
 def forgetting(last: Tensor, progress: float, half_life: float) -> float:
-    """What is left, from 0 to 1, of a sum that was last added to at the progress `last`, which is set to `progress`.
+    """What is left, from 0 to 1, at this progress of a sum that was last added to at the progress `last`.
 
     0 where the progress has gone back: a new run began, and its average begins anew. Divided by a sum of weights that is
     forgotten alike, the average is free of the bias of its start.
@@ -14,5 +26,4 @@ def forgetting(last: Tensor, progress: float, half_life: float) -> float:
     (0.25, 0.0)
     """
     before = float(last)
-    last.fill_(progress)
     return 0.0 if progress < before else 0.5 ** ((progress - before) / half_life)

@@ -4,20 +4,20 @@
 as BatchTopK, Bussmann et al. 2024.)
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.autoencoders import objectives, zipf
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
-from saelab.autoencoders.averages import forgetting
+from saelab.autoencoders.averages import average_
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
-from saelab.training import distributed
 
 HALF_LIFE = 0.02  # of the threshold's average, in shares of the run
 LEARN_FROM = 0.2  # thresholds of earlier weights say little about the last ones
@@ -89,12 +89,15 @@ class MutualChoice(Architecture):
         return self.thresholds(state) is not None
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
-        codes = scores.per_batch(self.k * len(scores.x_ND))
-        if progress >= LEARN_FROM:
-            left = forgetting(state.cut_progress, progress, HALF_LIFE)
-            state.cut_sum.mul_(left).add_(codes.values.detach().amin() if len(codes.values) else 0)
-            state.cut_weight.mul_(left).add_(1)
-        return codes
+        return scores.per_batch(self.k * len(scores.x_ND))
+
+    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
+        if progress < LEARN_FROM:
+            return
+        values = codes.values.detach()
+        cut = -distributed.max_(-values.amin() if len(values) else values.new_tensor(-math.inf))
+        cut = torch.where(cut < math.inf, cut, 0)  # a batch on which nothing fires
+        average_(state.cut_sum, state.cut_weight, state.cut_progress, progress, HALF_LIFE, cut)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         threshold = self.thresholds(state)
@@ -111,10 +114,9 @@ class MutualChoice(Architecture):
     def after_step(self, params: Params, batch: Batch, codes: Any, state: State, progress: float) -> None:
         if not self.tracks_density:
             return
-        left = forgetting(state.density_progress, progress, DENSITY_HALF_LIFE)
         fires = distributed.sum_(codes.by_latent().offsets.diff())
-        state.density_sum.mul_(left).add_(fires)
-        state.density_weight.mul_(left).add_(len(codes) * distributed.world_size())
+        last, tokens = state.density_progress, distributed.total(len(codes))
+        average_(state.density_sum, state.density_weight, last, progress, DENSITY_HALF_LIFE, fires, tokens)
         if self.aux == "zipf":
             since = progress - float(state.target_progress)
             if progress < TARGETS_FROM:

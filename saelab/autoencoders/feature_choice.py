@@ -5,23 +5,32 @@ not say is ours; see the docstring.)
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.autoencoders import zipf
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Params, State
-from saelab.autoencoders.averages import forgetting
+from saelab.autoencoders.averages import average_
 from saelab.autoencoders.choice import MutualChoice
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
 from saelab.kernels import columns
-from saelab.training import distributed
 
 CALIBRATE_FROM, CALIBRATION_HALF_LIFE = 0.9, 0.03
 _PER_OCTAVE, _LOWEST, _OCTAVES = 8, -10, 24  # of the histograms of log2 scores
+
+
+class _Plan(NamedTuple):
+    """What a batch's budgets come from: each latent's rate, the law's a and b, whole budgets, the next rounding's state."""
+
+    rates: Tensor
+    law: Tensor
+    budgets: Tensor
+    rounding_state: Tensor
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -124,64 +133,88 @@ class FeatureChoice(MutualChoice):
         return int(state.unspent) / max(int(state.offered), 1)
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
+        if progress < self.mutual_share:
+            return super().allocate(scores, state, progress)
+        budgets = self._plan(scores, state, progress).budgets
+        if progress < CALIBRATE_FROM:
+            return scores.per_latent(budgets)
+        return columns.keep_largest(self._wide(scores, state, progress), budgets)
+
+    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
         if progress == 0 or progress < self.mutual_share:  # a run that goes on with a trained SAE fits its own budgets
             state.rates.zero_()
             state.offered.zero_()
             state.unspent.zero_()
         if progress < self.mutual_share:
-            return super().allocate(scores, state, progress)
-        if not bool(state.rates.any()):
-            self._share_out(state)
-        n = len(scores.x_ND)
-        budgets = self.whole_budgets(state, n)
-        if progress < CALIBRATE_FROM:
-            codes = scores.per_latent(budgets)
-        else:
-            # A batch seldom has more than this many of the scores above a latent's threshold (Poisson: 1 in 1,000)
-            wide = scores.per_latent(torch.maximum((2 * n * state.rates).ceil().long() + 4, budgets).clamp_max(n))
-            self._calibrate(wide, state, progress)
-            codes = columns.keep_largest(wide, budgets)
-        state.offered += self.k * n
-        state.unspent += self.k * n - len(codes.values)
-        return codes
+            super().observe(codes, scores, state, progress)
+            return
+        plan = self._plan(scores, state, progress)
+        state.rates.copy_(plan.rates)
+        state.zipf.copy_(plan.law)
+        state.rounding_state.copy_(plan.rounding_state)
+        if progress >= CALIBRATE_FROM:
+            self._calibrate(self._wide(scores, state, progress), state, progress)
+        offered = distributed.total(self.k * len(scores.x_ND))
+        state.offered += offered
+        state.unspent += offered - distributed.total(len(codes.values))
 
-    def whole_budgets(self, state: State, n: int) -> Tensor:
-        """How many tokens of n each latent [d_sae] may fire on; the sum is k n. Systematic rounding draws a number."""
+    def whole_budgets(self, rates: Tensor, rounding_state: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """How many tokens of n each latent [d_sae] may fire on; the sum is k n. Systematic rounding draws a number: the second
+        is the state of its generator afterwards."""
         if self.rounding == "remainder":
-            return zipf.largest_remainder(state.rates, n, self.k * n)
+            return zipf.largest_remainder(rates, n, self.k * n), rounding_state
         generator = torch.Generator()
-        generator.set_state(state.rounding_state.cpu())
+        generator.set_state(rounding_state.cpu())
         u = float(torch.rand((), generator=generator, dtype=torch.float64))
-        state.rounding_state.copy_(generator.get_state())
-        return zipf.systematic(state.rates, n, self.k * n, u)
+        return zipf.systematic(rates, n, self.k * n, u), generator.get_state()
+
+    def _plan(self, scores: PreActivations, state: State, progress: float) -> "_Plan":
+        """The rates, fitted where the Mutual Choice phase has just ended, and what they give this batch."""
+
+        def make() -> _Plan:
+            known = progress > 0 and bool(state.rates.any())
+            rates, law = (state.rates, state.zipf) if known else self._share_out(state)
+            n = distributed.total(len(scores.x_ND))
+            return _Plan(rates, law, *self.whole_budgets(rates, state.rounding_state, n))
+
+        return scores.once("plan", make)
+
+    def _wide(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
+        """A batch's scores above each latent's threshold: it seldom has more than this many (Poisson: 1 in 1,000)."""
+        plan, n = self._plan(scores, state, progress), distributed.total(len(scores.x_ND))
+        wanted = torch.maximum((2 * n * plan.rates).ceil().long() + 4, plan.budgets).clamp_max(n)
+        return scores.once("wide", lambda: scores.per_latent(wanted))
 
     def expected_density(self, state: State, order: Tensor) -> Tensor:
         return state.rates if bool(state.rates.any()) else super().expected_density(state, order)
 
-    def _share_out(self, state: State) -> None:
-        """Fit the law and give each latent its rate, by its rank in the Mutual Choice phase."""
+    def _share_out(self, state: State) -> tuple[Tensor, Tensor]:
+        """The rate of each latent [d_sae], by its rank in the Mutual Choice phase, and the law's a and b."""
+        law = state.zipf
         order = torch.arange(self.d_sae, device=state.rates.device)
         if self.mutual_share:
             order = self.density(state).argsort(descending=True, stable=True)
         if self.budgets == "zipf":
             a, b = zipf.fit(self.density(state))
-            state.zipf.copy_(torch.tensor([a, b], dtype=torch.float64))
+            law = torch.tensor([a, b], dtype=torch.float64)
             shares = zipf.law(a, b, self.d_sae)
         elif self.budgets == "uniform":
             shares = torch.ones(self.d_sae)
         else:
             shares = torch.tensor(self.budgets, dtype=torch.float64)
-        state.rates[order] = zipf.spread(shares, self.k, self.cap).to(state.rates.device)
+        rates = torch.zeros_like(state.rates)
+        rates[order] = zipf.spread(shares, self.k, self.cap).to(rates.device)
+        return rates, law
 
     def _calibrate(self, codes: SparseCodes, state: State, progress: float) -> None:
         """Count a batch's largest scores of each latent, and put the thresholds where the counts say."""
-        left = forgetting(state.histogram_progress, progress, CALIBRATION_HALF_LIFE)
         bins = ((codes.values.detach().float().log2() - _LOWEST) * _PER_OCTAVE).long()
         place = codes.indices * state.histogram.shape[1] + bins.clamp(0, state.histogram.shape[1] - 1)
         seen = torch.zeros_like(state.histogram)
         seen.view(-1).index_add_(0, place, seen.new_ones(len(place)))
-        state.histogram.mul_(left).add_(distributed.sum_(seen))
-        state.histogram_weight.mul_(left).add_(len(codes) * distributed.world_size())
+        last, tokens = state.histogram_progress, distributed.total(len(codes))
+        distributed.sum_(seen)
+        average_(state.histogram, state.histogram_weight, last, progress, CALIBRATION_HALF_LIFE, seen, tokens)
         state.latent_cut.copy_(exceeded(state.histogram, state.rates * state.histogram_weight))
 
 

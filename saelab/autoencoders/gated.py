@@ -71,9 +71,11 @@ class Gated(Architecture):
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> Tensor:
         assert isinstance(scores, GatePreActivations)
-        penalty.rise(state, progress)
         pi_NF = scores.dense()
         return (pi_NF > 0) * ((pi_NF - scores.b_F) * scores.r_F.exp() + scores.b_mag_F).relu()
+
+    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
+        penalty.rise(state, progress)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         assert isinstance(scores, GatePreActivations)

@@ -4,16 +4,16 @@
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Batch, Params, State
-from saelab.autoencoders.averages import forgetting
+from saelab.autoencoders.averages import average_, forgetting
 from saelab.autoencoders.codes import SparseCodes
 from saelab.autoencoders.topk import TopK
 from saelab.errors import ConfigError
@@ -46,12 +46,15 @@ class GradientPreActivations(PreActivations):
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
     def influence(self, k: int) -> Tensor:
-        """Mean of |gradient W_dec^T| over the k largest pre-activations of a sample of the tokens; a scalar."""
+        """Mean of |gradient W_dec^T| over the k largest pre-activations of a sample of the tokens; a scalar, computed once."""
+        return self.once("influence", lambda: self._influence(k))
+
+    def _influence(self, k: int) -> Tensor:
         rows = slice(None, None, max(1, len(self.x_ND) // _SAMPLE))
         with torch.no_grad():
             chosen = selection.top_k(self.x_ND[rows], self.W_FD, self.b_F, k)
             influences = sparse.sampled_product(self.gradient_ND[rows].contiguous(), self.W_dec_FD, chosen).abs()
-            return influences.sum() / max(len(influences), 1)
+            return distributed.sum_(influences.sum()) / max(distributed.total(len(influences)), 1)
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -109,9 +112,13 @@ class GradientTopK(TopK):
                 "train from a model and its corpus, or from saelab.harvest(lm, corpus, ..., gradients=True)"
             )
         left = forgetting(state.influence_progress, progress, HALF_LIFE)
-        state.influence_sum.mul_(left).add_(scores.influence(self.k))
-        state.influence_weight.mul_(left).add_(1)
-        return scores.per_token_by_influence(self.k, _strength(self.beta, state))
+        total = state.influence_sum * left + scores.influence(self.k)  # this batch's is part of the mean
+        return scores.per_token_by_influence(self.k, _strength(self.beta, total, state.influence_weight * left + 1))
+
+    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
+        assert isinstance(scores, GradientPreActivations)
+        total, weight, last = state.influence_sum, state.influence_weight, state.influence_progress
+        average_(total, weight, last, progress, HALF_LIFE, scores.influence(self.k))
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.per_token(self.k)
@@ -137,11 +144,12 @@ def select_with_gradient(
     rows, gradients = (t.reshape(-1, sae.d_in).to(params.W_enc.dtype) for t in (x, gradient))
     scores = sae.cfg.scores(params, Batch(rows * scale, rows * scale, gradients / scale))
     assert isinstance(scores, GradientPreActivations)
-    codes = scores.per_token_by_influence(sae.cfg.k, _strength(sae.cfg.beta if beta is None else beta, sae.state))
+    strength = _strength(sae.cfg.beta if beta is None else beta, sae.state.influence_sum, sae.state.influence_weight)
+    codes = scores.per_token_by_influence(sae.cfg.k, strength)
     return codes.with_values(codes.values / scale)
 
 
-def _strength(beta: float, state: State) -> float:
+def _strength(beta: float, total: Tensor, weight: Tensor) -> float:
     """beta over the mean influence; 0 where the gradients are."""
-    mean = float(state.influence_sum / state.influence_weight)
+    mean = float(total / weight)
     return beta / mean if mean > 0 else 0.0

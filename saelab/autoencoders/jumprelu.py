@@ -5,19 +5,18 @@ Shapes: N tokens, D inputs, F latents, E entries, C cells of the histogram.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
-from saelab.training import distributed
 
 INTEGRAL, PROPORTIONAL = 20.0, 1.0  # log-price gained a run, and at once, by a unit of log(L0 / target)
 CALIBRATE_FROM, HALF_LIFE = 0.8, 0.02  # of the run
@@ -30,13 +29,10 @@ class JumpPreActivations(PreActivations):
     """Pre-activations with the threshold [d_sae] of each latent."""
 
     theta_F: Tensor
-    _near: dict[float, SparseCodes] = field(default_factory=dict, init=False, repr=False)
 
     def near(self, width: float) -> SparseCodes:
         """Those above the lower edge of their threshold's window, differentiable; computed once."""
-        if width not in self._near:
-            self._near[width] = self.above(self.theta_F.detach() - width / 2, floor=-math.inf)
-        return self._near[width]
+        return self.once(f"near {width}", lambda: self.above(self.theta_F.detach() - width / 2, floor=-math.inf))
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -108,7 +104,7 @@ class JumpReLU(Architecture):
         penalty.measure(batch, state)
         scores = super().scores(params, batch)
         firing = min(1.0, self.start_factor * self.target_l0 / self.d_sae)
-        theta_F = distributed.same_everywhere(quantiles(scores, firing)).clamp_min(1e-3 * state.input_norm)
+        theta_F = quantiles(scores, firing).clamp_min(1e-3 * state.input_norm)
         params.extra["log_threshold"].copy_(theta_F.log())
         state.threshold.copy_(params.extra["log_threshold"].exp())
         state.log_price.copy_((theta_F / state.input_norm).square().mean().log())

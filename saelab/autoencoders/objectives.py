@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Batch, Params, State
 from saelab.kernels import sparse
@@ -15,14 +15,14 @@ from saelab.kernels import sparse
 def fraction_of_variance_unexplained(target_ND: Tensor, x_hat_ND: Tensor) -> Tensor:
     """sum |x - x_hat|^2 / sum |x - mean|^2 over the batch: the MSE in units of the variance (Gao et al. 2024, app. A).
 
-    The error itself where the rows do not vary.
+    The error itself where the rows do not vary. Of several processes the mean of theirs is that of the whole batch.
 
     >>> import torch
     >>> x = torch.tensor([[1.0], [3.0]])
     >>> fraction_of_variance_unexplained(x, torch.tensor([[1.0], [2.0]]))
     tensor(0.5000)
     """
-    variance = torch.linalg.vector_norm(target_ND - target_ND.mean(0)).square()
+    variance = distributed.mean(torch.linalg.vector_norm(target_ND - distributed.mean(target_ND.mean(0))).square())
     error = torch.linalg.vector_norm(target_ND - x_hat_ND).square()  # without a matrix of squares, here and backwards
     return error / torch.where(variance > 0, variance, 1.0)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Batch, Params, State
-from saelab.training import distributed
 
 RAMP = 0.2  # of the run, over which the price rises from 0
 _ROWS = 1024
@@ -26,7 +25,7 @@ def measure(batch: Batch, state: State) -> None:
     """Set the unit of the price from a sample of rows."""
     rows_ND = batch.x if batch.target is batch.x else batch.target - batch.target.mean(0)
     norm = torch.linalg.vector_norm(rows_ND, dim=1).mean() / rows_ND.shape[1] ** 0.5
-    state.input_norm.copy_(distributed.same_everywhere(torch.where(norm > 0, norm, 1.0)))
+    state.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
 
 
 def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
@@ -38,7 +37,7 @@ def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
     wanted_ND, found_ND = rows.target - params.base(rows.x), cfg.scores(params, rows).dense().relu() @ params.W_dec
     factor = (wanted_ND * found_ND).sum() / found_ND.square().sum()
     if bool(torch.isfinite(factor)) and float(factor) > 0:
-        params.W_enc.mul_(distributed.same_everywhere(factor))
+        params.W_enc.mul_(factor)
 
 
 def rise(state: State, progress: float) -> None:

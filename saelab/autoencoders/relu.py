@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
-from saelab.training import distributed
 
 RESAMPLE_AT = (0.2, 0.4, 0.6, 0.8)
 ENCODER_SHARE = 0.2  # length of a resampled encoder row, in mean lengths of those alive
@@ -94,8 +93,10 @@ class ReLU(Architecture):
         state.input_norm.mul_(ratio)
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> Tensor:
-        penalty.rise(state, progress)
         return scores.dense().relu()
+
+    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
+        penalty.rise(state, progress)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.above(scores.b_F.new_zeros(()))
@@ -118,16 +119,16 @@ def resample(params: Params, batch: Batch, codes_NF: Tensor, state: State, seed:
     """Point dead latents, in place, at rows of the batch that are badly reconstructed; which latents those were."""
     dead_F, target_ND, x_ND = state.dead, batch.target - params.base(batch.x), params.centred(batch.x)
     loss_N = (target_ND - codes_NF @ params.W_dec).square().sum(1)
+    (loss_N, _), (target_ND, _), (x_ND, _) = map(distributed.gathered, (loss_N, target_ND, x_ND))
     chance_N = (loss_N / loss_N.amax().clamp_min(torch.finfo(loss_N.dtype).tiny)).square()
     dead = dead_F.nonzero().squeeze(1)[: int((chance_N > 0).sum())]
-    dead = dead[: int(distributed.same_everywhere(torch.tensor(len(dead), device=dead.device)))]
     if not len(dead):
         return None
     generator = torch.Generator().manual_seed(seed)
     chosen = chance_N.double().cpu().multinomial(len(dead), generator=generator).to(dead.device)
     alive_F = ~dead_F if not bool(dead_F.all()) else dead_F
     for W_FD, rows_ND, share in ((params.W_dec, target_ND, 1.0), (params.W_enc, x_ND, ENCODER_SHARE)):
-        directions = distributed.same_everywhere(torch.nn.functional.normalize(rows_ND[chosen], dim=1))
+        directions = torch.nn.functional.normalize(rows_ND[chosen], dim=1)
         W_FD[dead] = directions * share * torch.linalg.vector_norm(W_FD[alive_F], dim=1).mean()
     params.b_enc[dead] = 0
     return dead

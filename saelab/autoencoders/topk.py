@@ -44,6 +44,9 @@ class TopK(Architecture):
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         return scores.per_token(self.k)
 
+    def select(self, scores: PreActivations, state: State) -> SparseCodes:
+        return scores.per_token(self.k)
+
     def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
         return objectives.reconstruction(self, batch, x_hat, params, state)
 

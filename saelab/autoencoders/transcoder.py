@@ -109,6 +109,9 @@ class Transcoder(Architecture):
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes | Tensor:
         return self.of.allocate(scores, state, progress)
 
+    def observe(self, codes: "SparseCodes | Tensor", scores: PreActivations, state: State, progress: float) -> None:
+        self.of.observe(codes, scores, state, progress)
+
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return self.of.select(scores, state)
 

@@ -9,6 +9,7 @@ Shapes: N tokens, D inputs, F latents.
 import torch
 from torch import Tensor
 
+from saelab import distributed
 from saelab.autoencoders.codes import SparseCodes
 from saelab.kernels.selection import fp32_bound
 from saelab.kernels.threshold import as_codes, collect, in_order, settle
@@ -56,9 +57,11 @@ def per_latent(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor, shortlist: 
 
 
 def keep_largest(codes: SparseCodes, m_F: Tensor) -> SparseCodes:
-    """Of given codes only the `m_F[f]` largest of each latent, of equal ones the lower token; differentiable."""
-    keep = _ranks(codes.indices, codes.values.detach(), codes.n_latents) < m_F[codes.indices]
-    return codes.where(keep)
+    """Of given codes, those of all processes, only the `m_F[f]` largest of each latent, of equal ones the lower token;
+    differentiable."""
+    indices, own = distributed.gathered(codes.indices)
+    values, _ = distributed.gathered(codes.values.detach())
+    return codes.where((_ranks(indices, values, codes.n_latents) < m_F[indices])[own])
 
 
 def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> Tensor:

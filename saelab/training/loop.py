@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from saelab import checks
+from saelab import checks, distributed
 from saelab.activations.corpus import load_corpus
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
 from saelab.errors import CheckpointError, ConfigError
 from saelab.files import user_path
 from saelab.surroundings import torch_defaults
-from saelab.training import checkpoint, distributed, running
+from saelab.training import checkpoint, running
 from saelab.training.inputs import open_input
 from saelab.training.loggers import Logger, open_logger
 from saelab.training.run import Run, Sweep, load_run
@@ -175,6 +175,11 @@ def _together(
     evaluate_every = checks.maybe(checks.count, "evaluate_every", evaluate_every)
     seed, dtype, place = checks.seed(seed), checks.dtype_of(dtype), checks.device_of(device)
     checks.choice("resume", resume, ("auto", "never"))
+    if (processes := distributed.world_size()) > 1:
+        raise ConfigError(
+            f"{processes} processes of torch.distributed each call train, which would read the same rows {processes} times and "
+            "write into one folder: call it in one process (train on several is not there yet)"
+        )
     several: list[Any] = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
     if folder is not None:
         checkpoint.try_out(folder, [path for path in folders if path is not None])
@@ -325,9 +330,8 @@ def _together(
 def _checkpoint(
     folder: Path, record: dict[str, Any], trainers: list[Trainer], source: Any, histories: list[list[dict[str, Any]]]
 ) -> None:
-    if distributed.rank() == 0:
-        checkpoint.write_run(folder, record)  # again: somebody may have removed the folder since
-        tensors = {f"source.{name}": tensor for name, tensor in source.state_dict().items()}
-        for i, trainer in enumerate(trainers):
-            tensors |= {f"{i}.{name}": tensor for name, tensor in trainer.state_dict().items()}
-        checkpoint.save(folder, trainers[0].done, tensors, histories)
+    checkpoint.write_run(folder, record)  # again: somebody may have removed the folder since
+    tensors = {f"source.{name}": tensor for name, tensor in source.state_dict().items()}
+    for i, trainer in enumerate(trainers):
+        tensors |= {f"{i}.{name}": tensor for name, tensor in trainer.state_dict().items()}
+    checkpoint.save(folder, trainers[0].done, tensors, histories)

@@ -7,8 +7,8 @@ training above `max_norm` times the running median norm; what they were is count
 import torch
 from torch import Tensor
 
+from saelab import distributed
 from saelab.errors import DataError
-from saelab.training import distributed
 
 _PER_OCTAVE, _LOWEST, _OCTAVES = 64, -64, 128
 
@@ -71,7 +71,8 @@ class NormFilter:
 
     def report(self) -> dict[str, float | None]:
         """Median, limit, and the share of the rows and of the variance that was left out."""
-        rows, squares, sums = self.moments[:, 0], self.moments[:, 1], self.moments[:, 2:]
+        moments = distributed.sum_(self.moments.clone())
+        rows, squares, sums = moments[:, 0], moments[:, 1], moments[:, 2:]
         n = float(rows.sum()) or 1.0
         mean = sums.sum(0) / n
         deviation = squares - 2 * sums @ mean + rows * mean.dot(mean)

@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
+from saelab import distributed
 from saelab.autoencoders.architecture import Batch, Params
 from saelab.autoencoders.codes import SparseCodes
 from saelab.autoencoders.sae import SAE
 from saelab.errors import DataError
 from saelab.kernels import sparse
-from saelab.training import distributed
 from saelab.training.schedule import Schedule
 
 _PART = 512  # decoder rows that stay in the cache between two passes over them
@@ -55,7 +55,7 @@ class Trainer:
         median of the target (Gao et al. 2024, A.1), a transcoder's at its mean.
         """
         state, cfg = self.sae.state, self.sae.cfg
-        rows = self._wide(rows)
+        rows = {name: distributed.gathered(column)[0] for name, column in self._wide(rows).items()}
         x_ND, target_ND = rows["x"], rows.get("target", rows["x"])
         if cfg.input_scale == "rms":
             with torch.no_grad():
@@ -71,10 +71,12 @@ class Trainer:
         batch = self._batch(rows)
         with torch.no_grad():
             start = geometric_median(batch.target) if cfg.centres_input else batch.target.mean(0)
-            self.sae.decoder_bias.copy_(distributed.same_everywhere(start))
+            self.sae.decoder_bias.copy_(start)
             params = self.sae.params()
             self.sae.cfg.prepare(params, batch, state)
             self._write(params)
+            for tensor in self.sae.state_dict().values():
+                distributed.same_everywhere(tensor)
 
     def _rescale(self, scale: float, target_scale: float) -> None:
         """Let the SAE be the same map of raw vectors when these scales stand in for its own."""
@@ -104,12 +106,15 @@ class Trainer:
         params = sae.params()
         batch.scores = cfg.scores(params, batch)
         codes = cfg.allocate(batch.scores, state, progress)
+        with torch.no_grad():
+            cfg.observe(codes, batch.scores, state, progress)
         decoded_ND = sparse.decode(codes, params.W_dec) if isinstance(codes, SparseCodes) else codes @ params.W_dec
         x_hat_ND = decoded_ND + params.base(x_ND)
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
         loss = torch.stack(list(terms.values())).sum()
-        if not math.isfinite(float(loss.detach())):
-            raise DataError(self._why_not_finite(float(loss.detach()), rows, x_hat_ND.detach()))
+        whole = float(distributed.mean(loss.detach()))
+        if not math.isfinite(whole):
+            raise DataError(self._why_not_finite(whole, rows, x_hat_ND.detach()))
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -131,12 +136,13 @@ class Trainer:
             self._count(fired, target_ND)
         self.done += 1
 
-        figures: dict[str, Tensor | float] = {"loss": loss.detach(), "lr": lr}
+        figures: dict[str, Tensor | float] = {"loss": distributed.mean(loss.detach()), "lr": lr}
         if log:
-            error = (target_ND - x_hat_ND.detach()).square().sum()
-            variance = (target_ND - target_ND.mean(0)).square().sum()
-            figures |= {name: term.detach() for name, term in terms.items()}
-            figures |= {"l0": fired.l0, "explained_variance": 1 - error / variance}
+            error = distributed.mean((target_ND - x_hat_ND.detach()).square().sum())
+            variance = distributed.mean((target_ND - distributed.mean(target_ND.mean(0))).square().sum())
+            figures |= {name: distributed.mean(term.detach()) for name, term in terms.items()}
+            l0 = distributed.total(len(fired.indices)) / distributed.total(len(fired))
+            figures |= {"l0": l0, "explained_variance": 1 - error / variance}
         return figures
 
     def finish(self) -> None:
@@ -196,7 +202,7 @@ class Trainer:
         return {name: column.to(self.sae.dtype) for name, column in rows.items()}
 
     def _count(self, codes: SparseCodes, target_ND: Tensor) -> None:
-        state, n = self.sae.state, len(codes) * distributed.world_size()
+        state, n = self.sae.state, distributed.total(len(codes))
         fires_F = distributed.sum_(codes.by_latent().offsets.diff())
         state.tokens_since_fired.add_(n).masked_fill_(fires_F > 0, 0)
         if self.done < self.schedule.statistics_from:
@@ -237,7 +243,7 @@ class Trainer:
 
 def _unit_scale(x_ND: Tensor, current: Tensor) -> float:
     """The power of two that brings the root mean square nearest to 1; the current one where all is zero."""
-    rms = float(distributed.same_everywhere(x_ND.square().mean().sqrt()))
+    rms = float(x_ND.square().mean().sqrt())
     return 2.0 ** -round(math.log2(rms)) if rms > 0 else float(current)
 
 
