@@ -54,6 +54,7 @@ def losses_of(sae, x, progress=0.5):
     batch = Batch(x, x)
     batch.scores = cfg.scores(params, batch)
     codes = cfg.allocate(batch.scores, sae.state, progress)
+    cfg.observe(codes, batch.scores, sae.state, progress)
     dense = codes if isinstance(codes, torch.Tensor) else codes.to_dense()
     x_hat = dense @ params.W_dec + params.b_dec
     return cfg.losses(batch, codes, x_hat, params, sae.state), dense
@@ -159,9 +160,9 @@ def test_losses_by_hand():
     with torch.no_grad():
         sae.encoder_weight.copy_(torch.eye(2))
         sae.W_dec.copy_(torch.tensor([[0.5, 0.0], [0.0, 2.0]]))
-    terms, codes = losses_of(sae, torch.tensor([[2.0, 1.0], [-1.0, 3.0]]), progress=0.1)
+    terms, codes = losses_of(sae, torch.tensor([[2.0, 1.0], [-1.0, 3.0]]), progress=0.025)
     assert codes.tolist() == [[2, 1], [0, 3]]
-    # reconstructions (1, 2) and (0, 6): errors 1 + 1 and 1 + 9; half of the price at 10% of the run
+    # reconstructions (1, 2) and (0, 6): errors 1 + 1 and 1 + 9; half of the price at 2.5% of the run
     assert float(terms["squared_error"].detach()) == pytest.approx((2 + 10) / 2)
     assert float(terms["l1"].detach()) == pytest.approx(2.0 * 0.5 * ((2 * 0.5 + 1 * 2) + 3 * 2) / 2)
 
@@ -400,8 +401,16 @@ def test_an_encoder_starts_where_it_reconstructs():
         run = run_on(x, sae=cfg, tokens=256, lr=1e-12)
         assert run.history.explained_variance.iloc[0] > 0
     state = run.sae.state
-    penalty.rise(state, 0.05)
+    penalty.rise(state, 0.05, ramp=0.2)
     assert float(state.price_share) == 0.25
+
+
+def test_relus_price_rises_as_the_source_has_it():
+    """Over 5% of the run (Conerly et al. 2024)."""
+    sae = SAE(ReLU(l1=1.0, d_sae=8), 4)
+    for progress, share in ((0.0, 0.0), (0.01, 0.2), (0.05, 1.0), (0.5, 1.0)):
+        losses_of(sae, torch.randn(4, 4), progress)
+        assert float(sae.state.price_share) == pytest.approx(share)
 
 
 def test_matryoshka_uses_mutual_choice():

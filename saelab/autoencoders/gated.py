@@ -13,6 +13,9 @@ from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
 
 
+RAMP = 0.2  # of the run, over which the price rises from 0: our choice
+
+
 @dataclass(frozen=True)
 class GatePreActivations(PreActivations):
     """The gate's pre-activations pi, and what makes magnitudes of them: e^r (pi - b_gate) + b_mag."""
@@ -75,7 +78,7 @@ class Gated(Architecture):
         return (pi_NF > 0) * ((pi_NF - scores.b_F) * scores.r_F.exp() + scores.b_mag_F).relu()
 
     def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
-        penalty.rise(state, progress)
+        penalty.rise(state, progress, RAMP)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         assert isinstance(scores, GatePreActivations)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from saelab.autoencoders.architecture import Batch, Params, State
 
-RAMP = 0.2  # of the run, over which the price rises from 0
 _ROWS = 1024
 
 
@@ -40,9 +39,9 @@ def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
         params.W_enc.mul_(factor)
 
 
-def rise(state: State, progress: float) -> None:
-    """Let the price rise to its whole over the first 20% of the run; an SAE that is trained on has risen already."""
-    state.price_share.clamp_(min=min(1.0, progress / RAMP))
+def rise(state: State, progress: float, ramp: float) -> None:
+    """Let the price rise to its whole over that first share of the run; an SAE that is trained on has risen already."""
+    state.price_share.clamp_(min=min(1.0, progress / ramp))
 
 
 def squared_error(batch: Batch, x_hat_ND: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
 
+RAMP = 0.05  # of the run, over which the price rises from 0 (Conerly et al. 2024)
 RESAMPLE_AT = (0.2, 0.4, 0.6, 0.8)
 ENCODER_SHARE = 0.2  # length of a resampled encoder row, in mean lengths of those alive
 RESTART_FROM, RESTART_SHARE = 0.1, 0.02  # the rate after resampling, and the share of the run over which it climbs back
@@ -27,8 +28,8 @@ RESTART_FROM, RESTART_SHARE = 0.1, 0.02  # the rate after resampling, and the sh
 class ReLU(Architecture):
     """A ReLU SAE: f = relu((x - b_dec) W_enc + b_enc), loss = |x - x_hat|^2 + l1 * sum_i f_i |d_i|, means over tokens.
 
-    `l1` is for inputs with E|x| = sqrt(d_in) and scales with them; it rises over the first 20% of the run (the papers give
-    absolute steps: the share is ours). The encoder starts tied to the decoder, times one number fitted to a sample (ours).
+    `l1` is for inputs with E|x| = sqrt(d_in) and scales with them; it rises over the first 5% of the run, and the rate falls
+    over the last 20% (Conerly et al. 2024). The encoder starts tied to the decoder, times one number fitted to a sample (ours).
 
     By default decoder rows are free, and their lengths |d_i| are in the price. With `unit_decoder=True, resample=True` it is
     the older recipe: at 20, 40, 60 and 80% of the run each dead latent gets the direction of a row of the batch, drawn with a
@@ -96,7 +97,7 @@ class ReLU(Architecture):
         return scores.dense().relu()
 
     def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
-        penalty.rise(state, progress)
+        penalty.rise(state, progress, RAMP)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.above(scores.b_F.new_zeros(()))
