@@ -54,9 +54,9 @@ def downstream_cost(
 
     A pandas.DataFrame indexed by setting ("clean", "sae", "sae + linear", "sae + nonlinear"): `ce`, `delta_ce` = CE - CE of the
     clean model and `kl` = KL(clean || intervened), in nats a token; `recovered` = 100 (CE_sae - CE) / (CE_sae - CE_clean);
-    each with its standard error over contexts; and, to compare with it, the restored part's shares in percent:
-    `variance_share` = 100 (FVU_sae - FVU) / FVU_sae, `norm_share` = 100 mean |part| / mean |error|. A part that costs what its
-    size suggests has the three alike (arXiv 2410.14670, the downstream experiment).
+    each with its standard error over contexts (too small where they are of few documents); and, to compare with it, the
+    restored part's shares in percent: `variance_share` = 100 (FVU_sae - FVU) / FVU_sae, `norm_share` = 100 mean |part| / mean
+    |error|. A part that costs what its size suggests has the three alike (arXiv 2410.14670, the downstream experiment).
 
     Raises `ConfigError` without a site, `SiteError` for another width, `DataError` where nothing is replaced.
 

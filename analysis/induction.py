@@ -150,7 +150,8 @@ def natural_prefixes(
     Of each context the first pair (destination, source) with attention above .3, neither the first position nor the
     destination itself as source. `prefix` counts the tokens up to the destination that match those before the source,
     upper case and the space before a word left aside. Where it is at least 2, the token two before the source is
-    replaced by a random one and the pass repeated: `attention_broken`, NaN elsewhere (the authors' intervention).
+    replaced by a random one and the pass repeated: `attention_broken`, NaN elsewhere (the authors' intervention). As the pair
+    was chosen for its attention, any change of the text lets it fall: a small fall says nothing of the prefix.
 
     A pandas.DataFrame, a row a context that has such a pair: context, destination, source, prefix, attention,
     attention_broken.

@@ -192,9 +192,9 @@ def ablate_latents(
 
 
 def by_latent(table: "DataFrame", n: int) -> "DataFrame":
-    """`ablate_latents` summed up, the strongest first: part, latent, on how many of the `n` prompts it was live, mean
-    activation there, `change` (mean over the prompts where live) and `total` = sum of changes / n, its share of the
-    average prompt's."""
+    """`ablate_latents` summed up, the strongest on these prompts first (on others expect less of it): part, latent, on how
+    many of the `n` prompts it was live, mean activation there, `change` (mean over the prompts where live) and `total` = sum
+    of changes / n, its share of the average prompt's."""
     grouped = table.groupby(["part", "latent"], dropna=False)
     found = grouped.agg(live=("prompt", "nunique"), activation=("activation", "mean"), change=("change", "mean"))
     found["total"] = grouped["change"].sum() / n

@@ -178,7 +178,8 @@ def proxies(families: dict[int, Any]) -> str:
         return text + "there is none."
     frame = pd.DataFrame(rows)
     return text + (
-        "the proxy: the current token was seen before and that token came after it. `specificity_strong` is above half of the "
+        "the proxy: the current token was seen before and that token came after it. Latents and tokens were chosen on "
+        "the texts that the figures are of, which flatters them. `specificity_strong` is above half of the "
         f"largest activation.\n\n{table(frame.sort_values('specificity', ascending=False).head(20))}"
     )
 

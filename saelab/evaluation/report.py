@@ -62,9 +62,9 @@ class Report:
     replaced_fraction: float
     """replaced positions among the real tokens"""
     delta_ce_se: float
-    """standard error of delta_ce over contexts"""
+    """standard error of delta_ce over contexts: too small where they are of few documents, whose contexts are alike"""
     kl_se: float
-    """standard error of kl over contexts"""
+    """standard error of kl over contexts, likewise"""
     site: str
     """where the SAE was put"""
     split: str

@@ -85,8 +85,9 @@ def random_direction(
 ) -> Direction:
     """A random direction as long as `like` at every step, to hold it against.
 
-    "isotropic" has the same random unit vector at all steps; "covariance" the same random combination of the trajectory's
-    samples about their mean, so that it varies where h varies (a direction off the data does little for that reason alone).
+    "isotropic" has the same random unit vector at all steps, and is easily beaten, as h hardly varies along most;
+    "covariance" the same random combination of the trajectory's samples about their mean, so that it varies where h varies (a
+    direction off the data does little for that reason alone).
 
     Raises `ConfigError` for another kind, or "covariance" without a trajectory of the direction's denoiser and site.
 

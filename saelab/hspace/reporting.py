@@ -68,7 +68,11 @@ class Effects:
         return pandas.DataFrame(rows)
 
     def against_random(self, measure: str = "rms") -> "DataFrame":
-        """A measure of each direction and strength over the mean of its random controls, by kind."""
+        """A measure of each direction and strength over the mean of its random controls, by kind.
+
+        The covariance-matched ratio is the one to look at: h hardly varies along most isotropic directions. Of one draw
+        (the default of `effects`) a ratio has no spread to be held against; take `draws=20` before believing it.
+        """
         means = self.table.groupby(["direction", "strength", "kind"], sort=False)[measure].mean().unstack("kind")
         for kind in CONTROLS:
             if kind in means:

@@ -24,7 +24,8 @@ def find(
 
     `text` is one text, or several, about the concept. The score is how surprising a latent's share of their tokens is
     next to its usual share, in nats a token: the Kullback-Leibler divergence of the two Bernoulli distributions, for
-    latents that fire more often than usual (our choice; both shares are smoothed by half a firing). The usual share is
+    latents that fire more often than usual (our choice; both shares are smoothed by half a firing). The best of all latents
+    are shown with their figures on the texts that chose them: on other texts about the concept expect less. The usual share is
     that on the SAE's corpus, or on the texts `against`. What a latent writes is another matter than when it fires:
     `promotes` shows the tokens whose logits its direction raises most, and latents steer where these fit (`sweep`).
 
