@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError
+from saelab.errors import ConfigError, InterventionError
 from saelab.models.where import Where
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ class Scope:
 
     A position is touched when its phase is on, *and* it is chosen (by any of `positions`, `tokens`, `windows`; all are
     when none of the three is given), *and* nothing leaves it out. What is left out always wins. Padding is never
-    touched. The same positions are touched with and without a key-value cache, whatever the padding and the batch.
+    touched. The same positions are touched with and without a cache, whatever the padding and the batch.
+
+    What is the prompt is known in `lm.generate`, in the `generate` of transformers and within
+    `saelab.models.where.prompt(width)`. In a loop of your own a call without a cache is all prompt and one token after a
+    cache is generated; a scope that needs to know raises `InterventionError` at what may be either (`Where.known`).
 
     Args:
         prompt: the tokens of the prompt (of a call without generation: all of them).
@@ -66,7 +70,16 @@ class Scope:
             raise ConfigError(f"the scope is empty: {reason}")
 
     def mask(self, where: Where, lm: "LanguageModel") -> Tensor:
-        """Which positions of a forward pass are touched: bool [batch, position] (but for `high_norm`)."""
+        """Which positions of a forward pass are touched: bool [batch, position] (but for `high_norm`).
+
+        Raises `InterventionError` where the scope needs to know the prompt and the call does not show it.
+        """
+        if self._needs_prompt and not where.known:
+            raise InterventionError(
+                f"{self!r} needs to know which tokens are the prompt's, and this call may be a step of a generation as well as "
+                "a text of its own: generate with lm.generate or the model's own generate, or say how many columns the "
+                "prompt has, with saelab.models.where.prompt(width): ..."
+            )
         chosen = where.mask & (where.positions >= self.skip_positions)
         if not self.prompt:
             chosen = chosen & where.generated
@@ -94,6 +107,13 @@ class Scope:
         value = getattr(self, name)
         if value is not None:
             object.__setattr__(self, name, convert(name, value))
+
+    @property
+    def _needs_prompt(self) -> bool:
+        """Whether it parts the prompt from the continuation, or counts from the prompt's end."""
+        windows = [*(self.windows or ()), *self.exclude_windows]
+        places = [*(self.positions or ()), *self.exclude_positions, *(bound or 0 for pair in windows for bound in pair)]
+        return not (self.prompt and self.generated) or any(place < 0 for place in places)
 
     @property
     def _selects(self) -> bool:
@@ -128,12 +148,14 @@ class Scope:
 def _covered(where: Where, positions: Iterable[int], tokens: Iterable[int], windows: Iterable[Window]) -> Tensor:
     """Positions that any of the clauses names: bool [batch, position].
 
-    Places from the end need the prompt's length, which a call on generated tokens alone does not show; it is 0 then,
-    and no generated token has a place before the end of the prompt.
+    Places from the end need the prompt's length. Where one token after a cache is all that is known, it is 0, and no
+    generated token has a place before the end of the prompt.
     """
     places = where.positions
-    in_prompt = where.mask & ~where.generated
-    length = torch.where(in_prompt, places + 1, 0).amax(1, keepdim=True)
+    length = where.prompt_lengths
+    if length is None:
+        length = torch.where(where.mask & ~where.generated, places + 1, 0).amax(1)
+    length = length[:, None]
     covered = torch.zeros_like(where.mask)
     for place in positions:
         covered |= places == (place if place >= 0 else length + place)
