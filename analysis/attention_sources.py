@@ -97,7 +97,7 @@ def direct_attribution(sae: Any, lm: "LanguageModel", tokens: Any, latent: int) 
     """
     block, heads, d_head = frozen.attention_site(sae, lm)
     reader = frozen.readers(sae, frozen.check_latents(sae, latent))
-    batch = lm.to_tokens(tokens)
+    batch = lm.tokens_for(sae, tokens)
     layer = frozen.read(lm, batch, [block]).layers[block]
     weights_1HE = reader.weights.to(layer.z).view(1, heads, d_head)
     with torch.no_grad():

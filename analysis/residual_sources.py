@@ -113,7 +113,7 @@ def feature_attribution(
             f"blocks.{block}.hook_resid_pre: give one of that site"
         )
     reader = frozen.readers(sae, frozen.check_latents(sae, latent))
-    batch = lm.to_tokens(tokens)
+    batch = lm.tokens_for(sae, tokens)
     layer = frozen.read(lm, batch, [block]).layers[block]
     weights_HE = reader.weights.to(layer.z).view(heads, d_head)
     with torch.no_grad():

@@ -49,13 +49,14 @@ class Stream:
 
     Args:
         lm: the model.
-        tokens: one text.
+        tokens: one text; it begins as the first SAE was trained to read it (`LanguageModel.tokens_for`).
         saes: at most one for each site. Raises `ConfigError` for two of one site, or one of another kind of site.
         end: (kind, block) of the latents up to which is read; SAEs of later places are left out.
     """
 
     def __init__(self, lm: "LanguageModel", tokens: Any, saes: Iterable[Any], end: tuple[str, int]) -> None:
-        self.lm, self.tokens = lm, lm.to_tokens(tokens)
+        saes = list(saes)
+        self.lm, self.tokens = lm, lm.tokens_for(saes[0], tokens) if saes else lm.to_tokens(tokens)
         if len(self.tokens.ids) != 1:
             raise DataError(f"a circuit is one text's, not {len(self.tokens.ids)}: call it for each")
         self.saes: dict[tuple[str, int], Any] = {}

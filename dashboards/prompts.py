@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
 def prompts_of(lm: "LanguageModel", prompts: Any, prepend_bos: bool) -> list[Prompt]:
     """The prompts given: texts, conversations or token ids, one or a list of them."""
     found = given(prompts)
-    rows = lm.as_tokens(found, prepend_bos if found.texts is not None else None).rows()
+    rows = lm.to_tokens(found, prepend_bos if found.texts is not None else None).rows()
     texts = found.texts or [""] * len(rows)
     return [
         Prompt(text if isinstance(text, str) and text else f"prompt {i}", padded([row], 0).to(lm.device))

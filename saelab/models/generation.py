@@ -42,7 +42,7 @@ def generate_text(
         raise ConfigError("text needs a tokenizer: load_model(model, tokenizer=...), "
                           "or saelab.models.generation.generate_ids for token ids")  # fmt: skip
     asked = given(prompts)
-    tokens = lm.as_tokens(asked, prepend_bos)
+    tokens = lm.to_tokens(asked, prepend_bos)
     before = tokens.rows()
     new = generate_ids(lm, tokens, max_new_tokens, temperature, seed, use_cache)
     texts = [continuation_text(lm.tokenizer, *row) for row in zip(before, new, strict=True)]

@@ -18,7 +18,7 @@ from saelab.models.families import Side
 from saelab.models.hooks import editing
 from saelab.models.reach import reached
 from saelab.models.sites import Site, flat, run_recording
-from saelab.models.texts import UNFILLED, Given, given
+from saelab.models.texts import UNFILLED, given
 from saelab.models.tokens import Tokens, adds_bos, checked, encode, padded, real_places, separator_id, special_ids
 from saelab.models.where import Where
 from saelab.models.wrappers import looked_through
@@ -255,19 +255,17 @@ class LanguageModel:
         text begins with is not doubled. Ids are taken as by `to_tokens`. Raises `ConfigError` without tokenizer or
         template, `DataError` for a text without tokens.
         """
-        return self.as_tokens(given(texts), prepend_bos, chat)
+        return self.to_tokens(texts, prepend_bos, chat)
 
-    def to_tokens(self, x: Any, prepend_bos: bool | None = None) -> Tokens:
+    def to_tokens(self, x: Any, prepend_bos: bool | None = None, chat: bool = False) -> Tokens:
         """Texts, conversations, `Tokens`, ids or a tokenizer's batch as `Tokens`; `saelab.models.texts.given` lists all.
 
         Ids come [position] or [batch, position] and are read as they are; padding is what their attention mask says,
         else what the tokenizer's pad id and padding side say (`saelab.models.tokens.real_places`). Raises `DataError` for
-        ids outside the vocabulary or another shape, padding that cannot be told, and anything that is no text, by name.
+        ids outside the vocabulary or another shape, padding that cannot be told, and anything that is no text, by name;
+        `ConfigError` for ids that do not begin with a BOS that is asked for.
         """
-        return self.as_tokens(given(x), prepend_bos)
-
-    def as_tokens(self, found: Given, prepend_bos: bool | None = None, chat: bool = False) -> Tokens:
-        """What `given` made plain as `Tokens` on the model's device."""
+        found = given(x)
         if found.texts is not None:
             bos = self.bos_id if self.prepends_bos(prepend_bos) else None
             tokens = padded(encode(self.tokenizer, found.texts, chat=chat, bos=bos), self.pad_id)
@@ -290,6 +288,13 @@ class LanguageModel:
     def filled(self, ids: Tensor, mask: Tensor) -> Tokens:
         """Ids with the padding that `given` left open."""
         return Tokens(ids.masked_fill(~mask & (ids == UNFILLED), self.pad_id), mask)
+
+    def tokens_for(self, sae: Any, x: Any, prepend_bos: bool | None = None) -> Tokens:
+        """What `to_tokens` gives, with texts begun as the autoencoder was trained to read them, unless `prepend_bos`."""
+        found = given(x)
+        if prepend_bos is None and found.texts is not None:
+            prepend_bos = sae.metadata.get("prepend_bos")
+        return self.to_tokens(found, prepend_bos)
 
     def prepends_bos(self, asked: bool | None) -> bool:
         """Whether texts begin with BOS: as asked, with None where the tokenizer puts it there itself.

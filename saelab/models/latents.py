@@ -19,7 +19,7 @@ def top_latents(lm: "LanguageModel", text: Any, sae: Any, k: int = 10) -> "DataF
     """See `LanguageModel.top_latents`."""
     import pandas as pd
 
-    tokens = lm.to_tokens(text, sae.metadata.get("prepend_bos"))
+    tokens = lm.tokens_for(sae, text)
     if len(tokens.ids) != 1:
         raise DataError(f"top_latents reads one text at a time, not {len(tokens.ids)}: call it for each")
     site = lm.site(sae_site(sae, None))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.errors import DataError
-from saelab.models.tokens import Text, Tokens, is_messages, padded
+from saelab.models.tokens import Text, Tokens, checked_text, is_messages, padded
 
 UNFILLED = -1  # stands for the id of padding, which the model's tokenizer has
 COLUMNS = ("text", "messages", "input_ids")  # of a table or record: the first of them that is there is read
@@ -45,9 +45,10 @@ def given(x: Any, *, column: str | None = None, limit: int | None = None, nulls:
 
     Texts are strings, conversations and lists of them, columns of strings or conversations; ids are integers of any
     type, flat (one text) or nested (several, of different lengths too), `Tokens`, and a tokenizer's batch with its
-    attention mask. Shorter texts are followed by `UNFILLED` where the mask is False. Of tables and records (DataFrame, `datasets.Dataset`, Arrow table, dict of columns, list of dicts)
-    `column` is read, else the first of text, messages and input_ids that is there. `limit` keeps the first so many. With
-    `nulls`, missing values are empty texts, said in a warning; else they are refused.
+    attention mask. Shorter texts are followed by `UNFILLED` where the mask is False. Of tables and records (DataFrame,
+    `datasets.Dataset`, Arrow table, dict of columns, list of dicts) `column` is read, else the first of text, messages and
+    input_ids that is there. `limit` keeps the first so many. With `nulls`, missing values are empty texts, said in a
+    warning; else they are refused.
 
     Raises `DataError` for everything else, by name.
 
@@ -57,6 +58,8 @@ def given(x: Any, *, column: str | None = None, limit: int | None = None, nulls:
     >>> given(["peace", "war"], limit=1).texts
     ['peace']
     """
+    if isinstance(x, Given):
+        return x
     if isinstance(x, Tokens):
         return _limited(_masked(_as_column(given(x.ids), "input_ids"), x.mask), limit)
     if isinstance(x, str):
@@ -78,7 +81,13 @@ def whole_numbers(x: Any, what: str) -> Tensor:
     if isinstance(x, np.ndarray):
         if x.dtype.kind in "iu" and not (isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x)):
             return torch.from_numpy(np.array(x, dtype=np.int64))
-    elif x.dtype in _INTEGERS and x.layout == torch.strided and not x.is_nested and x.device.type != "meta":
+    elif (
+        isinstance(x, Tensor)
+        and x.dtype in _INTEGERS
+        and x.layout == torch.strided
+        and not x.is_nested
+        and x.device.type != "meta"
+    ):
         return x.detach().to(torch.int64)
     masked = " with masked entries" if isinstance(x, np.ma.MaskedArray) else ""
     raise DataError(
@@ -217,7 +226,7 @@ def _masked(found: Given, mask: Any) -> Given:
 
 def _of_items(items: list[Any], column: str | None, nulls: bool) -> Given:
     if items and all(_is_message(item) for item in items):
-        return Given([[dict(item) for item in items]], single=True)
+        return Given([_conversation(items)], single=True)
     if items and all(map(_is_id, items)):
         return Given(ids=_row(items))
     records = [item for item in items if isinstance(item, Mapping)]
@@ -268,32 +277,30 @@ def _of_records(records: list[Mapping[Any, Any]], column: str | None, nulls: boo
 
 def _text(item: Any, where: str) -> Text:
     if isinstance(item, str):
-        return _checked(str(item), where)
+        return checked_text(str(item), where)
     if isinstance(item, np.ndarray) and item.dtype == object:
         item = item.tolist()
     if is_messages(item) and all(map(_is_message, item)):
-        return [dict(message) for message in item]
+        return _conversation(item)
     raise DataError(f"{where} is {described(item)}, and a text is a string or a list of chat messages: {WANTED}")
-
-
-def _checked(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} has a lone surrogate at character {error.start:,}, which no text file can hold: "
-            'clean it with text.encode(errors="replace").decode()'
-        ) from error
-    return text
 
 
 def digested(text: Text) -> bytes:
     """The bytes of a text that its digest is taken of."""
-    return (text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)).encode()
+    return (text if isinstance(text, str) else json.dumps(text, default=str, skipkeys=True)).encode()
 
 
 def _is_message(item: Any) -> bool:
-    return isinstance(item, Mapping) and "role" in item and "content" in item
+    """Whether it says who speaks and what: a string, parts (texts, images), or None beside a call of a tool."""
+    if not isinstance(item, Mapping) or not isinstance(item.get("role"), str) or "content" not in item:
+        return False
+    content = item["content"]
+    parts = isinstance(content, list | tuple) and all(isinstance(part, Mapping) for part in content)
+    return content is None or isinstance(content, str) or parts
+
+
+def _conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": message["role"], "content": message["content"], **message} for message in messages]
 
 
 def _is_id(item: Any) -> bool:

@@ -123,6 +123,18 @@ def is_messages(text: Any) -> bool:
     return isinstance(text, Sequence) and not isinstance(text, str) and len(text) > 0 and isinstance(text[0], Mapping)
 
 
+def checked_text(text: str, where: str) -> str:
+    """The same text; `DataError` for one that cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has a lone surrogate at character {error.start:,}, which no text file can hold: "
+            'clean it with text.encode(errors="replace").decode()'
+        ) from error
+    return text
+
+
 def encode(tokenizer: Any, texts: Sequence[Text], *, chat: bool = False, bos: int | None = None) -> list[list[int]]:
     """Token ids of each text; conversations go through the tokenizer's chat template.
 
@@ -166,9 +178,10 @@ def chat_text(tokenizer: Any, messages: Messages) -> str:
 
     opening = messages[-1].get("role") != "assistant"
     try:
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=opening, tokenize=False))
+        text = str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=opening, tokenize=False))
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"the chat template cannot write these messages ({error}): {messages!r:.200}") from error
+    return checked_text(text, "a conversation")
 
 
 def adds_bos(tokenizer: Any) -> bool:

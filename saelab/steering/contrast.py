@@ -88,19 +88,19 @@ def ordinary_where(tokens: Tokens) -> Where:
     return Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
 
 
-def batches(lm: "LanguageModel", texts: Any, progress: bool, prepend_bos: bool | None = None) -> Iterator[Tokens]:
+def batches(lm: "LanguageModel", texts: Any, progress: bool) -> Iterator[Tokens]:
     """The texts in batches of a few, under a progress bar where it takes long."""
     from tqdm import tqdm
 
-    rows = _listed(lm, texts, prepend_bos)
+    rows = _listed(lm, texts)
     starts = range(0, len(rows), BATCH)
     for start in tqdm(starts, desc="reading", unit="batch", delay=2, disable=not progress):
         yield padded(rows[start : start + BATCH], 0).to(lm.device)
 
 
-def _listed(lm: "LanguageModel", texts: Any, prepend_bos: bool | None = None) -> list[list[int]]:
+def _listed(lm: "LanguageModel", texts: Any) -> list[list[int]]:
     """The token ids of each text."""
-    return lm.to_tokens(texts, prepend_bos).rows()
+    return lm.to_tokens(texts).rows()
 
 
 def _ordinary(lm: "LanguageModel", texts: Any, site: str, which: str, progress: bool) -> Iterator[Tensor]:

@@ -92,7 +92,7 @@ def sweep(
 
     targets = checks.counts("latents", latents, least=0, most=sae.d_sae - 1, of="the autoencoder's latents")
     kinds = [operations] if isinstance(operations, str) else list(operations)
-    rows = _prompt_ids(lm, prompts, sae.metadata.get("prepend_bos") if prepend_bos is None else prepend_bos)
+    rows = _prompt_ids(lm, sae, prompts, prepend_bos)
     corpus = None if corpus is None else load_corpus(corpus)
     steps = [
         checks.number("a strength", s) for s in ([strengths] if isinstance(strengths, (int, float)) else strengths)
@@ -212,11 +212,11 @@ def batches(cells: Sequence[Cell], prompts: Sequence[Sequence[int]], size: int) 
     return found
 
 
-def _prompt_ids(lm: "LanguageModel", prompts: Any, prepend_bos: bool | None) -> list[list[int]]:
+def _prompt_ids(lm: "LanguageModel", sae: Any, prompts: Any, prepend_bos: bool | None) -> list[list[int]]:
     found = given(prompts)
     if found.single or found.texts == []:
         raise ConfigError(f"prompts is {prompts!r}: give a list with at least one text")
-    return lm.as_tokens(found, prepend_bos if found.texts is not None else None).rows()
+    return lm.tokens_for(sae, found, prepend_bos).rows()
 
 
 def _check(

@@ -51,7 +51,7 @@ def top_tokens(lm: "LanguageModel", directions_ND: Tensor, k: int = measures.TOP
     return torch.cat(rows).cpu()
 
 
-def neutral_tokens(lm: "LanguageModel", prepend_bos: bool | None = None) -> Tokens:
+def neutral_tokens(lm: "LanguageModel", sae: Any) -> Tokens:
     """The text before which a latent is amplified for its output score: `NEUTRAL_PROMPT`.
 
     For a model without a tokenizer, or whose tokenizer reads nothing in it (chess, DNA: all unknown tokens), the first
@@ -59,7 +59,7 @@ def neutral_tokens(lm: "LanguageModel", prepend_bos: bool | None = None) -> Toke
     position, which say nothing of its topic.
     """
     if lm.tokenizer is not None:
-        tokens = lm.to_tokens(NEUTRAL_PROMPT, prepend_bos)
+        tokens = lm.tokens_for(sae, NEUTRAL_PROMPT)
         if bool(Scope().mask(ordinary_where(tokens), lm).any()):
             return tokens
     ordinary = [token for token in range(lm.d_vocab) if token not in lm.special_ids]
@@ -79,9 +79,9 @@ def output_scores(
 ) -> list[float]:
     """The output score of each latent: does amplifying it bring its own top tokens up? Between 0 and 1.
 
-    Arad et al. 2025, section 4: one forward pass of a neutral prompt (`neutral_tokens`) with the latent amplified, then (1 - least rank /
-    vocabulary) * largest probability over its 20 top logit tokens (`measures.output_score`). Amplified here means
-    `add` with `strength` times `unit` (the latent's largest activation by default): our reading. The prompt's first
+    Arad et al. 2025, section 4: one forward pass of a neutral prompt (`neutral_tokens`) with the latent amplified, then
+    (1 - least rank / vocabulary) * largest probability over its 20 top logit tokens (`measures.output_score`). Amplified
+    here means `add` with `strength` times `unit` (the latent's largest activation by default): our reading. The prompt's first
     position is not steered. Raises `ConfigError` as `steering.add` does.
 
     >>> output_scores(lm, sae, [123, 9])  # doctest: +SKIP
@@ -90,8 +90,7 @@ def output_scores(
     from saelab.steering.apply import steer_rows
     from saelab.steering.operations import add
 
-    bos = sae.metadata.get("prepend_bos")
-    tokens = neutral_tokens(lm, bos) if prompt is None else lm.to_tokens(prompt, bos)
+    tokens = neutral_tokens(lm, sae) if prompt is None else lm.tokens_for(sae, prompt)
     tops = top_tokens(lm, sae.W_dec.detach()[list(latents)], measures.SCORE_TOKENS)
     scores: list[float] = []
     for start in range(0, len(latents), batch_size):

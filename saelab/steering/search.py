@@ -69,7 +69,7 @@ def _count(lm: "LanguageModel", sae: Any, text: Any, progress: bool) -> tuple[Te
     d_sae = sae.W_dec.shape[0]
     fires_F, sums_F = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae, dtype=torch.float64)
     n = 0
-    for tokens in batches(lm, text, progress, sae.metadata.get("prepend_bos")):
+    for tokens in batches(lm, lm.tokens_for(sae, text), progress):
         x = lm.record(tokens, site)
         chosen = eligible(lm, sae, x, ordinary_where(tokens))
         n += int(chosen.sum())

@@ -94,7 +94,8 @@ def train(
         source, corpus, [sae], [folder], folder, site=site, target_site=target_site, tokens=tokens, batch_size=batch_size,
         context_length=context_length, skip_positions=skip_positions, prepend_bos=prepend_bos, max_norm=max_norm,
         buffer_tokens=buffer_tokens, lr=lr, dtype=dtype, device=device, seed=seed, resume=resume,
-        checkpoint_every=checkpoint_every, log_every=log_every, evaluate_every=evaluate_every, loggers=loggers, progress=progress,
+        checkpoint_every=checkpoint_every, log_every=log_every, evaluate_every=evaluate_every, loggers=loggers,
+        progress=progress,
     )[0]  # fmt: skip
 
 
