@@ -8,7 +8,8 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,45 @@ def write_run(folder: Path, content: dict[str, Any]) -> None:
 
 def check_fingerprint(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise `CheckpointError`, listing the keys that differ, unless the folder's run is the one asked for."""
-    there, asked = _leaves(found), _leaves(json.loads(json.dumps(wanted)))
-    keys = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
-    if keys:
-        differences = "; ".join(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in keys)
+    differences = _differences(found, wanted)
+    if differences:
         raise CheckpointError(
             f"{folder} holds another run ({differences}): give another `out`, or the same arguments to continue it"
         )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    there, asked = _leaves(found), _leaves(json.loads(json.dumps(wanted)))
+    keys = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
+    return "; ".join(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in keys)
+
+
+def finished(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder holds the run asked for, finished."""
+    found = read_run(folder)
+    return found is not None and found["status"] == "finished" and not _differences(found["fingerprint"], wanted)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a run was when it ended, that now goes on: its tokens and steps, and where in its data it stood."""
+
+    tokens: int = 0
+    steps: int = 0
+    place: list[int] = field(default_factory=list)
+
+
+def longer(found: dict[str, Any], fingerprint: Callable[[int], dict[str, Any]], tokens: int) -> Before | None:
+    """What the found run was, where it is finished and is the one asked for but for its fewer tokens."""
+    each = found["fingerprint"]
+    first = each if "tokens" in each else next(iter(each.values()), {})
+    there, steps = first.get("tokens", tokens), -(-first.get("tokens", 0) // first.get("batch_size", 1))
+    if found["status"] != "finished" or there >= tokens or _differences(each, fingerprint(there)):
+        return None
+    earlier = Before(**found.get("before", {}))
+    if earlier.tokens:
+        steps = earlier.steps - (-(there - earlier.tokens) // first["batch_size"])
+    return Before(there, steps, found.get("place", []))
 
 
 def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

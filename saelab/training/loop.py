@@ -1,6 +1,7 @@
 """train and sweep: from one source of activations to one or several trained SAEs. The loop reads top to bottom."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,8 @@ def train(
         lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14), times sqrt(16,000 / steps) where the
             run has fewer than 16,000 steps, 8 at most (`Schedule.short_run_boost`).
         out: folder for checkpoints and the result. A run with the same arguments is continued to the same bits, a finished
-            one is returned; another one is an error.
+            one is returned; another one is an error. A finished one with fewer `tokens` goes on for the rest: from its SAE,
+            with a schedule of their own, and with the rows after those that it has read.
         resume: "auto", or "never" to refuse a folder that holds a run already.
         checkpoint_every, log_every, evaluate_every: in tokens; by default a tenth of the run (at most once a minute), a
             hundredth, and never.
@@ -185,7 +187,6 @@ def _together(
     if folder is not None:
         checkpoint.try_out(folder, [path for path in folders if path is not None])
     say = running.speaker(progress)
-    schedule = Schedule(tokens, batch_size)
     for sae in saes:
         if not isinstance(sae, (SAE, Architecture)):
             raise ConfigError(
@@ -207,58 +208,84 @@ def _together(
                 f"or predict it with Transcoder(of={cfg!r})"
             )
     modules = [running.module_for(sae, data.source.widths, seed, place, dtype) for sae in saes]
-    trainers = [Trainer(module, schedule, lr) for module in modules]
-    lead = trainers[0]
-    for trainer in trainers:
-        lengths = {"tokens": tokens, "batch_size": batch_size, "lr": trainer.lr}
-        trainer.sae.metadata = data.metadata | lengths | {"versions": running.versions()}
-    prints = [
-        data.fingerprint | {
-            "sae": cfg.to_dict(), "continues": running.weights_digest(sae) if folder and isinstance(sae, SAE) else None,
-            "tokens": tokens, "batch_size": batch_size, "lr": trainer.lr, "dtype": str(trainer.sae.dtype),
-            "device": str(trainer.sae.device),
-        }
-        for cfg, sae, trainer in zip(cfgs, saes, trainers, strict=True)
-    ]  # fmt: skip
-    fingerprint = (
-        prints[0] if folder == folders[0] else {f"{path}": each for path, each in zip(folders, prints, strict=True)}
-    )
+    fresh = [not isinstance(sae, SAE) for sae in saes]
+    digests = [running.weights_digest(sae) if folder and isinstance(sae, SAE) else None for sae in saes]
+
+    def prints(tokens: int) -> list[dict[str, Any]]:
+        """What must be the same for a run of so many tokens to be continued, for each SAE."""
+        rates = [Trainer.rate(cfg, Schedule(tokens, batch_size), lr) for cfg in cfgs]
+        return [
+            data.fingerprint | {
+                "sae": cfg.to_dict(), "continues": digest, "tokens": tokens, "batch_size": batch_size, "lr": rate,
+                "dtype": str(module.dtype), "device": str(module.device),
+            }
+            for cfg, digest, rate, module in zip(cfgs, digests, rates, modules, strict=True)
+        ]  # fmt: skip
+
+    def fingerprint(tokens: int) -> dict[str, Any]:
+        each = prints(tokens)
+        return each[0] if folder == folders[0] else {f"{path}": one for path, one in zip(folders, each, strict=True)}
+
     evaluation = running.evaluation_of(evaluate_every, source, corpus)
 
     with contextlib.ExitStack() as stack:
         histories: list[list[dict[str, Any]]] = [[] for _ in saes]
+        before, latest = checkpoint.Before(), None
         if folder is not None:
+            if checkpoint.finished(folder, fingerprint(tokens)) and resume == "auto":
+                say(f"{folder} holds this run, finished: it is returned as it is")  # nothing need be writable for that
+                return [load_run(path) for path in folders if path is not None]
+            stack.enter_context(checkpoint.locked(folder))
             found = checkpoint.read_run(folder)
-            if (
-                found is None or found["status"] != "finished"
-            ):  # to give what is finished back, nothing need be writable
-                stack.enter_context(checkpoint.locked(folder))
-                found = checkpoint.read_run(folder)
-            if found is not None:
-                if resume == "never":
-                    raise CheckpointError(
-                        f"{folder} holds a run already: give another `out`, or resume='auto' to continue it"
-                    )
-                checkpoint.check_fingerprint(folder, found["fingerprint"], fingerprint)
-                if found["status"] == "finished":
-                    say(f"{folder} holds this run, finished: it is returned as it is")
-                    return [load_run(path) for path in folders if path is not None]
-                latest = checkpoint.load_latest(folder)
-                if latest is not None:
-                    step, tensors, histories = latest
-                    for i, trainer in enumerate(trainers):
-                        trainer.load_state_dict(checkpoint.part(tensors, f"{i}."))
-                    data.source.load_state_dict(checkpoint.part(tensors, "source."))
-                    say(f"continuing {folder} at step {step:,} of {schedule.steps:,}")
-        bar = stack.enter_context(running.bar_of(tokens, schedule.tokens_before(lead.done), progress))
+            if found is not None and resume == "never":
+                raise CheckpointError(
+                    f"{folder} holds a run already: give another `out`, or resume='auto' to continue it"
+                )
+            longer = None if found is None else checkpoint.longer(found, fingerprint, tokens)
+            if longer is not None:
+                before = longer
+                checkpoint.remove_all(folder)
+                ended = [load_run(path) for path in folders if path is not None]
+                histories = [run.rows for run in ended]
+                modules = [run.sae.to(module.device, module.dtype) for run, module in zip(ended, modules, strict=True)]
+                fresh = [False for _ in saes]
+            elif found is not None:
+                checkpoint.check_fingerprint(folder, found["fingerprint"], fingerprint(tokens))
+                before, latest = checkpoint.Before(**found.get("before", {})), checkpoint.load_latest(folder)
+        schedule = Schedule(tokens - before.tokens, batch_size)
+        trainers = [Trainer(module, schedule, lr) for module in modules]
+        lead = trainers[0]
+        for trainer in trainers:
+            lengths = {"tokens": tokens, "batch_size": batch_size, "lr": trainer.lr}
+            trainer.sae.metadata = data.metadata | lengths | {"versions": running.versions()}
+        record = {
+            "status": "running", "fingerprint": fingerprint(tokens), "metadata": lead.sae.metadata, "report": {},
+            **({"before": dataclasses.asdict(before)} if before.tokens else {}),
+        }  # fmt: skip
+        if before.tokens:
+            data.source.go_on(before.place, schedule.tokens)
+        if latest is not None:
+            step, tensors, histories = latest
+            for i, trainer in enumerate(trainers):
+                trainer.load_state_dict(checkpoint.part(tensors, f"{i}."))
+            data.source.load_state_dict(checkpoint.part(tensors, "source."))
+            say(f"continuing {folder} at step {before.steps + step:,} of {before.steps + schedule.steps:,}")
+        elif before.tokens:
+            say(
+                f"{folder} holds this run over {before.tokens:,} tokens, finished: it goes on from its SAE for "
+                f"{schedule.tokens:,} more, with a schedule of their own (warm-up, decay and optimiser begin anew)"
+            )
+        done = before.tokens + schedule.tokens_before(lead.done)
+        bar = stack.enter_context(running.bar_of(tokens, done, progress))
         data.source.filling = lambda rows, goal: bar.set_postfix_str(f"filling the buffer: {rows:,} of {goal:,} rows")
-        if lead.done == 0:
+        if latest is None:
             sample = data.source.sample(SAMPLE_ROWS)
-            for sae, trainer in zip(saes, trainers, strict=True):
-                trainer.initialise(running.on(trainer.sae, sample), fresh=not isinstance(sae, SAE))
+            for trainer, new in zip(trainers, fresh, strict=True):
+                trainer.initialise(running.on(trainer.sae, sample), fresh=new)
+            if before.tokens and folder is not None:  # the SAE that it begins with is replaced in the end
+                _checkpoint(folder, None, trainers, data.source, histories)
 
         runs = [Run(trainer.sae, rows, path) for trainer, rows, path in zip(trainers, histories, folders, strict=True)]
-        record = {"status": "running", "fingerprint": fingerprint, "metadata": lead.sae.metadata, "report": {}}
         if folder is not None:
             checkpoint.write_run(folder, record)
         opened = [open_logger(logger) for logger in several]
@@ -284,10 +311,10 @@ def _together(
                 trainer.sae.state.norm_limit.fill_(data.source.norms.limit)
             bar.update(len(rows["x"]))
             if log:
-                tokens_done = schedule.tokens_before(lead.done)
-                rate = (tokens_done - schedule.tokens_before(logged)) / (time.perf_counter() - clock)
+                done = schedule.tokens_before(lead.done)
+                rate = (done - schedule.tokens_before(logged)) / (time.perf_counter() - clock)
                 for trainer, history, figure in zip(trainers, histories, figures, strict=True):
-                    row = running.history_row(trainer, figure, tokens_done, rate)
+                    row = running.history_row(trainer, figure, before.steps + trainer.done, before.tokens + done, rate)
                     usable = trainer.sae.cfg.usable(trainer.sae.state)
                     history.append(row | evaluation(trainer.sae) if evaluate and usable else row)
                 for logger in opened:
@@ -306,7 +333,7 @@ def _together(
         report = data.source.norms.report()
         if folder is not None and stopped:
             _checkpoint(folder, record, trainers, data.source, histories)
-        for run, trainer, own in zip(runs, trainers, prints, strict=True):
+        for run, trainer, own in zip(runs, trainers, prints(tokens), strict=True):
             run.interrupted, run.report = stopped, report
             run.sae.metadata |= report
             trainer.finish()
@@ -317,7 +344,10 @@ def _together(
                     checkpoint.write_run(run.path, entry | {"status": "finished"})
         if folder is not None:
             status = "interrupted" if stopped else "finished"
-            checkpoint.write_run(folder, record | {"status": status, "report": report, "metadata": lead.sae.metadata})
+            place = {"place": data.source.place}  # from which more tokens would go on
+            checkpoint.write_run(
+                folder, record | {"status": status, "report": report, "metadata": lead.sae.metadata} | place
+            )
             if not stopped:
                 checkpoint.remove_all(folder)
         if stopped:
@@ -329,9 +359,14 @@ def _together(
 
 
 def _checkpoint(
-    folder: Path, record: dict[str, Any], trainers: list[Trainer], source: Any, histories: list[list[dict[str, Any]]]
+    folder: Path,
+    record: dict[str, Any] | None,
+    trainers: list[Trainer],
+    source: Any,
+    histories: list[list[dict[str, Any]]],
 ) -> None:
-    checkpoint.write_run(folder, record)  # again: somebody may have removed the folder since
+    if record is not None:
+        checkpoint.write_run(folder, record)  # again: somebody may have removed the folder since
     tensors = {f"source.{name}": tensor for name, tensor in source.state_dict().items()}
     for i, trainer in enumerate(trainers):
         tensors |= {f"{i}.{name}": tensor for name, tensor in trainer.state_dict().items()}

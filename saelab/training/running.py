@@ -76,10 +76,10 @@ def evaluation_of(every: int | None, source: Any, corpus: Any) -> Any:
     return lambda module: evaluate(module, source, corpus, progress=False).to_pandas().iloc[0].to_dict()
 
 
-def history_row(trainer: Trainer, figures: dict[str, Any], tokens: int, rate: float) -> dict[str, Any]:
+def history_row(trainer: Trainer, figures: dict[str, Any], step: int, tokens: int, rate: float) -> dict[str, Any]:
     numbers = {name: float(value) for name, value in figures.items()}
     dead = int(trainer.sae.state.dead.sum())
-    return {"step": trainer.done, "tokens": tokens, **numbers, "dead": dead, "tokens_per_second": rate}
+    return {"step": step, "tokens": tokens, **numbers, "dead": dead, "tokens_per_second": rate}
 
 
 def versions() -> dict[str, str]:

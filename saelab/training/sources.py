@@ -34,6 +34,15 @@ class Source(Protocol):
 
     def next(self, n: int) -> Rows: ...
     def sample(self, n: int) -> Rows: ...
+    @property
+    def place(self) -> list[int]:
+        """How far it has been read, in numbers."""
+        ...
+
+    def go_on(self, place: list[int], total: int) -> None:
+        """Read on from a place (from the start, where it is unknown), `total` rows in all."""
+        ...
+
     def state_dict(self) -> Rows: ...
     def load_state_dict(self, state: Rows) -> None: ...
 
@@ -96,6 +105,14 @@ class RowSource:
     def sample(self, n: int) -> Rows:
         return self._rows(self._order[:n])
 
+    @property
+    def place(self) -> list[int]:
+        return [self.epoch, self.position]
+
+    def go_on(self, place: list[int], total: int) -> None:
+        self.epoch, self.position = place or (0, 0)
+        self._order = self._permutation()
+
     def state_dict(self) -> Rows:
         return {"cursor": torch.tensor([self.epoch, self.position])}
 
@@ -151,6 +168,14 @@ class StreamSource:
     def sample(self, n: int) -> Rows:
         self._fill(1)
         return self.buffer.peek(n)
+
+    @property
+    def place(self) -> list[int]:
+        return [self.epoch, self.cursor, self._kept_in_epoch]
+
+    def go_on(self, place: list[int], total: int) -> None:
+        self.epoch, self.cursor, self._kept_in_epoch = place or (0, 0, 0)
+        self.total = total
 
     def _fill(self, n: int) -> None:
         goal = min(self.buffer.capacity - self.piece_rows, self.total - self._served)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saelab import distributed
-from saelab.autoencoders.architecture import Batch, Params
+from saelab.autoencoders.architecture import Architecture, Batch, Params
 from saelab.autoencoders.codes import SparseCodes
 from saelab.autoencoders.sae import SAE
 from saelab.errors import DataError
@@ -34,7 +34,7 @@ class Trainer:
 
     def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None) -> None:
         self.sae, self.schedule = sae, schedule
-        self.lr = sae.cfg.learning_rate * schedule.short_run_boost if lr is None else lr
+        self.lr = self.rate(sae.cfg, schedule, lr)
         self.parameters = list(sae.requires_grad_(True).parameters())
         factors = {id(sae.extra[name]): sae.cfg.rate_factor(name) for name in sae.extra}
         groups = [{"params": [p], "factor": factors.get(id(p), 1.0)} for p in self.parameters]
@@ -46,6 +46,11 @@ class Trainer:
         self.covariance = torch.zeros(sae.d_out, sae.d_out, dtype=torch.float64, device=sae.device)
         self.target_sum = torch.zeros(sae.d_out, dtype=torch.float64, device=sae.device)
         self.target_rows = torch.zeros((), dtype=torch.int64)
+
+    @staticmethod
+    def rate(cfg: Architecture, schedule: Schedule, lr: float | None) -> float:
+        """The peak learning rate: as given, or the architecture's own for a run of that length."""
+        return cfg.learning_rate * schedule.short_run_boost if lr is None else lr
 
     def initialise(self, rows: dict[str, Tensor], fresh: bool = True) -> None:
         """Set the scales of input and target and, for a fresh SAE, what depends on data, from a sample of rows.
