@@ -67,14 +67,14 @@ def first_runs(
 ) -> dict[str, Tensor]:
     """What `keep` makes of the activation at each target when it first runs; `stop` ends the pass after the last.
 
-    Passes that other threads make at the same time are not read.
+    Passes that other threads make at the same time are not read, nor those by which the model itself is measured.
     """
     found: dict[str, Tensor] = {}
-    mine = threading.get_ident()
+    mine, silent = threading.get_ident(), _silent.get()
 
     def reader(name: str) -> Callable[[Tensor], None]:
         def read(x: Tensor) -> None:
-            if name not in found and threading.get_ident() == mine:
+            if name not in found and threading.get_ident() == mine and _silent.get() == silent:
                 found[name] = keep(x)
                 if stop and len(found) == len(targets):
                     raise StopForward
