@@ -191,7 +191,7 @@ class HookedTransformer(nn.Module):
 def test_an_older_hooked_transformer_by_duck_type(tiny_tokenizer):
     model = HookedTransformer(tiny_tokenizer)
     lm = saelab.load_model(model, device="cpu")
-    assert lm.tokenizer is tiny_tokenizer and lm.model is model and len(lm.sites()) == 14
+    assert lm.tokenizer is tiny_tokenizer and lm.model is model and len(lm.sites()) == 15
     assert (lm.d_vocab, lm.n_layers, lm.max_context, lm.name) == (258, 2, 64, "HookedTransformer")
     z = lm.site("blocks.1.attn.hook_z")
     assert (z.width, z.heads, z.d_head) == (15, 3, 5)

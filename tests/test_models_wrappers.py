@@ -149,6 +149,15 @@ def test_a_batch_is_as_one_text_and_a_cache_as_none(family):
     assert batch == alone(lm, PROMPTS, 6) == alone(lm, PROMPTS, 6, use_cache=False)
 
 
+def test_the_measure_of_padding_is_no_part_of_a_recording():
+    lm = saelab.load_model(gpt2_model(), tokenizer=byte_tokenizer(), device="cpu")
+    rows = lm.tokenize(PROMPTS).rows()
+    left = generation.padded(rows, 0, left=True)
+    x = lm.record(left, SITE)  # measured within this very pass
+    assert x.shape[:2] == left.ids.shape
+    torch.testing.assert_close(x[1, -len(rows[1]) :], lm.record(PROMPTS[1], SITE)[0], atol=1e-5, rtol=1e-4)
+
+
 def test_padding_that_would_be_read_is_refused_and_generation_does_without():
     lm = saelab.load_model(families.build("rwkv"), tokenizer=byte_tokenizer(), device="cpu")
     rows = lm.tokenize(PROMPTS).rows()

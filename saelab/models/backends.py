@@ -5,6 +5,7 @@ imported: its objects are known by what they have.
 """
 
 import inspect
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from saelab.errors import ConfigError, DataError, SiteError
-from saelab.models.families import KINDS, KNOWN, MLP, Side, block_list, classic_name, family_of, in_features
-from saelab.models.hooks import first_runs, interventions_silent
+from saelab.models.blocks import Found, block_lists, ends, measured
+from saelab.models.families import (
+    EMBEDDING,
+    KINDS,
+    MLP,
+    NORM,
+    PROJECTION,
+    Family,
+    Side,
+    block_list,
+    classic_name,
+    family_of,
+    in_features,
+)
+from saelab.models.hooks import aside, first_runs, interventions_silent
 from saelab.models.identity import dropout_rate
 from saelab.models.sites import Site, flat, unknown_site
 from saelab.models.tasks import OTHERWISE, refuse_other_tasks
@@ -43,7 +57,6 @@ class Transformers:
         self.runner, self.inner = runner, inner
         self.roots = {root: locator(call_names(root, inner)) for root in (runner, inner)}
         self.known = set(inspect.signature(inner.forward).parameters)
-        self.named = self._named_sites()
         self._by_path: dict[str, Site] = {}
 
     @property
@@ -118,7 +131,7 @@ class Transformers:
         def last(ids: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
             return self._pass(ids, mask, False, cache, cache is not None)[0][:, -1].float()
 
-        with interventions_silent(), torch.no_grad(), eager(self.runner):
+        with aside(), torch.no_grad(), eager(self.runner):
             alone = torch.cat([last(ids[:1, 2:], mask[:1, 2:]), last(ids[1:], mask[1:])])
             found = [
                 last(ids, mask) - alone,
@@ -154,15 +167,37 @@ class Transformers:
             self._by_path[name] = found
         return found
 
+    def _why_unknown(self, name: str) -> str:
+        lists = [path for path, _ in block_lists(self.inner)]
+        if not self.named:
+            where = f"its lists of modules are {', '.join(lists)}" if lists else "it has no list of blocks"
+            return (f" Names of TransformerLens are for blocks that pass one stream on; {type(self.inner).__name__} has none "
+                    f"({where}); a module path is a site, `path.input` its input.")  # fmt: skip
+        hook = classic_name(name).partition(".")[2].partition(".")[2]
+        if not name.startswith("blocks.") or hook not in KINDS:
+            return ""
+        return (f" No module in that block of {type(self.inner).__name__} has what {hook} means (attention and MLP may run "
+                "beside each other, be scaled or of another kind); module paths are sites, `path.input` an input.")  # fmt: skip
+
+    @cached_property
+    def named(self) -> dict[str, Site]:
+        """The sites that have a name: from the family's table, else measured when first asked for."""
+        return self._named_sites()
+
     def _probed_width(self, name: str, site: Site) -> int:
-        ids = torch.zeros(2, 3, dtype=torch.int64, device=next(self.runner.parameters()).device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        with interventions_silent(), torch.no_grad():
-            x = flat(first_runs({name: self.place(site)}, lambda: self.logits(ids, mask))[name])
-        if x.ndim != 3 or x.shape[:2] != ids.shape:
+        x = flat(self._few_tokens({name: self.place(site)}, False)[name])
+        if x.ndim != 3 or x.shape[:2] != (2, 3):
             raise SiteError(f"{name!r} holds {list(x.shape)} for 2 texts of 3 tokens, not one vector a token: "
                             "read it with saelab.models.sites.record")  # fmt: skip
         return int(x.shape[2])
+
+    def _few_tokens(self, targets: Mapping[str, tuple[nn.Module, Side]], partly: bool = True) -> dict[str, Tensor]:
+        """What passes at some modules when the model reads 2 texts of 3 tokens; those that do not run are left out."""
+        device = next(self.runner.parameters()).device
+        ids = torch.tensor([[1, 2, 3], [6, 5, 4]], device=device) % self.d_vocab
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        with interventions_silent(), torch.no_grad():
+            return first_runs(targets, lambda: self.logits(ids, mask), stop=not partly, partly=partly)
 
     def path_of(self, name: str) -> tuple[str, Side]:
         """Path and side of a name that is in no table: a module path, also below the headless model, `.input` allowed.
@@ -177,30 +212,32 @@ class Transformers:
             stem, _, side = path.rpartition(".")
             if stem in modules and side in ("input", "output"):
                 return stem, side  # type: ignore[return-value]
-        hint = "" if self.named else (
-            f" TransformerLens names are known for {', '.join(KNOWN)}; for others a module path is a site, "
-            "and `path.input` its input."
-        )  # fmt: skip
+        hint = self._why_unknown(name)
         raise unknown_site(name, [*self.named, *sorted(modules)], hint)
 
     def _named_sites(self) -> dict[str, Site]:
         family = family_of(self.config)
         found = family and block_list(self.inner, family)
         if not family or not found:
-            return {}
-        path, blocks = found
+            heads = int(getattr(self.config, "num_attention_heads", 1) or 1)
+            path, places = measured(self.inner, self.n_layers, heads, self._few_tokens)
+        else:
+            path, blocks = found
+            places = {f"blocks.{layer}.{hook}": place._replace(path=f"{path}.{layer}.{place.path}".rstrip("."))
+                      for layer, block in enumerate(blocks) for hook, place in self._in_table(family, block)}  # fmt: skip
+        if places:
+            places |= ends(self.inner, path, next(iter(places.values())).width)
+        return {name: Site(name, *place) for name, place in places.items()}
+
+    def _in_table(self, family: Family, block: nn.Module) -> Iterator[tuple[str, Found]]:
         heads, d_model = int(self.config.num_attention_heads), int(self.config.hidden_size)
-        sites = {}
-        for layer, block in enumerate(blocks):
-            z_width = in_features(block.get_submodule(family.z_reader))
-            mlp_width = in_features(block.get_submodule(family.post_reader))
-            widths = {"attn.hook_z": z_width, "mlp.hook_pre": mlp_width, "mlp.hook_post": mlp_width}
-            for hook, (inside, side) in family.places().items():
-                name = f"blocks.{layer}.{hook}"
-                place = ".".join(part for part in (path, str(layer), inside) if part)
-                n_heads = heads if hook == "attn.hook_z" else None
-                sites[name] = Site(name, place, side, widths.get(hook, d_model), KINDS[hook], n_heads)
-        return sites
+        z_width, mlp_width = (in_features(block.get_submodule(path)) for path in (family.z_reader, family.post_reader))
+        widths = {"attn.hook_z": z_width, "mlp.hook_pre": mlp_width, "mlp.hook_post": mlp_width}
+        for hook, (path, side) in family.places().items():
+            width = widths.get(hook, d_model)
+            if KINDS[hook] == PROJECTION:
+                width = int(block.get_submodule(path).out_features)  # type: ignore[arg-type]
+            yield hook, Found(path, side, width, KINDS[hook], heads if hook == "attn.hook_z" else None)
 
 
 class Hooked(Transformers):
@@ -246,7 +283,13 @@ class Hooked(Transformers):
                 heads = int(cfg.n_heads) if hook == "attn.hook_z" else None
                 inside = kind == MLP and hook != "hook_mlp_out"
                 width = heads * cfg.d_head if heads else cfg.d_mlp if inside else cfg.d_model
+                if kind == PROJECTION:
+                    few = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+                    width = (cfg.n_heads if hook == "attn.hook_q" else few) * cfg.d_head
                 sites[name] = Site(name, name, "output", int(width), kind, heads)
+        for name, hook, kind in (("hook_embed", "hook_embed", EMBEDDING), ("ln_final", "ln_final.hook_out", NORM)):
+            if hook in self.hooks:
+                sites[name] = Site(name, hook, "output", int(cfg.d_model), kind)
         return sites
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 RESIDUAL, ATTENTION, MLP, MODULE = "residual", "attention output", "mlp", "module"
+PROJECTION, EMBEDDING, NORM = "query, key or value", "embedding", "norm"
 Side = Literal["input", "output"]
 
 # What TransformerLens 4 calls by another name too; the classic name is the one kept in metadata.
@@ -27,6 +28,9 @@ ALIASES = {
 
 KINDS = {
     "hook_resid_pre": RESIDUAL,
+    "attn.hook_q": PROJECTION,
+    "attn.hook_k": PROJECTION,
+    "attn.hook_v": PROJECTION,
     "attn.hook_z": ATTENTION,
     "hook_attn_out": ATTENTION,
     "hook_resid_mid": RESIDUAL,
@@ -60,8 +64,13 @@ class Family:
 
     def places(self) -> dict[str, tuple[str, Side]]:
         """Hook name -> (path inside the block, side), in the order of the forward pass."""
+        apart = self.value_part == "all"  # queries, keys and values each have a projection of their own
         places: dict[str, tuple[str, Side] | None] = {
             "hook_resid_pre": ("", "input"),
+            **{
+                f"attn.hook_{x}": (self.value.replace("v_proj", f"{x}_proj"), "output") if apart else None
+                for x in "qkv"
+            },
             "attn.hook_z": (self.z_reader, "input"),
             "hook_attn_out": (self.attention_norm or self.attention, "output"),
             "hook_resid_mid": (self.middle, "input") if self.middle else None,

@@ -37,6 +37,20 @@ def interventions_silent() -> Iterator[None]:
         _silent.reset(token)
 
 
+_aside: ContextVar[bool] = ContextVar("aside", default=False)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Within it neither interventions act nor recordings that are open read: for a pass beside the one that they wait for."""
+    token = _aside.set(True)
+    try:
+        with interventions_silent():
+            yield
+    finally:
+        _aside.reset(token)
+
+
 @dataclass(eq=False)
 class Intervention:
     """One open `editing`, and the module whose activation it replaces."""
@@ -64,17 +78,18 @@ def first_runs(
     run: Callable[[], Any],
     keep: Callable[[Tensor], Tensor] = Tensor.clone,  # a copy: later modules may write into what they read
     stop: bool = True,
+    partly: bool = False,
 ) -> dict[str, Tensor]:
     """What `keep` makes of the activation at each target when it first runs; `stop` ends the pass after the last.
 
-    Passes that other threads make at the same time are not read, nor those by which the model itself is measured.
+    Passes that other threads make at the same time are not read.
     """
     found: dict[str, Tensor] = {}
-    mine, silent = threading.get_ident(), _silent.get()
+    mine = threading.get_ident()
 
     def reader(name: str) -> Callable[[Tensor], None]:
         def read(x: Tensor) -> None:
-            if name not in found and threading.get_ident() == mine and _silent.get() == silent:
+            if name not in found and threading.get_ident() == mine and not _aside.get():
                 found[name] = keep(x)
                 if stop and len(found) == len(targets):
                     raise StopForward
@@ -92,9 +107,9 @@ def first_runs(
             if not stop or len(found) < len(targets):
                 raise
     missing = [name for name in targets if name not in found]
-    if missing:
+    if missing and not partly:
         raise SiteError(f"the forward pass never ran {', '.join(missing)}, or no tensor passes there: choose another")
-    return {name: found[name] for name in targets}
+    return {name: found[name] for name in targets if name in found}
 
 
 @contextlib.contextmanager

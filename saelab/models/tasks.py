@@ -40,4 +40,4 @@ def _bidirectional(model: nn.Module) -> bool:
     classes = {cls.__name__ for cls in type(model).__mro__}
     if config.model_type not in masked:
         return False
-    return not classes & causal or not getattr(config, "is_decoder", False)
+    return not classes & causal or not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))

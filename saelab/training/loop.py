@@ -224,11 +224,7 @@ def _together(
 
     def fingerprint(tokens: int) -> dict[str, Any]:
         each = prints(tokens)
-        return (
-            each[0]
-            if folder == folders[0]
-            else {path.name: one for path, one in zip(folders, each, strict=True) if path}
-        )
+        return each[0] if folder == folders[0] else {f"{path}": one for path, one in zip(folders, each, strict=True)}
 
     evaluation = running.evaluation_of(evaluate_every, source, corpus)
 
@@ -238,7 +234,6 @@ def _together(
         if folder is not None:
             if checkpoint.finished(folder, fingerprint(tokens)) and resume == "auto":
                 say(f"{folder} holds this run, finished: it is returned as it is")  # nothing need be writable for that
-                checkpoint.remove_all(folder)  # those that a kill after the last step has left
                 return [load_run(path) for path in folders if path is not None]
             stack.enter_context(checkpoint.locked(folder))
             found = checkpoint.read_run(folder)
