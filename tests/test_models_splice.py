@@ -71,6 +71,15 @@ def test_the_reconstruction_stands_at_ordinary_positions_only(tiny_llama):
     assert repr(receipt) == f"Splice(replaced={receipt.replaced} of positions={receipt.positions})"
 
 
+def test_the_first_token_is_left_alone_where_the_metadata_do_not_say(tiny_llama):
+    sae = StandIn()
+    del sae.metadata["skip_positions"]
+    plain = tiny_llama.record("abcdef", SITE)
+    with tiny_llama.splice(sae) as receipt:
+        spliced = tiny_llama.record("abcdef", SITE)
+    assert torch.equal(spliced[:, 0], plain[:, 0]) and (receipt.replaced, receipt.positions) == (5, 6)
+
+
 @pytest.mark.parametrize("edit", [None, lambda codes: codes])
 def test_with_its_error_term_nothing_changes_not_even_a_bit(tiny_llama, edit):
     plain = tiny_llama.logits(TEXTS)

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saelab.errors import InterventionError, SiteError
@@ -179,6 +180,18 @@ def _hooked(register: Callable[[], Iterator[Any]]) -> Iterator[None]:
         with _registering:
             for handle in handles:
                 handle.remove()
+
+
+def plus(x: Tensor, change: Tensor) -> Tensor:
+    """x + change in the wider dtype of the two, given in that of x; the very bits of x where the change is zero.
+
+    >>> plus(torch.tensor([-0.0, 1.0]), torch.tensor([0.0, 2.0]))
+    tensor([-0., 3.])
+    """
+    # -0.0 + 0.0 is 0.0, but 0.0 - change is never -0.0, and taking 0.0 away leaves every number's sign; unlike a choice by
+    # torch.where this has the derivative of a sum everywhere
+    exact = torch.promote_types(x.dtype, change.dtype)
+    return (x.to(exact) - (0.0 - change.to(exact))).to(x.dtype)
 
 
 def _checked(new: Any, x: Tensor) -> Tensor:

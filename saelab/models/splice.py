@@ -1,6 +1,7 @@
 """Put an autoencoder in place of an activation, in every forward pass of a language model."""
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.hooks import plus
 from saelab.models.identity import warn_of_other_weights
 from saelab.models.sites import Site
 from saelab.models.where import Where
@@ -133,8 +135,9 @@ def _written(sae: Any, x: Tensor, y: Tensor, error_term: bool, edit: Edit | None
     if edit is None:
         return sae(x)
     codes = sae.encode_sparse(x)
-    change = sae.decode(edit(codes)) - sae.decode(codes)
-    if not error_term:
-        return sae(x) + change
-    # where, because -0.0 + 0.0 is 0.0: what the edit leaves alone keeps its very bits
-    return torch.where(change == 0, y, (y.to(change) + change).to(y))
+    plain = sae.decode(codes)
+    # codes of its own for the edit, which may write into them, and whose gradient is that of the edited share alone
+    edited = copy.copy(codes)
+    edited.values = codes.values.clone()
+    change = sae.decode(edit(edited)) - plain
+    return plus(y, change) if error_term else sae(x) + change

@@ -72,9 +72,9 @@ def measured(direction: Direction, lm: "LanguageModel", texts: Any, *, progress:
     norms, coordinates = [], []
     for rows in _ordinary(lm, texts, direction.site, "measured", progress):
         norms.append(torch.linalg.vector_norm(rows, dim=1))
-        coordinates.append(coordinate(rows, direction.vector))
+        coordinates.append(coordinate(rows, direction.vector.detach()))
     along = torch.cat(coordinates)
-    length = float(direction.vector.double().norm())
+    length = float(direction.vector.detach().double().norm())
     return replace(
         direction,
         residual_norm=float(torch.cat(norms).median()),

@@ -14,7 +14,8 @@ class Direction:
     """A vector at a site; made by `steering.difference`, or by hand from any vector.
 
     Args:
-        vector: [width], any length but zero; a copy is kept, detached.
+        vector: [width], any length but zero. A copy is kept; but of one that requires a gradient the tensor itself, so
+            that it can be learned.
         site: where it acts.
         name: for tables.
         residual_norm: median norm of the activations at the site, for the unit "residual_norm".
@@ -36,7 +37,9 @@ class Direction:
     mean: float | None = None
 
     def __post_init__(self) -> None:
-        vector = torch.as_tensor(self.vector).detach().clone()
+        vector = torch.as_tensor(self.vector)
+        if not vector.requires_grad:
+            vector = vector.clone()
         if vector.ndim != 1 or not vector.is_floating_point():
             raise ConfigError(f"a direction is one vector of floating-point numbers, not {vector.dtype} "
                               f"{list(vector.shape)}: give one operation a direction")  # fmt: skip
@@ -45,7 +48,7 @@ class Direction:
 
     def __repr__(self) -> str:
         at = f", {self.site}" if self.site else ""
-        return f"Direction({self.name}, width {len(self.vector)}, norm {float(self.vector.norm()):.4g}{at})"
+        return f"Direction({self.name}, width {len(self.vector)}, norm {float(self.vector.detach().norm()):.4g}{at})"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values; `from_dict` gives the same bits back."""
@@ -73,6 +76,7 @@ class Direction:
 
 def check_direction(vector: Tensor, name: str) -> None:
     """Raise `ConfigError` for a direction that is not finite, or zero."""
+    vector = vector.detach()
     bad = int((~torch.isfinite(vector)).sum())
     if bad:
         raise ConfigError(f"{name}: {bad} of {vector.numel()} entries are NaN or infinite: it is no direction")

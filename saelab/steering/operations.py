@@ -12,6 +12,9 @@ With d the direction (a latent's decoder row, or any vector), a its activation (
 
 The activation is changed, not replaced: what the autoencoder does not explain stays. All operations of one `lm.steer`
 at one site read the same unsteered vector, and their changes add up. Where the change is zero h keeps its very bits.
+
+Derivatives are those of these formulas, with respect to h, the latents, the decoder and encoder of the source, a vector
+or `Direction` that requires a gradient, and a strength that is a tensor.
 """
 
 import math
@@ -44,7 +47,7 @@ class Operation:
     kind: str
     source: Any
     latent: int | None = None
-    strength: float | None = None
+    strength: float | Tensor | None = None
     unit: str | None = None
     site: str | None = None
     scope: Scope | None = None  # the default one once made
@@ -69,10 +72,20 @@ class Operation:
         return self.source.name if self.latent is None else f"latent {self.latent}"
 
     @property
+    def live_direction(self) -> Tensor:
+        """The vector d [width] as it is now, with its gradient where the source asks for one."""
+        row: Tensor = self.source.vector if self.latent is None else self.source.W_dec[self.latent]
+        return row
+
+    @property
     def direction(self) -> Tensor:
         """The vector d [width], a detached copy."""
-        row = self.source.vector if self.latent is None else self.source.W_dec[self.latent]
-        return row.detach().clone()
+        return self.live_direction.detach().clone()
+
+    @property
+    def amount(self) -> float | None:
+        """The strength as a plain number, also where it is a tensor that is learned."""
+        return float(self.strength.detach()) if isinstance(self.strength, Tensor) else self.strength
 
     @property
     def place(self) -> str:
@@ -89,7 +102,7 @@ class Operation:
             "kind": self.kind,
             "source": source,
             "latent": self.latent,
-            "strength": self.strength,
+            "strength": self.amount,
             "unit": self.unit,
             "site": self.place,
             "scope": self.scope.to_dict() if self.scope else {},
@@ -97,7 +110,7 @@ class Operation:
         }
 
     def __repr__(self) -> str:
-        strength = "" if self.strength is None else f", {self.strength:g}" + (f" {self.unit}" if self.unit else "")
+        strength = "" if self.amount is None else f", {self.amount:g}" + (f" {self.unit}" if self.unit else "")
         to = ", to mean" if self.to == "mean" else ""
         scope = f", {self.scope!r}" if self.scope != Scope() else ""
         return f"{self.kind}({self.name}{strength}{to}{scope})"
@@ -107,7 +120,7 @@ def add(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | None = None,
+    strength: float | Tensor | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -117,7 +130,7 @@ def add(
     Args:
         source: an autoencoder (with `latent`), a `Direction` or any vector [width].
         latent: the number of the latent whose decoder row is d.
-        strength: how far, in units; 0 changes nothing, negative pushes the other way.
+        strength: how far, in units; 0 changes nothing, negative pushes the other way. A tensor [] may be learned.
         unit: "max_activation" (the latent's largest activation on its corpus; the default for latents), "activation"
             (1), "residual_norm" (the median norm of the activations at the site, along d at length 1; the default for
             plain vectors) or "std" (the standard deviation of the activations along d).
@@ -138,7 +151,7 @@ def clamp(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | None = None,
+    strength: float | Tensor | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -154,7 +167,7 @@ def cap(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | None = None,
+    strength: float | Tensor | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -167,7 +180,7 @@ def scale(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | None = None,
+    strength: float | Tensor | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -181,7 +194,7 @@ def ablate(
     latent: int | None = None,
     *,
     to: str = "zero",
-    strength: float | None = None,
+    strength: float | Tensor | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -197,7 +210,7 @@ def project_out(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | None = None,
+    strength: float | Tensor | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -233,7 +246,10 @@ def _check_source(operation: Operation) -> None:
 
 
 def _check_strength(operation: Operation) -> None:
-    kind, strength, unit = operation.kind, operation.strength, operation.unit
+    kind, unit = operation.kind, operation.unit
+    if isinstance(operation.strength, Tensor) and operation.strength.numel() != 1:
+        raise ConfigError(f"a strength is one number, not {list(operation.strength.shape)}: give one operation each")
+    strength = operation.amount
     if kind in WITH_STRENGTH:
         if strength is None:
             raise ConfigError(f"{kind} needs a strength: give strength=")

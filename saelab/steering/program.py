@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError
+from saelab.models.hooks import plus
 from saelab.steering.operations import SETTERS, Operation
 from saelab.steering.scope import Scope
-from saelab.steering.units import mean_activation, unit_size
+from saelab.steering.units import mean_activation, unit_figure
 
 
 class Part:
@@ -23,9 +24,11 @@ class Part:
         self.operation = operation
         self.row = row  # of the receipt
         self.scope = operation.scope or Scope()
-        self.direction_D = operation.direction
         self.key = (id(operation.source), operation.latent)
-        self.value = _value(operation)
+        self.strength = 0.0 if operation.strength is None else operation.strength
+        self.figure, self.is_length = unit_figure(operation)
+        self.mean = mean_activation(operation) if operation.to == "mean" else 0.0
+        self.value = float(self.live_value(operation.direction).detach())  # as it is when the context opens
 
     @property
     def sae(self) -> Any:
@@ -33,17 +36,25 @@ class Part:
         needs = self.operation.latent is not None and self.operation.kind not in ("add", "project_out")
         return self.operation.source if needs else None
 
-    def coefficient(self, h_ND: Tensor, codes_N: Tensor | None) -> Tensor:
+    def live_value(self, direction_D: Tensor) -> Tensor:
+        """The value in activations of the latent, a number in float64 with the gradient of strength and direction."""
+        if self.operation.kind == "ablate":
+            return torch.tensor(self.mean, dtype=torch.float64)
+        size = self.figure / direction_D.double().norm() if self.is_length else self.figure
+        return torch.as_tensor(self.strength, dtype=torch.float64) * size
+
+    def coefficient(self, h_ND: Tensor, direction_D: Tensor, codes_N: Tensor | None) -> Tensor:
         """How much of the direction is added to each vector, in the precision that the activation is read in."""
         kind = self.operation.kind
+        value = self.live_value(direction_D).to(h_ND.device)
         if kind == "add":
-            return h_ND.new_full((len(h_ND),), self.value)
-        present = coordinate(h_ND, self.direction_D) if codes_N is None else codes_N
+            return value.to(h_ND).expand(len(h_ND))
+        present = coordinate(h_ND, direction_D) if codes_N is None else codes_N
         if kind == "project_out":
             return -present
         if kind == "scale":
-            return (self.value - 1) * present
-        change = self.value - present
+            return (value - 1) * present
+        change = value - present
         return change.clamp(max=0) if kind == "cap" else change
 
 
@@ -72,27 +83,28 @@ class Program:
     def run(self, h_ND: Tensor, masks: list[Tensor], codes: list[Tensor | None]) -> Touched:
         """Change the vectors h; part k acts where `masks[k]` [N] and reads `codes[k]` [N]."""
         exact = h_ND.to(torch.promote_types(h_ND.dtype, torch.float32))
-        coefficients = self._coefficients(exact, masks, codes)
+        directions = [part.operation.live_direction.to(exact) for part in self.parts]
+        coefficients = self._coefficients(exact, directions, masks, codes)
         counted = self._once(masks, coefficients)
         norm = torch.linalg.vector_norm(exact.detach(), dim=1)
         total = torch.zeros_like(exact)
         changed, relative = [], []
-        for part, mask, once, coefficient in zip(self.parts, masks, counted, coefficients, strict=True):
-            direction = part.direction_D.to(exact)
+        for direction, mask, once, coefficient in zip(directions, masks, counted, coefficients, strict=True):
             total = total + torch.where(once, coefficient, 0.0)[:, None] * direction
             size = coefficient.detach().abs()
             changed.append(mask & (size != 0))
-            share = size * torch.linalg.vector_norm(direction) / norm
+            share = size * torch.linalg.vector_norm(direction.detach()) / norm
             relative.append(torch.where(mask & (size != 0), share, 0.0))
-        # where, because -0.0 + 0.0 is 0.0: what is not changed keeps its very bits
-        after = torch.where(total == 0, exact, exact + total).to(h_ND.dtype)
-        return Touched(h_ND, after, masks, changed, relative)
+        return Touched(h_ND, plus(h_ND, total), masks, changed, relative)
 
-    def _coefficients(self, h_ND: Tensor, masks: list[Tensor], codes: list[Tensor | None]) -> list[Tensor]:
-        found = [part.coefficient(h_ND, code).to(h_ND.dtype) for part, code in zip(self.parts, codes, strict=True)]
+    def _coefficients(
+        self, h_ND: Tensor, directions: list[Tensor], masks: list[Tensor], codes: list[Tensor | None]
+    ) -> list[Tensor]:
+        each = zip(self.parts, directions, codes, strict=True)
+        found = [part.coefficient(h_ND, direction, code).to(h_ND.dtype) for part, direction, code in each]
         projections = [k for k, part in enumerate(self.parts) if part.operation.kind == "project_out"]
         if len(projections) > 1:
-            directions_KD = torch.stack([self.parts[k].direction_D for k in projections]).to(h_ND)
+            directions_KD = torch.stack([directions[k] for k in projections])
             masks_NK = torch.stack([masks[k] for k in projections], 1)
             joint = _span_coefficients(h_ND, directions_KD, masks_NK)
             for i, k in enumerate(projections):
@@ -135,14 +147,6 @@ def _span_coefficients(h_ND: Tensor, directions_KD: Tensor, masks_NK: Tensor) ->
     gram_NKK = (d_KD @ d_KD.T) * (masks_NK[:, :, None] & masks_NK[:, None, :])
     inner_NK = (h_ND @ d_KD.T) * masks_NK
     return (torch.linalg.pinv(gram_NKK, hermitian=True) @ inner_NK[:, :, None]).squeeze(2)
-
-
-def _value(operation: Operation) -> float:
-    if operation.kind == "scale":
-        return float(operation.strength or 0.0)
-    if operation.kind == "ablate":
-        return mean_activation(operation) if operation.to == "mean" else 0.0
-    return (operation.strength or 0.0) * unit_size(operation)
 
 
 def _both_set(one: Part, other: Part) -> bool:

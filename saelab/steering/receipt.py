@@ -53,7 +53,7 @@ class Tally:
             "site": self.operation.place,
             "operation": self.operation.kind,
             "direction": self.operation.name,
-            "strength": self.operation.strength,
+            "strength": self.operation.amount,
             "unit": self.operation.unit,
             "calls": self.calls,
             "positions": n,

@@ -30,12 +30,16 @@ def unit_size(operation: "Operation") -> float:
     >>> unit_size(steering.add(warm, strength=0.5))
     4.0
     """
+    figure, is_length = unit_figure(operation)
+    return figure / float(operation.direction.double().norm()) if is_length else figure
+
+
+def unit_figure(operation: "Operation") -> tuple[float, bool]:
+    """The figure behind `unit_size`, and whether it is a length, to be divided by that of the direction."""
     if operation.unit in (None, "activation"):
-        return 1.0
+        return 1.0, False
     figure = _of_latent(operation) if operation.latent is not None else _of_vector(operation)
-    if operation.unit == "max_activation":
-        return figure
-    return figure / float(operation.direction.double().norm())
+    return figure, operation.unit != "max_activation"
 
 
 def mean_activation(operation: "Operation") -> float:
