@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.errors import InterventionError, SiteError
+from saelab.models.checkpointing import Call, Recomputed, recomputing
 from saelab.models.families import Side
 from saelab.models.reach import opened, reached
 from saelab.models.wrappers import eager
@@ -128,39 +129,52 @@ def editing(
     """
     me = Intervention(target)
     here = threading.local()  # a pass runs in one thread, and passes of several may run at once
+    again = Recomputed()
 
     def acts() -> bool:
         return me in reached() and not _silent.get()
 
-    def enter(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        here.where = roots[root](args, kwargs) if kwargs is not None and acts() else None
+    def entering(locate: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> Callable[..., None]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            here.call = Call(locate(args, kwargs)) if kwargs is not None and acts() else None
 
-    def leave(*_: Any) -> None:
-        here.where = None
+        return enter
+
+    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call, here.call = getattr(here, "call", None), None
+        if call is not None:
+            again.keep(call, output)
 
     def edit(x: Tensor) -> Tensor | None:
-        if not acts():
-            return None
-        where = getattr(here, "where", None)
-        if where is None:
+        call = getattr(here, "call", None)
+        if call is not None:
+            call.look_for_checkpoints()
+        elif recomputing():
+            call = again.call()
+        elif acts():
             raise InterventionError("part of the model ran on its own, where tokens and positions are unknown: "
                                     "call the model that was loaded, not a submodule of it")  # fmt: skip
+        if call is None or _silent.get():
+            return None
         # autograd may keep what fn reads, which must then not change under it
-        new = _checked(fn(x.clone() if shared else x, where), x)
+        new = _checked(fn(x.clone() if shared else x, call.where), x)
         if not shared:
             return None if new is x else new
         x.copy_(new)
         return None
 
     def register() -> Iterator[Any]:
-        for root in roots:
-            yield root.register_forward_pre_hook(enter, with_kwargs=True)
+        for root, locate in roots.items():
+            yield root.register_forward_pre_hook(entering(locate), with_kwargs=True)
         yield _on_tensor(target, side, edit)
         for root in roots:
             yield root.register_forward_hook(leave, always_call=True)
 
     with opened(me), _hooked(register), eager(next(iter(roots))):
-        yield
+        try:
+            yield
+        finally:
+            again.open = False
 
 
 @contextlib.contextmanager

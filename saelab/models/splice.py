@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.checkpointing import recomputing
 from saelab.models.hooks import plus
 from saelab.models.identity import warn_of_other_weights
 from saelab.models.sites import Site
@@ -96,13 +97,15 @@ def splice(
 
     def read(x: Tensor, where: Where) -> Tensor:
         chosen = eligible(lm, sae, x, where)
-        receipt.count(where, chosen)
+        if not recomputing():
+            receipt.count(where, chosen)
         waiting.read = (x[chosen], chosen)
         return x
 
     def write(y: Tensor, where: Where) -> Tensor:
         if getattr(waiting, "read", None) is None:
-            raise InterventionError(f"{target.name} runs before {source.name}: an autoencoder reads first, then writes")
+            raise InterventionError(f"{target.name} runs before {source.name}: an autoencoder reads first, then writes (and "
+                                    "both in one part of the model where gradient checkpointing runs parts again)")  # fmt: skip
         rows, chosen = waiting.read
         waiting.read = None
         if error_term and edit is None:

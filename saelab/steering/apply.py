@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.models.checkpointing import recomputing
 from saelab.models.identity import warn_of_other_weights
 from saelab.models.reach import opened
 from saelab.models.sites import Site
@@ -101,7 +102,9 @@ class _Edit:
         if self.n_rows is not None and len(x) != self.n_rows:
             raise InterventionError(f"a batch of {len(x)} rows came where {self.n_rows} were to be steered: "
                                     "give steer_rows as many lists of operations as there are rows")  # fmt: skip
-        self.receipt.count(self.lines)
+        counts = not recomputing()
+        if counts:
+            self.receipt.count(self.lines)
         where = _columns_of(x, where)
         masks: dict[Any, Tensor] = {}
         found = [self._places(program, x, where, masks) for program in self.programs]
@@ -114,7 +117,8 @@ class _Edit:
         for (program, rows, columns, on), h, read in zip(touched, vectors, codes, strict=True):
             done = program.run(h, _ordinary(program, h, on), read)
             new[rows, columns] = done.after
-            self.receipt.add(program, done)
+            if counts:
+                self.receipt.add(program, done)
         return new
 
     def _places(

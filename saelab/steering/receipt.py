@@ -97,7 +97,7 @@ class Receipt:
 
     def add(self, program: Program, touched: Touched) -> None:
         """Add what a program did in one forward pass."""
-        with self._lock:
+        with self._lock, torch.no_grad():
             for part, mask, changed, relative in zip(
                 program.parts, touched.masks, touched.changed, touched.relative, strict=True
             ):
