@@ -13,6 +13,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    UNet2DConditionModel,
 )
 
 import saelab
@@ -233,3 +234,35 @@ def test_bundled(name):
 def test_bundled_files_are_small():
     files = [file for file in diffusion.BUNDLED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 8e6
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 60},
+         "added_cond_kwargs"),
+        ({"in_channels": 9, "out_channels": 4}, "reads 9 channels and gives 4"),
+        ({"in_channels": 8, "out_channels": 4}, "reads 8 channels and gives 4"),
+        ({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12}, "class embeddings"),
+        ({"time_cond_proj_dim": 16}, "guidance scale"),
+        ({"encoder_hid_dim": 6, "encoder_hid_dim_type": "image_proj"}, "image_proj"),
+    ],
+    ids=["SDXL", "inpainting", "image to image", "unCLIP", "guided in one pass", "IP-Adapter"],
+)  # fmt: skip
+def test_a_unet_that_needs_more_than_an_image_is_refused_by_name(more, why):
+    base = dict(toy.conditional_unet().config)
+    unet = UNet2DConditionModel(**{k: v for k, v in base.items() if not k.startswith("_")} | more)
+    with pytest.raises(ConfigError, match=why) as caught:
+        saelab.load_denoiser(unet)
+    assert "saelab.models.sites.record" in str(caught.value)
+
+
+def test_a_digest_that_was_saved_with_the_defaults_of_the_configuration_is_known(small):
+    config = {name: value for name, value in small.unet.config.items() if not name.startswith("_")}
+    before = small._digest(config)
+    assert before != small.digest and small.made(before) and small.made(small.digest) and not small.made("0" * 64)
+
+
+def test_a_compiled_unet_is_the_unet_inside(small, x):
+    around = saelab.load_denoiser(torch.compile(small.unet, backend="eager"), small.scheduler)
+    assert around.digest == small.digest and torch.equal(around.record(x, 300), small.record(x, 300))

@@ -51,7 +51,8 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
     clipping would make x0 a non-linear function of epsilon and inversion impossible; a warning says so where it was on.
     In a latent diffusion pipeline images are the autoencoder's latents.
 
-    Raises `ConfigError`, with the way out, when nothing can be loaded, gradient checkpointing is on, or the scheduler has
+    Raises `ConfigError`, with the way out, when nothing can be loaded, the U-Net needs more than an image and `cond` (Stable
+    Diffusion XL, inpainting), gradient checkpointing is on, or the scheduler has
     no fixed variance-preserving schedule of discrete timesteps.
 
     >>> denoiser = load_denoiser("digits-unet")
@@ -94,6 +95,7 @@ class Denoiser:
     def __init__(self, unet: nn.Module, scheduler: Any, name: str) -> None:
         from saelab.models import diffusion
 
+        diffusion.refuse_more_inputs(unet)
         self.unet, self.scheduler, self.name = unet, scheduler, name
         self.prediction: str = diffusion.prediction_of(scheduler)
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.detach().cpu().double()

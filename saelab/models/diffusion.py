@@ -81,6 +81,27 @@ def parts(thing: Any) -> tuple[nn.Module, Any]:
     return unet, scheduler
 
 
+def refuse_more_inputs(unet: Any) -> None:
+    """`ConfigError` for a U-Net that needs more than an image, a timestep and `cond`: its passes would fail."""
+    config = unet.config
+    read, given = int(config.in_channels), int(config.out_channels)
+    kinds = [str(config.get(name)) for name in ("addition_embed_type", "encoder_hid_dim_type") if config.get(name)]
+    if kinds:
+        why = f"is also conditioned on {' and '.join(kinds)} (added_cond_kwargs, as Stable Diffusion XL)"
+    elif config.get("class_embed_type") not in (None, "timestep", "identity") or config.get("time_cond_proj_dim"):
+        why = "is also conditioned on class embeddings or a guidance scale"
+    elif read not in (given, given // 2):  # twice as many come out where the variance is learned
+        why = (
+            f"reads {read} channels and gives {given}: those of an image to fill in or to go by stand beside the noise"
+        )
+    else:
+        return
+    raise ConfigError(
+        f"this {type(unet).__name__} {why}, which load_denoiser does not pass on: wrap it in a module with the forward of your "
+        "call and use saelab.models.sites.record and .intervene on that, or load the U-Net of another pipeline"
+    )
+
+
 def unclipped(scheduler: Any) -> Any:
     """A copy of the scheduler with `clip_sample=False`, saying so where it was on; `DDIMScheduler` for None."""
     if scheduler is None:
