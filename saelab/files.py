@@ -4,6 +4,7 @@ A folder that is not there yet is made as a temporary sibling and renamed. In on
 lists is replaced, because the rest is the user's: the new files are made within it, in a hidden folder, which becomes
 `.saelab-pending` in one step. From then on the folder holds the new version, wherever its files are (`current` finds them).
 They are moved to their places, the manifest last, and the next write finishes what a kill has interrupted.
+`saelab.manifests` reads.
 """
 
 import contextlib
@@ -141,9 +142,11 @@ def _temporary(target: Path, folder: bool = False) -> Iterator[Path]:
 
 def listed_files(folder: Path) -> list[str] | None:
     """The files that the `manifest.json` of `whole_folder` lists."""
+    from saelab.manifests import TABLE, read_json
+
     try:
-        return plain_names([*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return plain_names([*read_json(folder / MANIFEST, {"files": TABLE})["files"], MANIFEST])
+    except FormatError:
         return None
 
 
@@ -358,48 +361,3 @@ def write_tensors(path: str | os.PathLike, form: str, tensors: Mapping[str, Any]
     kept = {name: value for name, value in tensors.items() if value is not None}
     with whole_file(path) as temporary:
         save_tensors(temporary, kept, {"format": form, **strings})
-
-
-def read_tensors(path: str | os.PathLike, form: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors and strings that `write_tensors` wrote. Raises `FormatError` for any other file, or part of one."""
-    from safetensors import SafetensorError, safe_open
-
-    path = user_path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            strings = file.metadata() or {}
-            if strings.get("format") != form:
-                raise FormatError(f"{path} is not of the format {form}: it says {strings.get('format', 'none')}")
-            return {name: file.get_tensor(name) for name in file.keys()}, strings  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{path} cannot be read as {form}: {error}") from error
-
-
-def read_manifest(folder: str | os.PathLike, verify: bool = True) -> dict[str, Any]:
-    """The manifest of a folder written by `whole_folder`; with `verify`, after checking every file.
-
-    Raises `FormatError` when the manifest is missing or unreadable, or a file is missing, truncated or
-    changed; the message names it.
-    """
-    folder = user_path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"{folder} has no readable {MANIFEST}: it is not a complete saelab folder") from error
-    if verify:
-        for name, expected in files.items():
-            verify_file(folder / name, expected["bytes"], expected["sha256"])
-    return manifest
-
-
-def verify_file(path: Path, size: int, digest: str) -> None:
-    """Raise `FormatError` unless the file has this size and SHA-256."""
-    found = path.stat().st_size if path.exists() else None
-    if found != size:
-        raise FormatError(
-            f"{path} should have {size:,} bytes and has {'none' if found is None else f'{found:,}'}: "
-            "it was cut short or removed; make it again"
-        )
-    if sha256(path) != digest:
-        raise FormatError(f"{path} does not have the checksum of its manifest: it was changed; make it again")

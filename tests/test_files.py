@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from saelab import FormatError, files
+from saelab import FormatError, files, manifests
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
@@ -11,7 +11,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
             (folder / "x.txt").write_text(content)
             assert content == "one" or (tmp_path / "a" / "x.txt").read_text() == "one"
         assert (tmp_path / "a" / "x.txt").read_text() == content
-        assert files.read_manifest(tmp_path / "a")["n"] == content
+        assert manifests.read_manifest(tmp_path / "a", {}, ["x.txt"])["n"] == content
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["manifest.json", "x.txt"]
 
@@ -52,4 +52,4 @@ def test_a_damaged_folder_is_named(tmp_path, damage):
     else:
         target.write_bytes({"cut": b"123", "change": b"12346", "manifest": b"{"}[damage])
     with pytest.raises(FormatError, match="manifest.json" if damage == "manifest" else "x.bin"):
-        files.read_manifest(tmp_path / "a")
+        manifests.read_manifest(tmp_path / "a", {}, ["x.bin"])

@@ -9,7 +9,8 @@ import torch
 import saelab
 from saelab import ConfigError, hspace, steering
 from saelab.dashboards.dashboard import Dashboard
-from saelab.files import cache_folder, read_tensors, user_path, write_tensors
+from saelab.files import cache_folder, user_path, write_tensors
+from saelab.manifests import FLOATS, read_tensors
 from saelab.interop import scope
 from saelab.steering import replaying
 from tests import toy_hspace
@@ -91,7 +92,7 @@ def test_what_is_written_at_home_is_found_there(home, written):
     assert len(steering.load_sweep("~/steering.sweep")) == 2
     assert Dashboard("~/build").data.manifest["format"] == "saelab-dashboard"
     assert len(hspace.Trajectory.load("~/trajectory")) == 2
-    assert list(read_tensors("~/tensors", "test")[0]) == ["x"]
+    assert list(read_tensors("~/tensors", {"x": (FLOATS, "n 8")}, "test")[0]) == ["x"]
     (home / "text.txt").write_text("My fellow citizens")
     assert saelab.load_corpus("~/text.txt").documents == ["My fellow citizens"]
 

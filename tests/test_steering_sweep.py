@@ -360,7 +360,7 @@ def test_files_are_plain_json(llama, trained, tmp_path):
     for path in files:
         json.loads(path.read_text(), parse_constant=refuse)
     (tmp_path / "s" / "rows" / "00000000.json").write_text("[{")
-    with pytest.raises(CheckpointError, match="00000000.json is not readable"):
+    with pytest.raises(CheckpointError, match="00000000.json is no readable JSON.*: remove that file"):
         steering.load_sweep(tmp_path / "s")
 
 

@@ -241,7 +241,7 @@ def test_hostile_manifests_and_shards(tmp_path):
         ActivationStore.open(tmp_path / "nowhere")
 
     path.write_text(edited(lambda m: m["sites"][0].update(width=5)))
-    with pytest.raises(FormatError, match="the manifest says"):
+    with pytest.raises(FormatError, match=r"site0-00000.safetensors: x is float32 \[.*, 6\], not float32 \[.*, 5\]"):
         ActivationStore.open(tmp_path / "h")[:2]
     shard = tmp_path / "h" / "site0-00000.safetensors"
     for content in ("x", None):  # a shard that is consistent with its checksum and still wrong
@@ -251,7 +251,7 @@ def test_hostile_manifests_and_shards(tmp_path):
             save_file({"y": torch.zeros(3)}, shard)
         entry = {"bytes": shard.stat().st_size, "sha256": writers.sha256(shard)}
         path.write_text(edited(lambda m, entry=entry: m["shards"][0]["files"].update(site0=entry)))
-        with pytest.raises(FormatError, match="site0-00000.safetensors is not a shard"):
+        with pytest.raises(FormatError, match="site0-00000.safetensors"):
             ActivationStore.open(tmp_path / "h")[:2]
 
 

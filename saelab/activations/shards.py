@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import FormatError
-from saelab.files import verify_file
+from saelab.manifests import read_tensors, verify_file, verify_size
 
 Layout = dict[str, dict[str, tuple[int, torch.dtype]]]
 """part -> key -> (width, dtype); a part is a file of each shard, width 0 means a column of scalars."""
@@ -74,13 +74,16 @@ class FileShard:
         self._folder, self._files, self._layout, self._owner = folder, files, layout, owner
         self._open: dict[str, dict[str, Tensor]] = {}
         for file in files.values():
-            path = folder / file["name"]
-            size = path.stat().st_size if path.exists() else None
-            if size != file["bytes"]:
+            verify_size(folder / file["name"], file["bytes"])
+        for (
+            part,
+            keys,
+        ) in layout.items():  # the rows are held before a file is read: they must be as many as it can hold
+            least = rows * sum(max(width, 1) * dtype.itemsize for width, dtype in keys.values())
+            if files[part]["bytes"] < least:
                 raise FormatError(
-                    f"{path} should have {file['bytes']:,} bytes and has "
-                    f"{'none' if size is None else f'{size:,}'}: it was cut short or removed; remove "
-                    "the folder and harvest again"
+                    f"{folder / files[part]['name']} has {files[part]['bytes']:,} bytes and {rows:,} rows take {least:,}: "
+                    "harvest again"
                 )
 
     def verify(self) -> None:
@@ -94,24 +97,14 @@ class FileShard:
         return self._open[part][key]
 
     def _map(self, part: str) -> dict[str, Tensor]:
-        from safetensors import SafetensorError, safe_open
-
         file = self._files[part]
         path = self._folder / file["name"]
         verify_file(path, file["bytes"], file["sha256"])
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                mapped = {key: tensors.get_tensor(key) for key in self._layout[part]}
-        except SafetensorError as error:
-            raise FormatError(f"{path} is not a shard of this harvest: {error}") from error
-        for key, (width, dtype) in self._layout[part].items():
-            shape = (self.rows, width) if width else (self.rows,)
-            if mapped[key].shape != shape or mapped[key].dtype != dtype:
-                raise FormatError(
-                    f"{path}: {key!r} is {mapped[key].dtype} {list(mapped[key].shape)}, the manifest "
-                    f"says {dtype} {list(shape)}"
-                )
-        return mapped
+        columns = self._layout[part].items()
+        return read_tensors(
+            path,
+            {key: ((dtype,), f"{self.rows} {width}" if width else f"{self.rows}") for key, (width, dtype) in columns},
+        )[0]
 
 
 class Column:

@@ -41,6 +41,7 @@ from torch import Tensor
 from saelab.activations.shards import TOKEN_KEYS, Column, FileShard, Layout, Shard
 from saelab.errors import CheckpointError, ConfigError, FormatError
 from saelab.files import MANIFEST, user_path
+from saelab.manifests import ANYTHING, COUNT, FILE, FLAG, METADATA, SIZE, TABLE, TEXT, check, exactly, read_json
 
 FORMAT, VERSION = "saelab activations", 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -167,6 +168,10 @@ def open_stores(path: str | os.PathLike) -> dict[str, ActivationStore]:
     folder = user_path(path)
     manifest = read_store_manifest(folder)
     written = sum(shard["rows"] for shard in manifest["shards"])
+    if written > manifest["rows"]:
+        raise FormatError(
+            f"{folder} should have {manifest['rows']:,} rows and its shards have {written:,}: harvest it again"
+        )
     if written < manifest["rows"]:
         raise CheckpointError(
             f"the harvest in {folder} is not finished: {written:,} of {manifest['rows']:,} rows; "
@@ -189,31 +194,32 @@ def row_bytes(layout: Layout) -> int:
     return sum(max(width, 1) * dtype.itemsize for keys in layout.values() for width, dtype in keys.values())
 
 
+SCHEMA: dict[str, Any] = {
+    "format": exactly(FORMAT), "fingerprint": TABLE, "metadata": METADATA, "dtype": exactly(*DTYPES), "gradients": FLAG,
+    "sites": [{"name": TEXT, "width": SIZE, "heads": ANYTHING}], "rows": COUNT,
+    "shards": [{"rows": COUNT, "cursor": COUNT, "files": {"rows": FILE, "*": FILE}}],
+}  # fmt: skip
+
+
 def read_store_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a harvest, finished or not; `FormatError` for anything else."""
+    where = f"{folder} is not a harvest of activations: {MANIFEST}"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}")
-        if manifest["version"] > VERSION:
-            raise ValueError(
-                f"it has version {manifest['version']} of the protocol, this saelab reads {VERSION}: "
-                "install a newer one"
-            )
-        parts = set(layout_of(manifest))
-        whole = [manifest["rows"], *(site["width"] for site in manifest["sites"])]
-        for shard in manifest["shards"]:
-            whole += [shard["rows"], shard["cursor"], *(file["bytes"] for file in shard["files"].values())]
-            if set(shard["files"]) != parts or not all(type(f["sha256"]) is str for f in shard["files"].values()):
-                raise ValueError(f"a shard has the files {sorted(shard['files'])}, not {sorted(parts)}")
-        if not all(type(number) is int and number >= 0 for number in whole):
-            raise ValueError("it counts in something else than whole numbers")
-        if not all(isinstance(manifest[key], dict) for key in ("fingerprint", "metadata")):
-            raise ValueError("its fingerprint or metadata is no table")
-        if not all(isinstance(site["name"], str) and "heads" in site for site in manifest["sites"]):
-            raise ValueError("a site has no name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{folder} is not a harvest of activations: {MANIFEST}: {error}") from error
+        manifest = read_json(folder / MANIFEST, {"format": exactly(FORMAT), "version": COUNT})
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    if manifest["version"] > VERSION:
+        raise FormatError(
+            f"{where}: it has version {manifest['version']} of the protocol, this saelab reads {VERSION}: install a newer one"
+        )
+    check(manifest, SCHEMA, where)
+    names = [site["name"] for site in manifest["sites"]]
+    parts = {"rows", *(f"site{place}" for place in range(len(names)))}
+    if not names or len(set(names)) != len(names):
+        raise FormatError(f"{where}: it has the sites {names}; a harvest has one or more, each once")
+    for shard in manifest["shards"]:
+        if set(shard["files"]) != parts:
+            raise FormatError(f"{where}: a shard has the files {sorted(shard['files'])}, not {sorted(parts)}")
     return manifest
 
 

@@ -13,19 +13,46 @@ A folder holds
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
+from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture
+from saelab.autoencoders.foreign import described
 from saelab.autoencoders.sae import SAE
-from saelab.errors import ConfigError, FormatError
-from saelab.files import current, sha256, user_path, verify_file, whole_folder
+from saelab.errors import FormatError
+from saelab.files import current, sha256, user_path, whole_folder
+from saelab.manifests import (
+    ALL,
+    FILE,
+    FLOATS,
+    METADATA,
+    SIZE,
+    TABLE,
+    TEXT,
+    Layout,
+    check,
+    check_finite,
+    exactly,
+    fit,
+    inside,
+    read_json,
+    read_tensors,
+    verify_file,
+)  # fmt: skip
 from saelab.tensors import save_tensors
 
 CONFIG, WEIGHTS, SPARSITY, OURS = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "saelab.safetensors"
 FORMAT = 1
+# What is read of `cfg.json`.
+SCHEMA = {
+    "d_in": SIZE, "d_sae": SIZE, "d_out?": SIZE, "dtype": TEXT,
+    "metadata": {"saelab": {"config": TABLE, "metadata": METADATA, "files": {WEIGHTS: FILE, OURS: FILE, "*": FILE}}},
+}  # fmt: skip
+UNBOUNDED = ("state.norm_limit", "state.direction_std")  # no limit is infinity, no statistics are NaN
 
 
 def save(sae: SAE, path: str | os.PathLike) -> None:
@@ -50,62 +77,124 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
 def listed(folder: Path) -> list[str] | None:
     """The files that saelab has written into an SAE's folder, by its `cfg.json`; None where that is not ours."""
     try:
-        names = json.loads((folder / CONFIG).read_text())["metadata"]["saelab"]["files"]
-        return [name for name in (WEIGHTS, OURS, SPARSITY) if name in names] + [CONFIG]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        names = read_json(folder / CONFIG, {"metadata": {"saelab": {"files": TABLE}}})["metadata"]["saelab"]["files"]
+    except FormatError:
         return None
+    return [name for name in (WEIGHTS, OURS, SPARSITY) if name in names] + [CONFIG]
 
 
 def load(path: str | os.PathLike) -> SAE:
     """See `SAE.load`."""
     folder = user_path(path)
+    where = f"{folder / CONFIG}"
     try:
-        config = json.loads(current(folder, CONFIG).read_text())
-        metadata = dict(config["metadata"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"{folder} holds no readable {CONFIG}: it is not an SAE folder") from error
-    ours = metadata.pop("saelab", None)
-    if ours is None:
-        raise FormatError(
-            f"{folder} was not written by saelab (architecture {config.get('architecture')!r}): "
-            "folders of other libraries are not read yet"
-        )
-    if ours.get("format") != FORMAT:
-        raise FormatError(f"{folder} has format {ours.get('format')!r}; this version of saelab reads {FORMAT}")
-    for name, expected in ours["files"].items():
-        verify_file(current(folder, name), expected["bytes"], expected["sha256"])
-    weights, rest = load_file(current(folder, WEIGHTS)), load_file(current(folder, OURS))
+        config = read_json(current(folder, CONFIG), {"metadata": {"saelab": TABLE}})
+    except FormatError as error:
+        raise FormatError(f"{folder} is not an SAE folder of saelab's: {described(folder)} ({error})") from error
+    ours = config["metadata"]["saelab"]
+    check(ours, {"format": exactly(FORMAT)}, f"{where} is of another version of saelab")
+    check(config, SCHEMA, where)
+    cfg = architecture(ours["config"], where)
+    d_in, d_out = config["d_in"], config.get("d_out", config["d_in"])
+    plain = {
+        "W_enc": (FLOATS, f"{d_in} {cfg.d_sae}"), cfg.saelens_bias: (FLOATS, f"{cfg.d_sae}"),
+        "W_dec": (FLOATS, f"{cfg.d_sae} {d_out}"), "b_dec": (FLOATS, f"{d_out}"), "W_skip?": (FLOATS, f"{d_out} {d_in}"),
+        **{f"{name}?": (FLOATS, f"{cfg.d_sae}") for name in ("threshold", "r_mag", "b_mag")},
+    }  # fmt: skip
+    weights = _checked(folder, WEIGHTS, ours["files"], plain)
+    sae = unfilled(cfg, d_in, d_out, weights["W_dec"].dtype)
+    _agree(config, sae, where)
+    layout = {name: wanted for name, wanted in state_layout(sae).items() if name.startswith(("state.", "extra."))}
+    layout["state.target_scale?"] = layout.pop("state.target_scale")  # older files have one scale for both
+    rest = _checked(folder, OURS, ours["files"], layout)
+    for name in ours["files"].keys() - {WEIGHTS, OURS}:
+        inside(folder, name)
+        verify_file(current(folder, name), ours["files"][name]["bytes"], ours["files"][name]["sha256"])
+    scale = rest.setdefault("state.target_scale", rest["state.scale"])
+    tensors = {
+        "encoder_weight": weights["W_enc"].T * (scale / rest["state.scale"]),
+        "W_dec": weights["W_dec"],
+        "encoder_bias": weights[cfg.saelens_bias] * scale,
+        "decoder_bias": weights["b_dec"] * scale,
+        **rest,
+    }
+    return filled(sae, tensors, ours["metadata"], f"{folder}")
+
+
+def architecture(fields: Any, where: str) -> Architecture:
+    """The architecture that `to_dict` described; `FormatError` for anything else."""
     try:
-        cfg = Architecture.from_dict(ours["config"])
-    except (ConfigError, TypeError) as error:
-        raise FormatError(f"{folder / CONFIG}: {error}") from error
-    sae = SAE(cfg, weights["W_enc"].shape[0], ours["metadata"], d_out=weights["W_dec"].shape[1])
-    sae.to(weights["W_dec"].dtype)
-    try:
-        scale = rest.setdefault("state.target_scale", rest["state.scale"])  # older files have one scale for both
-        sae.load_state_dict(
-            {
-                "encoder_weight": weights["W_enc"].T * (scale / rest["state.scale"]),
-                "W_dec": weights["W_dec"],
-                "encoder_bias": weights[cfg.saelens_bias] * scale,
-                "decoder_bias": weights["b_dec"] * scale,
-                **rest,
-            }
-        )
-    except (RuntimeError, KeyError) as error:
-        raise FormatError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {error}") from error
+        return Architecture.from_dict(fields)
+    except (ValueError, TypeError, KeyError) as error:  # ConfigError is a ValueError
+        raise FormatError(f"{where} describes no architecture: {error}") from error
+
+
+def _checked(folder: Path, name: str, files: dict[str, Any], layout: Layout) -> dict[str, Tensor]:
+    path = current(folder, name)
+    verify_file(path, files[name]["bytes"], files[name]["sha256"])
+    return read_tensors(path, layout)[0]
+
+
+def _agree(config: dict[str, Any], sae: SAE, where: str) -> None:
+    """What SAELens reads of this file and what saelab reads are one SAE."""
+    made = _shape(sae)
+    differ = [
+        f"{name} is {config[name]!r} and {made[name]!r}"
+        for name in made.keys() & config.keys()
+        if config[name] != made[name]
+    ]
+    if differ:
+        raise FormatError(f"{where} contradicts itself or its tensors: {'; '.join(sorted(differ))}")
+
+
+def unfilled(cfg: Architecture, d_in: int, d_out: int, dtype: torch.dtype) -> SAE:
+    """An SAE whose tensors have shapes and no storage."""
+    with torch.device("meta"):
+        return SAE(cfg, d_in, d_out=d_out).to(dtype)
+
+
+def state_layout(sae: SAE) -> Layout:
+    """The layout of a file that holds its state_dict; a float may be of another precision."""
+    return {
+        name: (FLOATS if value.is_floating_point() else (value.dtype,), " ".join(map(str, value.shape)))
+        for name, value in sae.state_dict().items()
+    }
+
+
+def of_state(cfg: Architecture, tensors: Mapping[str, Tensor], metadata: dict[str, Any], where: str) -> SAE:
+    """The SAE of this architecture that has this state_dict; `FormatError` unless it can."""
+    shape = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    size = {"encoder_weight": (FLOATS, f"{cfg.d_sae} in"), "W_dec": (FLOATS, f"{cfg.d_sae} out"), "*": (ALL, "...")}
+    fit(shape, size, where)
+    sae = unfilled(cfg, shape["encoder_weight"][1][1], shape["W_dec"][1][1], shape["W_dec"][0])
+    fit(shape, state_layout(sae), where)
+    return filled(sae, tensors, metadata, where)
+
+
+def filled(sae: SAE, tensors: Mapping[str, Tensor], metadata: dict[str, Any], where: str) -> SAE:
+    """The SAE of `unfilled` with the tensors of a state_dict, as copies: no file stays open.
+
+    Raises `FormatError` where a weight is NaN or infinite, a scale is not above 0 or a count is below.
+    """
+    for name in ("state.scale", "state.target_scale", "state.norm_limit"):
+        if not bool(tensors[name] > 0):
+            raise FormatError(f"{where}: {name.removeprefix('state.')} is {float(tensors[name]):g} and must be above 0")
+    check_finite({name: value for name, value in tensors.items() if name not in UNBOUNDED}, where)
+    for name, value in tensors.items():
+        if value.dtype == torch.int64 and value.numel() and int(value.min()) < 0:
+            raise FormatError(f"{where}: {name.removeprefix('state.')} counts {int(value.min()):,}, below 0")
+    sae.load_state_dict(
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}, assign=True
+    )
+    sae.metadata = dict(metadata)
     return sae
 
 
 def _config(sae: SAE, files: dict[str, Any]) -> dict[str, Any]:
     site = sae.metadata.get("site")
     return {
-        **sae.cfg.to_saelens(),
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "dtype": str(sae.dtype).removeprefix("torch."),
+        **_shape(sae),
         "device": "cpu",
-        **({} if sae.cfg.centres_input else {"d_out": sae.d_out}),
         "apply_b_dec_to_input": sae.cfg.centres_input,
         "normalize_activations": "none",
         "reshape_activations": "hook_z" if site and site.endswith("hook_z") else "none",
@@ -124,4 +213,14 @@ def _config(sae: SAE, files: dict[str, Any]) -> dict[str, Any]:
                 "files": files,
             },
         },
+    }
+
+
+def _shape(sae: SAE) -> dict[str, Any]:
+    return {
+        **sae.cfg.to_saelens(),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(sae.dtype).removeprefix("torch."),
+        **({} if sae.cfg.centres_input else {"d_out": sae.d_out}),
     }

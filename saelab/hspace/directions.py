@@ -14,14 +14,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import saelab
-from saelab.errors import ConfigError
-from saelab.files import read_tensors, write_tensors
+from saelab.errors import ConfigError, FormatError
+from saelab.files import write_tensors
+from saelab.manifests import ALL, FLOATS, TEXT, WHOLE, Layout, parse_json, read_tensors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT = "saelab-directions-1"
 _DETAIL = "detail."
+LAYOUT: Layout = {
+    "vectors": (FLOATS, "K S C h w"), "scales": (FLOATS, "K S"), "timesteps?": (WHOLE, "S"), "explained?": (FLOATS, "K _"),
+    f"{_DETAIL}*": (ALL, "K ..."),
+}  # fmt: skip
+STRINGS = dict.fromkeys(("denoiser", "site", "method", "names"), TEXT)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +201,10 @@ class Directions(Sequence[Direction]):
     def load(cls, path: str | os.PathLike, denoiser: Any = None) -> "Directions":
         """The directions that `save` wrote. Raises `FormatError` for another file; with a `saelab.Denoiser`, `ConfigError` when
         they are not of it, or h has another shape."""
-        tensors, header = read_tensors(path, FORMAT)
+        tensors, header = read_tensors(path, LAYOUT, FORMAT, STRINGS)
+        names = parse_json(header["names"], [TEXT], f"the names in the header of {path}")
+        if len(names) != len(tensors["vectors"]):
+            raise FormatError(f"{path} has {len(names)} names for {len(tensors['vectors'])} directions")
         made = cls(
             tensors["vectors"],
             tensors["scales"],
@@ -205,7 +214,7 @@ class Directions(Sequence[Direction]):
             header["method"],
             explained=tensors.get("explained"),
             details={name[len(_DETAIL) :]: value for name, value in tensors.items() if name.startswith(_DETAIL)},
-            names=json.loads(header["names"]),
+            names=names,
         )
         if denoiser is not None:
             own = made.denoiser if denoiser.made(made.denoiser) else denoiser.digest

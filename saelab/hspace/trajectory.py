@@ -12,10 +12,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import saelab
-from saelab.errors import DataError
-from saelab.files import read_tensors, write_tensors
+from saelab.errors import DataError, FormatError
+from saelab.files import write_tensors
+from saelab.manifests import ALL, DIGITS, FLOATS, TEXT, WHOLE, Layout, exactly, read_tensors
 
 FORMAT = "saelab-trajectory-1"
+_IMAGE, _STEPS, _BOTTLENECK = (FLOATS, "n C H W"), (FLOATS, "n S C H W"), (FLOATS, "n S Ch h w")
+LAYOUT: Layout = {
+    "start": _IMAGE, "samples": _IMAGE, "timesteps": (WHOLE, "S"), "eta": (FLOATS, "S"), "noise?": _STEPS, "residual?": _IMAGE,
+    "images?": _IMAGE, "partner?": _IMAGE, "x?": (FLOATS, "n S+1 C H W"), "x0?": _STEPS, "epsilon?": _STEPS, "h?": _BOTTLENECK,
+    "cond?": (ALL, "_ ..."), "edit.delta?": (FLOATS, "K S Ch h w"), "edit.strength?": (FLOATS, "K n"),
+    "edit.mask?": (FLOATS, "_ h w"), "edit.active?": ((torch.bool,), "S"),
+}  # fmt: skip
+STRINGS = {
+    "denoiser": TEXT, "site": TEXT, "method": TEXT, "batch_size": DIGITS, "seed?": DIGITS,
+    "mode?": exactly("symmetric", "asymmetric"),
+}  # fmt: skip
 # What was read on the way, not needed to make it again: half precision on disk.
 READINGS = ("x", "x0", "h", "epsilon")
 # What has a row for each sample.
@@ -144,7 +156,13 @@ class Trajectory:
 
         Raises `FormatError` for a file that is something else or was cut short.
         """
-        tensors, strings = read_tensors(path, FORMAT)
+        tensors, strings = read_tensors(path, LAYOUT, FORMAT, STRINGS)
+        whole = [name for name in ("edit.delta", "edit.strength", "edit.active") if name in tensors]
+        if len(whole) not in (0, 3) or bool(whole) != ("mode" in strings) or "edit.mask" in tensors and not whole:
+            raise FormatError(f"{path}: of its edit there is only {', '.join([*whole, *strings.keys() & {'mode'}])}")
+        for name in ("cond", "edit.mask"):  # one row for all samples, or one a sample
+            if name in tensors and len(tensors[name]) not in (1, len(tensors["start"])):
+                raise FormatError(f"{path}: {name} has {len(tensors[name])} rows for {len(tensors['start'])} samples")
         edit = {name.removeprefix("edit."): tensors.pop(name) for name in list(tensors) if name.startswith("edit.")}
         readings = {name: tensors[name].to(tensors["start"].dtype) for name in READINGS if name in tensors}
         fields: dict[str, Any] = {**tensors, **readings}

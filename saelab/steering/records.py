@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import CheckpointError
+from saelab.errors import CheckpointError, FormatError
 from saelab.files import check_free, remove_left_over, user_path, whole_file
 from saelab.locks import locked
+from saelab.manifests import COUNT, INTEGER, NUMBER, TEXT, Kind, Schema, exactly, read_json
+from saelab.steering.grid import BASELINES, STEERED
 from saelab.training.checkpoint import check_fingerprint
 
 SWEEP, SCORES = "sweep.json", "scores.json"
@@ -26,9 +28,26 @@ OF_THE_STEERING = (
 )  # fmt: skip
 MEASURES = OF_THE_STEERING + OF_THE_TEXT
 
+# What the files hold, as far as it is read.
+WRITTEN = Kind(
+    "a number, null or an infinity",
+    lambda value: value in (None, "inf", "-inf") or type(value) is int and abs(value) < 2**63 or type(value) is float,
+)
+OF_SWEEP: Schema = {
+    "latents": [COUNT], "operations": [TEXT], "prompts": [TEXT], "seeds": [INTEGER], "texts": COUNT, "model": TEXT,
+    "site": TEXT,
+    "unit?": TEXT.or_null(), "later_site?": TEXT.or_null(), "scope?": TEXT, "temperature?": NUMBER,
+}  # fmt: skip
+OF_ROW: Schema = {
+    "row": COUNT, "baseline": exactly(*BASELINES, STEERED), "latent": COUNT.or_null(), "operation": TEXT.or_null(),
+    "strength": WRITTEN, "draw": COUNT.or_null(), "control": COUNT.or_null(), "prompt_id": COUNT, "seed": INTEGER,
+    "text": TEXT, "ids": [COUNT], **{f"{name}?": WRITTEN for name in MEASURES},
+}  # fmt: skip
+OF_SCORES: Schema = {"top_tokens": [[TEXT]], "output_score": [WRITTEN], "input_score": [WRITTEN]}
+
 
 class Records:
-    """`rows` by their number, in the order of being added; `scores` of the latents, None until kept."""
+    """`rows` by their number, in the order of being added; `scores` of the latents, None until kept; `settings` asked for."""
 
     def __init__(self, settings: dict[str, Any], path: Path | None = None) -> None:
         self.settings, self.path = settings, path
@@ -101,23 +120,25 @@ def of_folder(folder: Path, settings: dict[str, Any] | None = None) -> Records |
     if not (folder / SWEEP).exists():
         check_free(folder, "sweep")
         return None
-    found = read(folder / SWEEP)["fingerprint"]
-    if settings is not None:
-        check_fingerprint(folder, found, settings)
-    records = Records(found, folder)
-    if (folder / SCORES).exists():
-        records.scores = _figures(read(folder / SCORES))
-    for path in sorted((folder / "rows").glob("*.json")):
-        records.rows |= {row["row"]: _figures(row) for row in read(path)}
-    return records
-
-
-def read(path: Path) -> Any:
-    """A JSON file. Raises `CheckpointError` when it is not readable."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not readable ({error}): remove it, and its texts are made again") from error
+        found = read_json(folder / SWEEP, {"format": exactly(1), "fingerprint": OF_SWEEP})["fingerprint"]
+        if settings is not None:
+            check_fingerprint(folder, found, settings)
+        records = Records(found, folder)
+        if (folder / SCORES).exists():
+            records.scores = _figures(read_json(folder / SCORES, OF_SCORES))
+            if any(len(values) != len(found["latents"]) for values in records.scores.values()):
+                raise FormatError(f"{folder / SCORES} is not of the {len(found['latents'])} latents of the sweep")
+        for path in sorted((folder / "rows").glob("*.json")):
+            for row in read_json(path, [OF_ROW]):
+                if row["row"] >= found["texts"] or row["prompt_id"] >= len(found["prompts"]):
+                    raise FormatError(
+                        f"{path} holds row {row['row']} of {found['texts']:,}, of prompt {row['prompt_id']}"
+                    )
+                records.rows[row["row"]] = _figures(row)
+    except FormatError as error:
+        raise CheckpointError(f"{error}: remove that file, and what was in it is made again") from error
+    return records
 
 
 def _written(row: dict[str, Any]) -> dict[str, Any]:

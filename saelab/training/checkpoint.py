@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from saelab.autoencoders import serialization
@@ -22,7 +21,6 @@ from saelab.files import (
     MANIFEST,
     check_free,
     check_replaceable,
-    read_manifest,
     remove_left_over,
     remove_listed,
     try_folder,
@@ -30,11 +28,19 @@ from saelab.files import (
     whole_folder,
 )
 from saelab.locks import locked as locked
+from saelab.manifests import ALL, COUNT, FIGURE, SCALAR, TABLE, exactly, read_json, read_manifest, read_tensors
 from saelab.tensors import save_tensors
 
 RUN, HISTORY, TENSORS = "run.json", "history.json", "tensors.safetensors"
 KEEP = 2
 _STEP = re.compile(r"step_\d{8,}")
+RUN_SCHEMA = {
+    "status": exactly("running", "interrupted", "finished"), "fingerprint": TABLE, "metadata": TABLE, "report": TABLE
+}  # fmt: skip
+HISTORY_ROW = {
+    "step": COUNT, "tokens": COUNT, "dead": COUNT,
+    **dict.fromkeys(("loss", "l0", "explained_variance", "lr", "tokens_per_second"), FIGURE), "*": SCALAR,
+}  # fmt: skip
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -43,9 +49,9 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         check_free(folder, "run")
         return None
     try:
-        return json.loads((folder / RUN).read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{folder / RUN} is not readable: remove the folder to start again") from error
+        return read_json(folder / RUN, RUN_SCHEMA)
+    except FormatError as error:
+        raise CheckpointError(f"{error}; without it the run cannot go on: remove {folder} to start again") from error
 
 
 def write_run(folder: Path, content: dict[str, Any]) -> None:
@@ -139,9 +145,10 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[list[dict[st
     problems = []
     for path in reversed(steps):
         try:
-            manifest = read_manifest(path)
-            return manifest["step"], load_file(path / TENSORS), json.loads((path / HISTORY).read_text())
-        except (FormatError, OSError, ValueError, KeyError) as error:
+            manifest = read_manifest(path, {"format": exactly(1), "step": COUNT}, [TENSORS, HISTORY])
+            history = read_json(path / HISTORY, [[HISTORY_ROW]])
+            return manifest["step"], read_tensors(path / TENSORS, {"*": (ALL, "...")})[0], history
+        except FormatError as error:
             problems.append(str(error))
             if path != steps[0]:
                 warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)

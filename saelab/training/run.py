@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
-from saelab.errors import CheckpointError, ConfigError
+from saelab.autoencoders.serialization import architecture, of_state
+from saelab.errors import CheckpointError, ConfigError, FormatError
 from saelab.files import user_path, write_csv
+from saelab.manifests import read_text
 from saelab.training import checkpoint
 
 if TYPE_CHECKING:
@@ -112,12 +113,10 @@ def load_run(path: str | os.PathLike) -> Run:
         runs = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
         raise CheckpointError(f"{folder} holds a sweep: load one of its runs ({runs})")
     if found["status"] == "finished":
-        import pandas
-
-        rows = [
-            {str(k): v for k, v in row.items()} for row in pandas.read_csv(folder / "history.csv").to_dict("records")
-        ]
-        return Run(SAE.load(folder / "sae"), rows, folder, False, found["report"])
+        try:
+            return Run(SAE.load(folder / "sae"), _rows(folder / "history.csv"), folder, False, found["report"])
+        except FormatError as error:
+            raise CheckpointError(f"the run in {folder} was finished, and was changed since: {error}") from error
     if "sae" not in found["fingerprint"]:
         raise CheckpointError(f"{folder} holds an unfinished sweep: run the same call again to continue it")
     latest = checkpoint.load_latest(folder)
@@ -125,10 +124,28 @@ def load_run(path: str | os.PathLike) -> Run:
         raise CheckpointError(f"the run in {folder} ended before its first checkpoint: start it again")
     _, tensors, histories = latest
     weights = checkpoint.part(tensors, "0.sae.")
-    cfg = Architecture.from_dict(found["fingerprint"]["sae"])
-    sae = SAE(cfg, weights["encoder_weight"].shape[1], found["metadata"], d_out=weights["W_dec"].shape[1])
-    sae.load_state_dict(weights)
+    try:
+        cfg = architecture(found["fingerprint"]["sae"], f"{folder / checkpoint.RUN}")
+        sae = of_state(cfg, weights, found["metadata"], f"{folder}")
+    except FormatError as error:
+        raise CheckpointError(f"the run in {folder} cannot be reopened: {error}") from error
     return Run(sae, histories[0], folder, True, found["report"])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history.csv."""
+    import io
+
+    import pandas
+
+    try:
+        table = pandas.read_csv(io.StringIO(read_text(path)))
+        numbers = table[COLUMNS].astype(float)
+    except (ValueError, KeyError) as error:  # every parser's error of pandas is a ValueError
+        raise FormatError(f"{path} is not the history of a run: {error}") from error
+    if not len(numbers) or not bool((numbers[["step", "tokens", "dead"]] >= 0).all(axis=None)):
+        raise FormatError(f"{path} is not the history of a run: a step, a count of tokens or of dead latents is none")
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 class Sweep(Sequence[Run]):
