@@ -213,3 +213,15 @@ def test_the_usual_context_is_the_models_own_where_that_is_shorter(bos_model):
 
 def _shorter(config):
     return type(config)(**{**config.to_dict(), "max_position_embeddings": 48})
+
+
+def test_the_command_line_evaluates_at_the_length_of_the_training(bos_run, bos_model, monkeypatch, capsys):
+    lengths = []
+    monkeypatch.setitem(saelab.__dict__, "load_model", lambda name, device="auto": bos_model)
+    load, real = saelab.load_corpus, saelab.evaluate
+    monkeypatch.setitem(saelab.__dict__, "load_corpus", lambda name, seed=0: load(DOCUMENTS))
+    monkeypatch.setitem(
+        saelab.__dict__, "evaluate", lambda *a, **k: lengths.append(k["context_length"]) or real(*a, **k)
+    )
+    assert cli.main(["evaluate", str(bos_run.path), "--corpus", "x", "--tokens", "64"]) == 0
+    assert lengths == [None] and "tokens" in capsys.readouterr().out

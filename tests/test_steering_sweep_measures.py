@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from torch import nn
 from torch.nn.functional import kl_div
+from transformers import PreTrainedTokenizerFast
 
 import saelab
 from saelab import ConfigError, steering
@@ -308,3 +311,24 @@ def test_p_is_small_where_the_latent_does_more_and_counts_ties_against_it():
     effect[0] = 10 * np.sqrt(kl[0])
     assert p_by_rank(at_equal_divergence(effect, kl, 1.0)[1]) == pytest.approx(1 / 21)
     assert p_by_rank(np.ones(21)) == 1
+
+
+def test_a_tokenizer_that_knows_nothing_of_the_neutral_prompt(tiny_tokenizer):
+    """Chess, DNA: the neutral prompt is all unknown tokens, which are not steered; ordinary tokens stand in for it."""
+    words = Tokenizer(
+        tokenizer_models.WordLevel({"<unk>": 0, **{f"w{i}": i for i in range(1, 258)}}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    lm = saelab.load_model(
+        tiny.llama_model(), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    )
+    texts = [" ".join(f"w{1 + (i * j) % 250}" for j in range(1, 30)) for i in range(1, 40)]
+    site = "blocks.2.hook_resid_post"
+    sae = saelab.train(lm, texts, site=site, sae=saelab.TopK(k=4, d_sae=32), tokens=512, batch_size=128, context_length=16,
+                       progress=False).sae  # fmt: skip
+    latent = int(sae.latent_stats.density.argmax())
+    assert scores.neutral_tokens(lm, sae).ids.tolist() == [[1, 2, 3, 4]]
+    found = steering.sweep(lm, sae, [latent], ["add"], [2.0], ["w5 w9 w33"], max_new_tokens=3, progress=False)
+    expected = scores.output_scores(lm, sae, [latent], prompt=torch.tensor([[1, 2, 3, 4]]))
+    assert found.scores["output_score"] == expected and 0 <= expected[0] <= 1
+    assert scores.neutral_tokens(saelab.load_model(tiny.llama_model(), tokenizer=tiny_tokenizer), sae).lengths == [19]
