@@ -170,3 +170,16 @@ def test_an_untold_padding_is_refused_everywhere():
 def test_rows_longer_than_the_model_reads(tiny_llama):
     with pytest.raises(DataError, match="300 ids do not fit into the model's context of 256"):
         saelab.load_corpus(torch.ones(4, 300).long()).contexts(tiny_llama, split="all")
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_effects_on_the_loss_do_not_see_padding(tiny_llama, left):
+    from saelab.dashboards.effects import Clean
+
+    ids, mask = padded_rows(PAD, left, n=3)
+    place = tiny_llama.site(SITE)
+    together = Clean.of(tiny_llama, place, Tokens(ids, mask))
+    for row in range(3):
+        alone = Clean.of(tiny_llama, place, tiny_llama.to_tokens(ids[row][mask[row]]))
+        torch.testing.assert_close(together.gradient[row][mask[row]], alone.gradient[0], atol=1e-5, rtol=1e-4)
+        assert together.loss(row) == pytest.approx(alone.loss(0), rel=1e-5)
