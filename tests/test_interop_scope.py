@@ -1,13 +1,15 @@
 """Foreign JumpReLU SAEs against their own formulas."""
 
 import json
+import os
+import zipfile
 
 import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from saelab import FormatError
+from saelab import FormatError, Transcoder
 from saelab.analysis.dark_matter import decompose
 from saelab.interop.scope import load_gemma_scope, load_llama_scope
 
@@ -93,3 +95,85 @@ def test_files_that_are_no_such_saes_are_named(tmp_path):
     llama(tmp_path / "zero", dataset_average_activation_norm={"in": 0, "out": 1})
     with pytest.raises(FormatError, match="not an SAE of Llama Scope"):
         load_llama_scope(tmp_path / "zero")
+
+
+def test_a_transcoder_is_read_as_one(tmp_path):
+    """Its file is like an SAE's: the folder's name says so, or `target_site`."""
+    w, x = arrays(), torch.randn(300, D)
+    folder = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_3" / "width_16k" / "average_l0_4"
+    other = tmp_path / "downloaded"
+    for path in (folder, other):
+        path.mkdir(parents=True)
+        numpy.savez(path / "params.npz", **{name: value.numpy() for name, value in w.items()})
+    p = x @ w["W_enc"] + w["b_enc"]
+    codes = p * (p > w["threshold"]) * (p > 0)
+    sites = {"site": "blocks.3.ln2.hook_normalized", "target_site": "blocks.3.hook_mlp_out"}
+    for found in (
+        load_gemma_scope(folder),
+        load_gemma_scope(folder, site=sites["site"]),
+        load_gemma_scope(other, **sites),
+    ):
+        assert isinstance(found.cfg, Transcoder) and not found.cfg.centres_input
+        assert {name: found.metadata[name] for name in sites} == sites
+        assert torch.allclose(found.encode(x), codes, atol=1e-5)
+        assert torch.allclose(found(x), codes @ w["W_dec"] + w["b_dec"], atol=1e-4)
+    with pytest.raises(FormatError, match="input of an MLP.*target_site"):
+        load_gemma_scope(other, site=sites["site"])
+    (tmp_path / "transcoders").mkdir()
+    (other / "params.npz").rename(tmp_path / "transcoders" / "params.npz")
+    with pytest.raises(FormatError, match="no folder says of which layer: give site= and target_site="):
+        load_gemma_scope(tmp_path / "transcoders")
+
+
+def test_a_transcoder_between_widths_and_an_embedding_are_refused_by_name(tmp_path):
+    wide = {name: value.numpy() for name, value in arrays().items()}
+    wide |= {"W_dec": numpy.ones((F, D + 1), "f4"), "b_dec": numpy.zeros(D + 1, "f4")}
+    numpy.savez(tmp_path / "params.npz", **wide)
+    with pytest.raises(FormatError, match="width 6 into 7: a transcoder"):
+        load_gemma_scope(tmp_path, site="blocks.0.hook_resid_post")
+    assert load_gemma_scope(tmp_path, site="a", target_site="b")(torch.zeros(2, D)).shape == (2, D + 1)
+    (tmp_path / "embedding").mkdir()
+    numpy.savez(tmp_path / "embedding" / "params.npz", **{name: value.numpy() for name, value in arrays().items()})
+    with pytest.raises(FormatError, match="SAE of the embedding"):
+        load_gemma_scope(tmp_path / "embedding")
+    (tmp_path / "embedding").rename(tmp_path / "renamed")
+    with pytest.raises(FormatError, match="SAE of the embedding"):
+        load_gemma_scope(tmp_path / "renamed", site="hook_embed")
+
+
+def test_a_llama_transcoder_is_read_as_one(tmp_path):
+    w = llama(tmp_path / "sae", hook_point_in="blocks.1.ln2.hook_normalized", hook_point_out="blocks.1.hook_mlp_out")
+    sae, x = load_llama_scope(tmp_path / "sae"), torch.randn(300, D) * 4
+    p = (D**0.5 / 9.0 * x) @ w["W_enc"] + w["b_enc"]
+    assert isinstance(sae.cfg, Transcoder) and sae.metadata["target_site"] == "blocks.1.hook_mlp_out"
+    assert torch.allclose(sae(x), ((p * (p > 0.8)) @ w["W_dec"] + w["b_dec"]) / (D**0.5 / 12.0), atol=1e-4)
+
+
+def test_archives_that_would_not_fit_or_run_code_are_refused(tmp_path):
+    file = tmp_path / "params.npz"
+    good = {name: value.numpy() for name, value in arrays().items()}
+    numpy.savez_compressed(file, **good | {"b_enc": numpy.zeros(10_000_000, "f4")})
+    with pytest.raises(FormatError, match="unpacks to more than 20 times"):
+        load_gemma_scope(tmp_path)
+    numpy.savez(file, **good | {"b_enc": numpy.array([print], dtype=object)})
+    with pytest.raises(FormatError, match="b_enc.npy is object"):
+        load_gemma_scope(tmp_path)
+    numpy.savez(file, **good | {"affine_skip_connection": numpy.ones((D, D), "f4")})
+    with pytest.raises(FormatError, match="affine_skip_connection"):
+        load_gemma_scope(tmp_path)
+    numpy.savez(file, **good | {"W_dec": numpy.full((F, D), numpy.nan, "f4")})
+    with pytest.raises(FormatError, match="w_dec holds NaN"):
+        load_gemma_scope(tmp_path)
+    header = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000,), }".ljust(117)
+        + b"\n"
+    )
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("b_enc.npy", header)
+    with pytest.raises(FormatError, match="100000000000"):
+        load_gemma_scope(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(FormatError, match="pipe"):
+        load_gemma_scope(tmp_path)
