@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import DataError
+from saelab.surroundings import OwnRandomness
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -76,9 +77,10 @@ def probe_timesteps(
 
 
 def _accuracy(features: Tensor, labels: Tensor, train: Tensor, test: Tensor) -> float:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with OwnRandomness(0):  # its first import draws from Python's generator
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     x: Any = features.flatten(1).double().cpu().numpy()
     y = labels.cpu().numpy()

@@ -13,6 +13,7 @@ from saelab.errors import ConfigError, DataError
 from saelab.hspace.directions import Direction, Directions, unit
 from saelab.hspace.principal import h_of
 from saelab.hspace.trajectory import Trajectory
+from saelab.surroundings import OwnRandomness
 
 KINDS = ("svm", "logistic")
 ANNULUS = 0.02  # how far the norms of inverted latents may be from those of sampled ones at a mixing step
@@ -181,12 +182,13 @@ def shift(direction: Direction, trajectory: Trajectory, distance: float | Tensor
 
 def _fit(rows: Tensor, y_N: Tensor, train: Tensor, test: Tensor, kind: str) -> tuple[Tensor, float, float]:
     """(unit normal [D], intercept, held-out accuracy) of a linear classifier of raw rows."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import SVC
-
     x_ND = rows.flatten(1).double().cpu().numpy()
-    model: Any = SVC(kernel="linear", C=1.0) if kind == "svm" else LogisticRegression(max_iter=2_000)
-    model.fit(x_ND[train], y_N[train].numpy())
+    with OwnRandomness(0):  # libsvm draws from NumPy's global generator, scikit-learn's first import from Python's
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.svm import SVC
+
+        model: Any = SVC(kernel="linear", C=1.0) if kind == "svm" else LogisticRegression(max_iter=2_000)
+        model.fit(x_ND[train], y_N[train].numpy())
     normal = torch.tensor(model.coef_[0], dtype=torch.float64)
     length = normal.norm().clamp(min=1e-300)
     return normal / length, float(model.intercept_[0] / length), float(model.score(x_ND[test], y_N[test].numpy()))

@@ -145,7 +145,7 @@ class Denoiser:
             words.append(f"{interventions} interventions")
         weights = {name: p.float() if p.is_floating_point() else p for name, p in self.unet.state_dict().items()}
         return cache.tensors_digest(
-            weights | {"alphas": self.alphas_cumprod} | {word: torch.zeros(0) for word in words}
+            weights | {"alphas": self.alphas_cumprod} | {word: torch.zeros(0, dtype=torch.float32) for word in words}
         )
 
     def to(self, dtype: torch.dtype) -> "Denoiser":

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from saelab.surroundings import OwnRandomness
+
 
 def laplacian_score(X: Any, *, neighbors: int = 5) -> np.ndarray:
     """Laplacian score of each feature [d]: the *smaller*, the better it keeps near neighbours together.
@@ -41,7 +43,8 @@ def mcfs(X: Any, n_features: int, *, n_clusters: int, neighbors: int = 5) -> np.
     >>> mcfs(X, 1, n_clusters=1).argmax()
     np.int64(3)
     """
-    from sklearn.linear_model import Lars
+    with OwnRandomness(0):  # its first import draws from Python's generator
+        from sklearn.linear_model import Lars
 
     X = np.asarray(X, dtype=np.float64)
     centred = X - X.mean(0)
