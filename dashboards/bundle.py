@@ -54,16 +54,16 @@ def check(path: Path, bundle: bool | None, tables: bool) -> None:
 
 
 def listed(folder: Path) -> list[str] | None:
-    """The files of a bundle, by its manifest and that of its tables; None for anything else."""
+    """The files of a bundle, by its manifest; None for anything else."""
     try:
         manifest = json.loads(codec.from_text(_texts(folder / MANIFEST)["manifest"]))
-        chunks = (
-            [f"data/{name}.js" for name in manifest["chunks"]] if manifest["format"] == "saelab-dashboard" else None
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if manifest["format"] != "saelab-dashboard":
+            return None
+        chunks = [f"data/{name}.js" for name in manifest["chunks"]]
+        tables = [f"{PARQUET}/{name}" for name in manifest.get("tables", TABLES)]  # bundles of before do not name them
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    tables = [f"{PARQUET}/{name}" for name in listed_files(folder / PARQUET) or ()]
-    return None if chunks is None else plain_names([*tables, "index.html", *chunks, MANIFEST])
+    return plain_names([*tables, "index.html", *chunks, MANIFEST])
 
 
 def _texts(file: Path) -> dict[str, str]:
@@ -109,9 +109,10 @@ def _write_bundle(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
             member = codec.compress(container)
             described[name] = _described(member, container)
             _script(folder, name, member)
-        _script(folder, "manifest", codec.manifest_bytes({**manifest, "chunks": described}))
         if beside is not None:
             beside(folder / PARQUET)
+        tables = sorted(path.name for path in (folder / PARQUET).glob("*"))
+        _script(folder, "manifest", codec.manifest_bytes({**manifest, "chunks": described, "tables": tables}))
         with open(folder / "index.html", "w", encoding="utf-8", newline="\n") as file:
             file.writelines(shell())
     return path / "index.html"

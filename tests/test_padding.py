@@ -73,6 +73,15 @@ def test_a_padded_corpus_is_read_as_transformers_reads_it(model, case):
     assert lm.generate(ids[:4], 5) == lm.generate(short, 5)
 
 
+def test_the_first_padded_text_is_read_like_the_next(model):
+    """Whether a model can be padded on the left is measured in the pass that first asks."""
+    lm = saelab.load_model(model)
+    tokens = Tokens(torch.arange(10).view(2, 5), torch.tensor([[False, True, True, True, True], [True] * 5]))
+    x = lm.record(tokens, SITE)
+    assert torch.equal(x, lm.record(tokens, SITE))
+    torch.testing.assert_close(x[0, 1:], lm.record(tokens.ids[:1, 1:], SITE)[0], atol=1e-5, rtol=1e-4)
+
+
 def test_gradients_do_not_see_padding(tiny_llama):
     ids, mask = padded_rows(PAD, left=False)
     with pytest.warns(UserWarning, match="the harvest stops there"):

@@ -69,6 +69,9 @@ def check_fingerprint(folder: Path, found: dict[str, Any], wanted: dict[str, Any
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    found = {
+        Path(name).name: value for name, value in found.items()
+    }  # older sweeps have the whole paths of their runs there
     there, asked = _leaves(found), _leaves(json.loads(json.dumps(wanted)))
     keys = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
     return "; ".join(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in keys)
@@ -165,12 +168,12 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def remove_all(folder: Path) -> None:
-    """The checkpoints of a finished run are no longer needed."""
+    """The checkpoints of a finished run are no longer needed. Whoever may not remove them leaves them."""
     checkpoints = folder / "checkpoints"
     remove_left_over(checkpoints, listed=_written)
-    for step in _steps(folder):
-        remove_listed(step, _written)
-    with contextlib.suppress(OSError):  # it is not there, or holds something of the user's
+    with contextlib.suppress(OSError):  # also where there are none, or something of the user's is beside them
+        for step in _steps(folder):
+            remove_listed(step, _written)
         checkpoints.rmdir()
 
 

@@ -224,7 +224,11 @@ def _together(
 
     def fingerprint(tokens: int) -> dict[str, Any]:
         each = prints(tokens)
-        return each[0] if folder == folders[0] else {f"{path}": one for path, one in zip(folders, each, strict=True)}
+        return (
+            each[0]
+            if folder == folders[0]
+            else {path.name: one for path, one in zip(folders, each, strict=True) if path}
+        )
 
     evaluation = running.evaluation_of(evaluate_every, source, corpus)
 
@@ -234,6 +238,7 @@ def _together(
         if folder is not None:
             if checkpoint.finished(folder, fingerprint(tokens)) and resume == "auto":
                 say(f"{folder} holds this run, finished: it is returned as it is")  # nothing need be writable for that
+                checkpoint.remove_all(folder)  # those that a kill after the last step has left
                 return [load_run(path) for path in folders if path is not None]
             stack.enter_context(checkpoint.locked(folder))
             found = checkpoint.read_run(folder)
