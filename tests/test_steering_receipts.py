@@ -127,10 +127,11 @@ def test_any_module_path_and_any_call_of_the_model(lm, sae):
             steered = lm.model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).logits.detach()
         assert not torch.equal(steered[tokens.mask], plain[tokens.mask])
         assert receipt.to_pandas().site[0] == site and receipt.to_pandas().relative_change[0] > 0
+    ids = tokens.ids[:1, : tokens.lengths[0]]
     with lm.steer(steering.add(direction, strength=2.0, site=site)):
-        theirs = lm.model.generate(input_ids=tokens.ids[:1], max_new_tokens=8, do_sample=False, pad_token_id=257)
-        ours = generate_ids(lm, lm.to_tokens(tokens.ids[:1]), 8, temperature=0)
-    assert ours[0] == [t for t in theirs[0, tokens.ids.shape[1] :].tolist() if t != 256]
+        theirs = lm.model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=257)
+        ours = generate_ids(lm, lm.to_tokens(ids), 8, temperature=0)
+    assert ours[0] == [t for t in theirs[0, ids.shape[1] :].tolist() if t != 256]
 
 
 def test_the_head_sees_the_last_position_alone(lm):
@@ -316,7 +317,7 @@ def test_errors_on_the_command_line(command):
     for arguments, match in (
         ([], "Give --sae"),
         (["--sae", folder], "give --latent"),
-        (["--sae", folder, "--latent", "999", "--prompt", "The state"], "there is no latent 999"),
+        (["--sae", folder, "--latent", "999", "--prompt", "The state"], "from 0 to 47"),
         (
             ["--sae", folder, "--latent", "1", "--prompt", "The state", "--operation", "push"],
             "unknown operation 'push'",
