@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from saelab import steering
+from saelab.errors import InterventionError
 from saelab.models.hooks import open_interventions
 from saelab.models.sites import intervene, record
 from tests.toy_steering import doubles, sae_of
@@ -194,3 +195,12 @@ def test_a_submodule_run_by_another_thread_is_nobodys_error():
         older.submit(run).result()
         with intervene(NET, "0", added):
             assert older.submit(inside).result() == 1
+
+
+def test_a_thread_that_steering_does_not_reach_is_told_how_to(lm):
+    with ThreadPoolExecutor(1) as older:
+        plain = older.submit(text, lm, "abc").result()
+        with pytest.raises(InterventionError, match="copy_context"), lm.steer(push()):
+            assert older.submit(text, lm, "abc").result() == plain
+        with lm.steer(push()):
+            assert older.submit(contextvars.copy_context().run, text, lm, "abc").result() == text(lm, "abc") != plain

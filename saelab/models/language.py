@@ -190,10 +190,18 @@ class LanguageModel:
         """Within it, every forward pass of the wrapped model uses `fn(activation, where)` at the site.
 
         `activation` is [batch, position, width] (heads flattened) of the positions computed in this call; `where` is a
-        `Where`: `.positions`, `.ids`, `.mask`, `.generated`, `.phase`, right with and without key-value cache and for
-        padding on either side. Contexts nest, the outer acts first; hooks are gone afterwards, whatever happens.
-        Returning the activation itself changes nothing. Raises `SiteError`; `InterventionError` when `fn` gives no
-        tensor of the same shape.
+        `Where`: `.positions`, `.ids`, `.mask`, `.generated`, `.phase`, right with and without a cache and for padding on
+        either side, in `generate` and in that of transformers; `.known` is False where a loop of one's own does not show
+        which tokens are the prompt's. Contexts nest, the outer acts first; hooks are gone afterwards, whatever happens.
+        Returning the activation itself changes nothing.
+
+        It acts for the thread (or asyncio task) that opened it; what the main thread opens also in threads that start
+        within; elsewhere through `contextvars.copy_context().run`. Derivatives are those of `fn` in its place. Gradient
+        checkpointing calls `fn` again in the backward pass, which then has to come within the context and in the thread of
+        the forward pass.
+
+        Raises `SiteError`; `InterventionError` when `fn` gives no tensor of the same shape, a submodule is called alone, the
+        places of a call are unknown (a state-space model's state), or the backward pass of checkpoints comes too late.
         """
         resolved = self.site(site)
         target, side = self.place(resolved)
@@ -213,11 +221,12 @@ class LanguageModel:
     ) -> "contextlib.AbstractContextManager[Splice]":
         """Context manager: the autoencoder's reconstruction stands in for the activation at its site.
 
-        `edit(SparseCodes) -> SparseCodes` changes the codes on the way. With `error_term` the activation becomes
-        x + (decode(edited) - decode(codes)), bitwise x where the edit changes nothing. Skipped positions
+        `edit(SparseCodes) -> SparseCodes` changes the codes on the way; they are its own to write into. With `error_term` the
+        activation becomes x + (decode(edited) - decode(codes)), bitwise x where the edit changes nothing. Derivatives are
+        those of this sum; the gradient of the codes that `edit` gets is that of decode(edited). Skipped positions
         (`sae.metadata["skip_positions"]`), high-norm ones (`sae.replaceable`), special tokens and padding keep the
         model's own activation. A transcoder reads at `site` and writes at `sae.metadata["target_site"]`. Gives a
-        `Splice` that counts `.replaced` of `.positions`.
+        `Splice` that counts `.replaced` of `.positions`. Threads and gradient checkpointing: as `intervene`.
 
         Raises `ConfigError` without a site, `SiteError` for another width, and at the end `InterventionError` when
         the model never ran.
@@ -231,10 +240,12 @@ class LanguageModel:
 
         Gives a `Receipt` (calls, positions touched, relative size of the change, latent before and after). Operations at
         one site read the same unsteered vector; contexts nest, the inner ones acting on what the outer ones leave.
-        Hooks are gone afterwards, whatever happens.
+        Hooks are gone afterwards, whatever happens. Threads and gradient checkpointing: as `intervene`; derivatives are
+        those of the operations' formulas, also for vectors and strengths that are learned.
 
         Raises `ConfigError` for operations that cannot work or disagree, `SiteError` for an unknown site or another
-        width, and at the end, unless the body raised, `InterventionError` when an operation touched nothing.
+        width, `InterventionError` where a `Scope` needs to know the prompt and a call does not show it, and at the end,
+        unless the body raised, when an operation touched nothing.
 
         >>> from saelab import steering
         >>> with lm.steer(steering.add(sae, 123, strength=4.0)) as receipt:  # doctest: +SKIP

@@ -83,8 +83,9 @@ def intervene(
     """Within it, the activation at `path` is replaced by `fn(activation, where)` in every forward pass of `module`.
 
     `where` is the `Call` with which `module` ran (its args and kwargs), or what `locate(args, kwargs)` makes of it.
-    Interventions nest: the outer one acts first. Hooks are gone afterwards, whatever happens. Raises `SiteError` for
-    an unknown path, `InterventionError` when `fn` gives no tensor of the same shape.
+    Interventions nest: the outer one acts first. Hooks are gone afterwards, whatever happens. Threads, derivatives and
+    gradient checkpointing: as `LanguageModel.intervene`. Raises `SiteError` for an unknown path, `InterventionError` when
+    `fn` gives no tensor of the same shape.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with intervene(net, "0", lambda x, where: -torch.ones_like(x)):

@@ -159,7 +159,8 @@ class Receipt:
             if not tally.calls:
                 raise InterventionError(
                     f"nothing was steered: {tally.operation.place} never ran inside the context. Call the wrapped model "
-                    "(lm.logits, lm.loss, lm.generate or lm.model) within it"
+                    "(lm.logits, lm.loss, lm.generate or lm.model) within it, in the thread that opened it or one that the "
+                    "main thread started since (others through contextvars.copy_context().run)"
                 )
             if not int(tally.positions):
                 raise InterventionError(
