@@ -8,6 +8,7 @@ import builtins
 import contextlib
 import fcntl
 import io
+import json
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ import saelab
 from saelab import QuickSelection, hspace, steering
 from saelab.activations import writers
 from saelab.dashboards.dashboard import Dashboard
+from saelab.files import verify_file
 from tests import tiny, toy_hspace
 from tests.toy_dashboard import SITE, make_sae
 
@@ -202,6 +204,9 @@ def kinds() -> dict[str, Kind]:
         return make
 
     def whole_sae(folder: Path) -> None:
+        if (config := folder / "out" / "cfg.json").exists():  # who reads without us finds one SAE, or none
+            for name, file in json.loads(config.read_text())["metadata"]["saelab"]["files"].items():
+                verify_file(folder / "out" / name, file["bytes"], file["sha256"])
         found = saelab.SAE.load(folder / "out").W_dec
         assert torch.equal(found, old.W_dec) or torch.equal(found, new.W_dec)
 

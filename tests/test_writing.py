@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -272,6 +273,26 @@ def test_a_killed_checkpoint_is_cleaned_away_when_the_run_ends(tmp_path):
     assert list((tmp_path / "r" / "checkpoints").iterdir())
     checkpoint.remove_all(tmp_path / "r")
     assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_checkpoints_that_a_kill_left_behind_a_finished_run_go_when_it_is_asked_for(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "remove_all", lambda folder: None)  # killed just before
+        train(tmp_path / "r", checkpoint_every=64)
+    assert (tmp_path / "r" / "checkpoints").exists()
+    train(tmp_path / "r", checkpoint_every=64)
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_a_sweep_is_the_same_by_whatever_path_its_folder_is_named(tmp_path, monkeypatch):
+    first = sweep(tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").rename(tmp_path / "moved")
+    assert torch.equal(sweep("moved")[0].sae.W_dec, first[0].sae.W_dec)
+    record = json.loads((tmp_path / "moved" / "run.json").read_text())  # as it was before: by whole paths
+    record["fingerprint"] = {f"/old/place/{name}": value for name, value in record["fingerprint"].items()}
+    (tmp_path / "moved" / "run.json").write_text(json.dumps(record))
+    assert torch.equal(sweep("moved")[0].sae.W_dec, first[0].sae.W_dec)
 
 
 def test_what_a_living_writer_has_begun_is_left_alone(tmp_path):

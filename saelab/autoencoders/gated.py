@@ -12,7 +12,6 @@ from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes
 
-
 RAMP = 0.2  # of the run, over which the price rises from 0: our choice
 
 

@@ -263,7 +263,7 @@ def _together(
         for trainer in trainers:
             lengths = {"tokens": tokens, "batch_size": batch_size, "lr": trainer.lr}
             trainer.sae.metadata = data.metadata | lengths | {"versions": running.versions()}
-        record = {
+        record: dict[str, Any] = {
             "status": "running", "fingerprint": fingerprint(tokens), "metadata": lead.sae.metadata, "report": {},
             **({"before": dataclasses.asdict(before)} if before.tokens else {}),
         }  # fmt: skip
