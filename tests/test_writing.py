@@ -275,6 +275,18 @@ def test_a_killed_checkpoint_is_cleaned_away_when_the_run_ends(tmp_path):
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("what", ["train", "harvest", "bundle", "page"])
+def test_what_a_killed_trial_left_is_cleaned_away_by_the_next(tiny_llama, tmp_path, what):
+    (tmp_path / ".saelab.tmp-1-deadbeef").touch()
+    calls = {
+        "train": lambda: train(tmp_path / "out"), "harvest": lambda: harvest(tiny_llama, tmp_path / "out"),
+        "bundle": lambda: build(tiny_llama, tmp_path / "out"),
+        "page": lambda: build(tiny_llama, tmp_path / "out", bundle=False),
+    }  # fmt: skip
+    calls[what]()
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_checkpoints_that_a_kill_left_behind_a_finished_run_go_when_it_is_asked_for(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "remove_all", lambda folder: None)  # killed just before
