@@ -349,9 +349,9 @@ def _together(
                     checkpoint.write_run(run.path, entry | {"status": "finished"})
         if folder is not None:
             status = "interrupted" if stopped else "finished"
-            place = {"place": data.source.place}  # from which more tokens would go on
+            stand = {"place": data.source.place}  # from which more tokens would go on
             checkpoint.write_run(
-                folder, record | {"status": status, "report": report, "metadata": lead.sae.metadata} | place
+                folder, record | {"status": status, "report": report, "metadata": lead.sae.metadata} | stand
             )
             if not stopped:
                 checkpoint.remove_all(folder)
