@@ -140,7 +140,7 @@ def test_a_bridge_intervenes_generates_and_splices_like_the_plain_model(tmp_path
     tokenizer = byte_tokenizer()
     plain = saelab.load_model(model, tokenizer=tokenizer, device="cpu")
     bridge = saelab.load_model(bridge_of(model, tmp_path), device="cpu")
-    prompts = ["The state of", "My"]
+    prompts = plain.tokenize(["The state of", "My"])  # the bridge gives its tokenizer a BOS of its own
     assert bridge.generate(prompts, 8) == plain.generate(prompts, 8) == bridge.generate(prompts, 8, use_cache=False)
     for site in ("blocks.0.attn.hook_z", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"):
         logits, places = [], []
