@@ -25,7 +25,7 @@ import saelab
 from saelab import QuickSelection, hspace, steering
 from saelab.activations import writers
 from saelab.dashboards.dashboard import Dashboard
-from saelab.files import verify_file
+from saelab.manifests import verify_file
 from tests import tiny, toy_hspace
 from tests.toy_dashboard import SITE, make_sae
 
