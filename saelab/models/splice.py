@@ -125,9 +125,11 @@ def splice(
             hooks.enter_context(lm.intervene(target, write))
         yield receipt
     if not receipt.calls:
-        raise InterventionError(f"nothing was replaced: {source.name} never ran inside the splice. Call the wrapped "
-                                "model (lm.logits, lm.loss, lm.generate or lm.model) within it, in the thread that opened it or one "
-                                "that the main thread started since (others through contextvars.copy_context().run)")  # fmt: skip
+        raise InterventionError(
+            f"nothing was replaced: {source.name} never ran inside the splice. Call the wrapped model (lm.logits, lm.loss, "
+            "lm.generate or lm.model) within it, in the thread that opened it or one that the main thread started since "
+            "(others through contextvars.copy_context().run)"
+        )
 
 
 def _written(sae: Any, x: Tensor, y: Tensor, error_term: bool, edit: Edit | None) -> Tensor:
