@@ -37,7 +37,7 @@ $(RUN): $(FRAME) pyproject.toml
 
 $(TEST): $(RUN)
 	@echo "installing the tools of the tests"
-	$(PIP) -e ".[bundled,lens,dev]"
+	$(PIP) -e ".[bundled,dev]"
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium for the browser tests" \
 			&& apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-noto-core >/dev/null; } \

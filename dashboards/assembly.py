@@ -1,6 +1,5 @@
 """`build`: from an SAE, its model and a corpus to a page. Reads top to bottom: plan, read, explain, assemble, write."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from saelab.dashboards.manifest import manifest_of
 from saelab.dashboards.pages import Chunk, Inverted, Part
 from saelab.dashboards.prompts import Prompt, prompt_columns, prompts_of
 from saelab.dashboards.reading import Reader
-from saelab.dashboards.tables import Data, need_pyarrow, write_parquet
+from saelab.dashboards.tables import Data, write_parquet
 from saelab.dashboards.vocab import Ids, Vocab
 from saelab.errors import ConfigError, DataError
 from saelab.files import user_path
@@ -61,7 +60,7 @@ def build(
     seeds: Sequence[Any] = (),
     null: Any = None,
     sweeps: Any = None,
-    parquet: bool | None = None,
+    parquet: bool = True,
     title: str | None = None,
     seed: int = 0,
     shards: int | None = None,
@@ -100,7 +99,7 @@ def build(
         null: a re-initialised model (`LanguageModel`) whose figures stand behind the real ones; it is read once too.
         sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
             latents' pages.
-        parquet: also write tables (None: where pyarrow is installed).
+        parquet: also write tables.
         shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collect`): a killed build goes on in
             `work` (a folder in the cache by default), and the result is the same for any of them.
 
@@ -113,10 +112,7 @@ def build(
     path = user_path(path)
     if effects not in EFFECTS:
         raise ConfigError(f'effects={effects!r}: choose "direct", "full" or None')
-    keep = parquet if parquet is not None else importlib.util.find_spec("pyarrow") is not None
-    if keep:
-        need_pyarrow()
-    bundles.check(path, bundle, keep)
+    bundles.check(path, bundle, parquet)
     layout = Layout.of(windows, window)
     saes = [sae] if compare is None else [sae, compare]
     for each in saes:
@@ -151,14 +147,14 @@ def build(
 
     def encoded() -> Iterator[tuple[str, bytes]]:
         for name, container in _encoded(chunks, parts[0]):
-            if keep:
+            if parquet:
                 containers[name] = container
             yield name, container
 
     def beside(folder: Path) -> None:
         write_parquet(Data(manifest, containers), folder)
 
-    page = bundles.write(path, encoded(), manifest, bundle, beside if keep else None)
+    page = bundles.write(path, encoded(), manifest, bundle, beside if parquet else None)
     if work is None:  # what a killed build would have gone on from
         shutil.rmtree(folder, ignore_errors=True)
     return Dashboard(page)

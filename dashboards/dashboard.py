@@ -54,7 +54,7 @@ class Dashboard:
         return neuronpedia.write(self.data, user_path(path), model_id, sae_set)
 
     def to_parquet(self, folder: str | os.PathLike) -> Path:
-        """Write the tables as Parquet files. Raises `ConfigError` without pyarrow."""
+        """Write the tables as Parquet files."""
         target = user_path(folder)
         tables.write_parquet(self.data, target)
         return target

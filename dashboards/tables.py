@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from saelab.dashboards import codec
-from saelab.errors import ConfigError
 from saelab.files import whole_folder
 
 TABLES = ("features.parquet", "examples.parquet", "neighbours.parquet", "logits.parquet", "manifest.json")
@@ -46,23 +45,14 @@ class Data:
         return dict(zip(found["latent"].tolist(), codec.cut(found["text"], found["length"]), strict=True))
 
 
-def need_pyarrow() -> Any:
-    """pyarrow's module, or a `ConfigError` that says how to get it."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: pip install 'saelab[parquet]', or parquet=False") from error
-    return pyarrow.parquet
-
-
 def write_parquet(data: Data, folder: Path) -> None:
     """`features`, `examples`, `neighbours` and `logits` as Parquet, for polars or duckdb; column `sae` is "a" or "b".
 
-    The folder is made, or is one that this has written before: whole or not at all. Raises `ConfigError` where pyarrow is
-    missing, `CheckpointError` where the folder holds something else.
+    The folder is made, or is one that this has written before: whole or not at all. Raises `CheckpointError` where the
+    folder holds something else.
     """
-    writer = need_pyarrow()
     import pyarrow
+    from pyarrow.parquet import write_table
 
     tables: dict[str, dict[str, list[Any]]] = {}
     for sae in data.manifest["saes"]:
@@ -75,7 +65,7 @@ def write_parquet(data: Data, folder: Path) -> None:
                 values.extend(rows.get(column, [None] * added))
     with whole_folder(folder, manifest={"format": "saelab-tables", "version": 1}) as temporary:
         for name, columns in tables.items():
-            writer.write_table(pyarrow.table(columns), temporary / f"{name}.parquet")
+            write_table(pyarrow.table(columns), temporary / f"{name}.parquet")
 
 
 def _rows(data: Data, sae: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[Any]]]]:

