@@ -53,9 +53,9 @@ def trained(cfg, rank=None):
     for i, rows in enumerate(batches(cfg, rank)):
         if i == 0:
             trainer.initialise(rows)
-            trainer.sae.state.tokens_since_fired[:4] = (
-                10**9
-            )  # some are dead from the start: aux-k and resampling have work
+            # some are dead and stay so: aux-k and resampling have work
+            trainer.sae.state.tokens_since_fired[:4] = 10**9
+            trainer.sae.encoder_bias.data[:4] = -100
         figures = {name: float(value) for name, value in trainer.step(rows).items()}
     trainer.finish()
     return {name: tensor.clone() for name, tensor in trainer.sae.state_dict().items()}, figures
@@ -91,6 +91,8 @@ def test_two_processes_are_one_with_both_batches(two, name):
     (found, figures), (expected, alone) = two[0][name], trained(SAES[name])
     for key, tensor in expected.items():
         close = {"rtol": 2e-3, "atol": 2e-4, "equal_nan": True}
+        if key == "state.histogram":  # rounding moves a score to the next cell: one more or less below an edge
+            found[key], tensor, close["atol"] = found[key].cumsum(-1), tensor.cumsum(-1), 1.0
         torch.testing.assert_close(found[key], tensor, **close, msg=lambda m, key=key: f"{key}: {m}")
     assert figures == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
