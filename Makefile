@@ -10,13 +10,17 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c const
 FRAME := $(VENV)/.frame
 RUN := $(VENV)/.run
 TEST := $(VENV)/.test
+# the pages' scripts and styles, and their tools
+WEB := dashboards/page
+NODE := $(WEB)/node_modules/.package-lock.json
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint lint-web web clean
 
 help:
 	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
-	@echo "make test   ruff, mypy, pytest"
-	@echo "make lint   ruff and mypy only"
+	@echo "make test   ruff, mypy, pytest; with node, what \`make lint\` says of the pages' scripts"
+	@echo "make lint   ruff and mypy only; with node, biome, tsc, node's tests and whether the built pages are of their sources"
+	@echo "make web    build the pages' scripts and styles (node >= 20) into $(WEB)/dist, which is committed"
 	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
 	@echo "variables:  PYTHON=$(PYTHON)  TORCH_INDEX=$(TORCH_INDEX)"
 
@@ -44,6 +48,14 @@ $(TEST): $(RUN)
 		|| echo "no Chromium: the browser tests will be skipped (apt-get install chromium)"
 	touch $@
 
+$(NODE): $(WEB)/package-lock.json
+	@echo "installing the tools of the pages' scripts"
+	cd $(WEB) && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+web: $(NODE)
+	cd $(WEB) && npm run --silent build
+
 demo: $(RUN)
 	$(VENV)/bin/saelab demo
 
@@ -51,10 +63,15 @@ lint: $(TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/mypy
+	@if node -e 'process.exit(parseInt(process.versions.node) < 20)' 2>/dev/null; then $(MAKE) --no-print-directory lint-web; \
+		else echo "no node >= 20: the pages' scripts are not checked"; fi
+
+lint-web: $(NODE)
+	cd $(WEB) && npm run --silent check
 
 test: lint
 	$(VENV)/bin/python -m pytest -q
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(WEB)/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

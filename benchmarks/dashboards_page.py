@@ -1,7 +1,7 @@
 """How fast the page is in Chromium: first paint, switching latents, the index of a million.
 
-    python benchmarks/dashboards_page.py --prepare            # writes made-up dashboards to benchmarks/.cache/page
-    python benchmarks/dashboards_page.py [--out results/dashboards_page.md]
+    python -m benchmarks.dashboards_page --prepare            # writes made-up dashboards to benchmarks/.cache/page
+    python -m benchmarks.dashboards_page [--out results/dashboards_page.md]
 
 Each figure ends with the frame that shows the result (the task after its animation frame), as the page's own clock has it;
 medians over repeats, the slowest beside them. Opened from file://, offline; a fresh browser context each time it is opened.
@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from playwright.sync_api import sync_playwright
 
-from saelab.dashboards import bundle, synthetic
+from saelab.dashboards import bundle
+from tests import synthetic_dashboard
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-crash-reporter", "--disable-breakpad"]
@@ -72,7 +73,7 @@ def prepare(args: argparse.Namespace) -> None:
         ("small", small(args.pages)),
         ("large", large(args.latents)),
     ):
-        bundle.write(CACHE / name, synthetic.chunks(**arguments), synthetic.manifest(**arguments))
+        bundle.write(CACHE / name, synthetic_dashboard.chunks(**arguments), synthetic_dashboard.manifest(**arguments))
 
 
 def opened(browser: Any, path: Path, hash_: str = "") -> tuple[Any, float, float]:
@@ -164,7 +165,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         head = [
             "# The page in Chromium\n",
-            f"`python benchmarks/dashboards_page.py {' '.join(sys.argv[1:])}`: Chromium {browser.version}, headless, 2 cores.",
+            f"`python -m benchmarks.dashboards_page {' '.join(sys.argv[1:])}`: Chromium {browser.version}, headless, 2 cores.",
             "Milliseconds. " + " ".join(str(__doc__).split("\n\n")[2].split()) + "\n",
             "| what | median | slowest | n | bar |\n|---|---|---|---|---|",
         ]

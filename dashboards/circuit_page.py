@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from saelab.dashboards.shell import CIRCUIT, CIRCUIT_STYLES, shell
+from saelab.dashboards.shell import shell
 from saelab.errors import ConfigError
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
@@ -30,7 +30,7 @@ def page(circuit: Mapping[str, Any], pages: Mapping[str, str]) -> str:
         )
     text = json.dumps({**circuit, "saes": saes}, allow_nan=False)
     data = base64.b64encode(text.encode()).decode()
-    return "".join(shell([("circuit", data)], CIRCUIT, CIRCUIT_STYLES, frame="circuit"))
+    return "".join(shell([("circuit", data)], "circuit"))
 
 
 def _address(address: str | None) -> str | None:

@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from saelab.dashboards import codec, synthetic
+from saelab.dashboards import codec
 from saelab.dashboards.shell import shell
+from tests import synthetic_dashboard
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
@@ -128,7 +129,7 @@ def synthetic_texts(change: Callable[[str, dict, dict], None] | None = None, **a
     """The chunks of a made-up dashboard; `change(name, header, columns)` may edit a chunk's columns before it is written."""
 
     def changed() -> Iterator[tuple[str, bytes]]:
-        for name, container in synthetic.chunks(**arguments):
+        for name, container in synthetic_dashboard.chunks(**arguments):
             if change is None:
                 yield name, container
                 continue
@@ -137,7 +138,7 @@ def synthetic_texts(change: Callable[[str, dict, dict], None] | None = None, **a
             extra = {key: value for key, value in header.items() if key not in ("kind", "columns")}
             yield name, codec.encode(header["kind"], columns, **extra)
 
-    return texts(changed(), synthetic.manifest(**arguments))
+    return texts(changed(), synthetic_dashboard.manifest(**arguments))
 
 
 def single_file(path: Path, chunks: Mapping[str, str]) -> Path:

@@ -13,9 +13,9 @@ from saelab.cli import main
 from saelab.dashboards import bundle, codec, effects
 from saelab.dashboards.assembly import build
 from saelab.dashboards.inputs import sweep_rows
-from saelab.dashboards.synthetic import HOSTILE
 from saelab.errors import ConfigError, DataError, FormatError
 from tests import tiny
+from tests.synthetic_dashboard import HOSTILE
 from tests.toy_dashboard import LENGTH, SITE, TEXTS, make_sae
 
 QUIET = {"evaluation": None, "parquet": False, "progress": False, "effects": None}

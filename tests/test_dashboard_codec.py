@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from saelab.dashboards import codec, synthetic
+from saelab.dashboards import codec
 from saelab.errors import FormatError
+from tests import synthetic_dashboard
 
 DTYPES = st.sampled_from(["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f2", "<f4", "<f8"])
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1, max_size=12)
@@ -91,14 +92,14 @@ def test_only_base64_crosses_into_script():
 
 def test_the_synthetic_data_set_is_whole_and_repeatable():
     arguments = {"d_sae": 130, "heads": 9, "compare": True, "long_token": True}
-    first = dict(synthetic.chunks(**arguments))
-    assert first == dict(synthetic.chunks(**arguments))
+    first = dict(synthetic_dashboard.chunks(**arguments))
+    assert first == dict(synthetic_dashboard.chunks(**arguments))
     for i in range(3):
         columns = codec.decode(first[f"f-{i:05d}"])[1]
         windows, miss = columns["windows"].sum(), codec.decode(first[f"m-{i:05d}"])[1]["miss"]
         assert len(columns["group"]) == len(columns["offset"]) == windows
         assert len(columns["acts"]) == len(columns["effects"]) == columns["length"].sum()
         assert len(miss) == len(columns["pool"]) >= (columns["offset"] + columns["length"]).max()
-    manifest = synthetic.manifest(**arguments)
+    manifest = synthetic_dashboard.manifest(**arguments)
     assert [sae["prefix"] for sae in manifest["saes"]] == ["", "b-"]
     codec.manifest_bytes({**manifest, "chunks": {}})

@@ -11,9 +11,9 @@ import torch
 import saelab
 from saelab.analysis import recursive_dfa
 from saelab.dashboards.circuit_page import page as circuit_page
-from saelab.dashboards.synthetic import HOSTILE
 from tests import tiny
 from tests.browser import Watched, browser  # noqa: F401
+from tests.synthetic_dashboard import HOSTILE
 from tests.toy_attribution import attention_sae, residual_sae
 
 SITE = "blocks.3.attn.hook_z"

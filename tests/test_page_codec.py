@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import math
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,38 +13,49 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saelab.dashboards import codec
-from saelab.dashboards.shell import PARTS, joined
+from saelab.dashboards.shell import PAGE
+from tests import synthetic_dashboard
 from tests.browser import Watched, browser, bundle, single_file, synthetic_texts  # noqa: F401
 
-# The page's own functions, on an empty page. Numbers that JSON has not come back as strings.
-PROBES = """
-const plain = (v) => typeof v === "string" ? v : Array.from(v, (x) => Number.isFinite(x) ? x : String(x));
-const hex = (bytes) => Array.from(new Uint8Array(bytes), (b) => b.toString(16).padStart(2, "0")).join("");
-globalThis.decodeChunk = async (text, check) => {
-  try {
-    const member = fromBase64("x", text);
-    if (check && hex(await crypto.subtle.digest("SHA-256", member)) !== check) throw new ChunkError("x", "SHA-256");
-    const { header, columns } = parseContainer("x", await inflate("x", member));
-    return { header, columns: Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, plain(v)])) };
-  } catch (error) { return { error: error.constructor.name, message: error.message }; }
-};
-globalThis.readTexts = async (text) => {
-  const { columns } = parseContainer("x", await inflate("x", fromBase64("x", text)));
-  return cutTexts(columns.text, columns.length);
-};
-globalThis.groupTokens = (tokens) =>
-  characterGroups(tokens.map((t) => Uint8Array.from(t))).map(({ from, to, text }) => [from, to, text]);
-globalThis.everyHalf = () => plain(halves(Uint16Array.from({ length: 65536 }, (_, i) => i).buffer));
-"""
-DECODER = "(() => {" + joined("js", PARTS) + PROBES + "})()"
+ORIGIN = "http://localhost"  # modules need an origin, crypto.subtle a safe one
+# The page's own functions, in an empty page. Numbers that JSON has not come back as strings.
+PROBES = """async () => {
+  const { ChunkError, cutTexts, fromBase64, halves, inflate, parseContainer } = await import("/chunks.js");
+  const { characterGroups } = await import("/text.js");
+  const plain = (v) => typeof v === "string" ? v : Array.from(v, (x) => Number.isFinite(x) ? x : String(x));
+  const hex = (bytes) => Array.from(new Uint8Array(bytes), (b) => b.toString(16).padStart(2, "0")).join("");
+  globalThis.decodeChunk = async (text, check) => {
+    try {
+      const member = fromBase64("x", text);
+      if (check && hex(await crypto.subtle.digest("SHA-256", member)) !== check) throw new ChunkError("x", "SHA-256");
+      const { header, columns } = parseContainer("x", await inflate("x", member));
+      return { header, columns: Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, plain(v)])) };
+    } catch (error) { return { error: error.constructor.name, message: error.message }; }
+  };
+  globalThis.readTexts = async (text) => {
+    const { columns } = parseContainer("x", await inflate("x", fromBase64("x", text)));
+    return cutTexts(columns.text, columns.length);
+  };
+  globalThis.groupTokens = (tokens) =>
+    characterGroups(tokens.map((t) => Uint8Array.from(t))).map(({ from, to, text }) => [from, to, text]);
+  globalThis.everyHalf = () => plain(halves(Uint16Array.from({ length: 65536 }, (_, i) => i).buffer));
+}"""
+
+
+def serve(route: Any) -> None:
+    name = route.request.url.removeprefix(f"{ORIGIN}/")
+    if name:
+        route.fulfill(path=PAGE / "scripts" / name, content_type="text/javascript")
+    else:
+        route.fulfill(body="<!doctype html>", content_type="text/html")
 
 
 @pytest.fixture(scope="module")
 def tab(browser) -> Any:  # noqa: F811
     with Watched(browser) as watched:
-        folder = Path(__file__)  # any file: origin has crypto.subtle
-        watched.page.goto(f"file://{folder}")
-        watched.page.evaluate(DECODER)
+        watched.page.route(f"{ORIGIN}/**", serve)
+        watched.page.goto(f"{ORIGIN}/")
+        watched.page.evaluate(PROBES)
         yield watched.page
 
 
@@ -221,10 +231,8 @@ def test_another_version_is_refused(browser, tmp_path):  # noqa: F811
 
 def test_the_loader_asks_for_chunks_only(browser, chunks, tmp_path):  # noqa: F811
     """A manifest that names a chunk like a path: the Trusted Types policy refuses the URL, nothing is loaded."""
-    from saelab.dashboards import synthetic
-
     (tmp_path / "evil.js").write_text("window.__pwned = 1")
-    manifest = synthetic.manifest(d_sae=128, vocab=300)
+    manifest = synthetic_dashboard.manifest(d_sae=128, vocab=300)
     manifest["prompts"] = [{"chunk": "../evil", "text": "x", "tokens": 1, "prefix": ""}]
     manifest["chunks"] = {"../evil": ["0" * 64, 1, 1]}
     for name in chunks:

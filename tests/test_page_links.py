@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saelab.dashboards import codec, synthetic
+from saelab.dashboards import codec
+from tests import synthetic_dashboard
 from tests.browser import Watched, browser, single_file, synthetic_texts  # noqa: F401
 
 ARGUMENTS = dict(d_sae=300, pages=150, compare=True, vocab=400)
@@ -14,7 +15,7 @@ ARGUMENTS = dict(d_sae=300, pages=150, compare=True, vocab=400)
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, dict]:
-    return {name: codec.decode(container)[1] for name, container in synthetic.chunks(**ARGUMENTS)}
+    return {name: codec.decode(container)[1] for name, container in synthetic_dashboard.chunks(**ARGUMENTS)}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_index_sorts_and_filters_as_the_data_says(browser, page, data):  # noqa:
             assert found(watched) == len(wanted)
             assert rows(watched) == wanted[: len(rows(watched))].tolist()
         # A region of the map, by the bounds of the URL and by typing them.
-        counted = synthetic.manifest(**ARGUMENTS)["corpus"]["counted"]
+        counted = synthetic_dashboard.manifest(**ARGUMENTS)["corpus"]["counted"]
         inside = (index["count"] >= 1e-3 * counted) & (index["count"] <= 1e-2 * counted) & (index["max"] >= 2)
         watched.go("#show=all&d=0.001..0.01&m=2..&s=id")
         assert found(watched) == inside.sum()

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saelab.dashboards import codec, synthetic
+from saelab.dashboards import codec
+from tests import synthetic_dashboard
 from tests.browser import Watched, browser, single_file, synthetic_texts, texts  # noqa: F401
 
 ARGUMENTS = dict(d_sae=80, compare=True, heads=4, vocab=400)
@@ -17,13 +18,13 @@ LATENT = 8
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, dict]:
-    return {name: codec.decode(container)[1] for name, container in synthetic.chunks(**ARGUMENTS)}
+    return {name: codec.decode(container)[1] for name, container in synthetic_dashboard.chunks(**ARGUMENTS)}
 
 
 def breaking(name: str, header: dict, columns: dict) -> None:
     """Every latent raises a line feed, a tab and a carriage return the most."""
     if name.startswith("f-"):
-        vocab = synthetic.tokens(ARGUMENTS["vocab"])
+        vocab = synthetic_dashboard.tokens(ARGUMENTS["vocab"])
         top = columns["top"].reshape(-1, 10).copy()
         top[:, :3] = [vocab.index(token) for token in (b"\n", b"\t", b"\r\n")]
         columns["top"] = top.ravel()
@@ -47,10 +48,10 @@ def cells(watched: Watched, selector: str) -> list[list[str]]:
 
 def test_of_few_tokens_latents_are_called_silent_not_dead(browser, tmp_path):  # noqa: F811
     arguments = dict(d_sae=20, pages=2, prompts=0)
-    made = synthetic.manifest(**arguments)
+    made = synthetic_dashboard.manifest(**arguments)
     for dead, word in ((0, "silent"), (3, "dead")):
         made["saes"][0] |= {"dead": dead, "silent": 3}
-        chunks = texts(synthetic.chunks(**arguments), made)
+        chunks = texts(synthetic_dashboard.chunks(**arguments), made)
         with Watched(browser) as watched:
             watched.open(single_file(tmp_path / f"{word}.html", chunks))
             card = watched.page.locator(".figure-card").nth(1).inner_text()
@@ -83,7 +84,7 @@ def test_chips_are_whole_or_not_there(browser, page, width):  # noqa: F811
 
 def test_latents_that_fire_together(browser, page, data):  # noqa: F811
     """Jaccard, pointwise mutual information (bits) and phi, from the counts of contexts; the lag as it is stored."""
-    chunk, n = data["f-00000"], synthetic.manifest(**ARGUMENTS)["coactivation"]["contexts"]
+    chunk, n = data["f-00000"], synthetic_dashboard.manifest(**ARGUMENTS)["coactivation"]["contexts"]
     row = slice(10 * LATENT, 10 * LATENT + 10)
     both, b = chunk["coact_both"][row].astype(float), chunk["coact_contexts"][row].astype(float)
     a = float(chunk["contexts"][LATENT])

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from saelab.dashboards.codec import texts as text_columns
-from saelab.dashboards.shell import tightened
-from saelab.dashboards.synthetic import HOSTILE
 from tests.browser import Watched, browser, bundle, single_file, synthetic_texts  # noqa: F401
+from tests.synthetic_dashboard import HOSTILE
 
 H = len(HOSTILE)  # the vocabulary's first rows
 PAGES = ["#show=all", "#f=5", "#f=7&tab=near", "#f=7,9@B", "#view=compare", "#p=0", "#sae=B", "#show=dead", "#f=5@B"]
@@ -192,15 +191,14 @@ def test_hostile_addresses(browser, page):  # noqa: F811
         assert watched.verdict() == []
 
 
-# Does the harness bite? The same page with one function written as others write it.
-SAFE = tightened("if (!HIDDEN.test(string)) return [document.createTextNode(string)];", "js")
-UNSAFE = "{ const span = document.createElement('span'); span.innerHTML = string; return [span]; }"
+# Does the harness bite? The same page with one function, the one that makes text nodes, written as others write it.
+SAFE = re.compile(r"if\(!\w+\.test\((\w+)\)\)return\[document\.createTextNode\(\1\)\]")
+UNSAFE = r"{ const span = document.createElement('span'); span.innerHTML = \1; return [span]; }"
 
 
 def spoiled(page: Path, target: Path, policy: bool) -> Path:
-    html = page.read_text(encoding="utf-8")
-    assert SAFE in html
-    html = html.replace(SAFE, UNSAFE)
+    html, times = SAFE.subn(UNSAFE, page.read_text(encoding="utf-8"))
+    assert times == 1
     found = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html)
     assert found is not None
     if policy:  # the script has changed: its own hash is let in, so that only the policy on what it does is left

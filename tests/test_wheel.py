@@ -17,25 +17,29 @@ SOURCE = ("saelab", "analysis", "dashboards", "pyproject.toml", "README.md", "LI
 LINKS = ("saelab/analysis", "saelab/dashboards")
 AWAY = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may lead to the checkout
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+WEB = "dashboards/page"  # in the package: scripts and styles of the pages
 
 
 def files_of(package: Path) -> set[str]:
-    """Every file of a package, through symbolic links, relative to it."""
+    """Every file of a package that is to ship, through symbolic links, relative to it: of the pages those that are built."""
     files = [
         (Path(folder) / name).relative_to(package)
         for folder, _, names in os.walk(package, followlinks=True)
         for name in names
     ]
-    return {str(file) for file in files if "__pycache__" not in file.parts}
+    pages = {file for file in files if file.match(f"{WEB}/*.html") or file.match(f"{WEB}/dist/*")}
+    code = {file for file in files if "__pycache__" not in file.parts and not file.is_relative_to(WEB)}
+    return {str(file) for file in pages | code}
 
 
 def built(folder: Path, links: bool) -> Path:
     """A wheel of a copy of the checkout, with its symbolic links or, as where they cannot be, without."""
     source = folder / "source"
     source.mkdir(parents=True)
+    left_out = shutil.ignore_patterns("__pycache__", "node_modules")
     for name in SOURCE:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=left_out)
         else:
             shutil.copy(ROOT / name, source)
     for link in LINKS:

@@ -14,10 +14,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.dashboards.shell import joined, policy
+from saelab.dashboards.shell import built, policy
 from saelab.steering.report import shown
 
-STYLES = ("tokens", "base", "components")
 COLOURS = ("var(--accent)", "var(--mark)", "var(--muted)")
 DASHED = 'stroke-dasharray="4,3"'
 
@@ -66,7 +65,7 @@ def document(title: str, body: Iterable[str], script: str = "", more_style: str 
     >>> "&lt;b&gt;" in page, "default-src 'none'" in page, "<b>" in page
     (True, True, False)
     """
-    style = joined("css", STYLES) + OURS + HEAT + more_style
+    style = built("document.css") + OURS + HEAT + more_style
     running = f'"use strict";\n{script}' if script else ""
     return "\n".join(
         [
