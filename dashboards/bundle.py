@@ -1,7 +1,6 @@
 """Chunks become a bundle (a folder) or a single file; both whole or not at all. `docs/dashboard-format.md`."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +24,18 @@ from saelab.files import (
     whole_file,
     whole_folder,
 )
+from saelab.manifests import COUNT, DIGEST, SIZE, TEXT, Kind, exactly, parse_json, read_text
 
+_CHUNK = Kind(
+    "[SHA-256, packed bytes, bytes]",
+    lambda value: (
+        isinstance(value, list) and len(value) == 3 and DIGEST.holds(value[0]) and all(map(COUNT.holds, value[1:]))
+    ),
+)
+SCHEMA = {
+    "format": exactly("saelab-dashboard"), "version": exactly(1), "chunks": {"*": _CHUNK}, "groups": [{"name": TEXT}],
+    "saes": [{"prefix": TEXT, "pages": COUNT, "per_chunk": SIZE}], "tables?": [TEXT],
+}  # fmt: skip
 SINGLE_FILE_LIMIT = 100 * 2**20
 PARQUET, MANIFEST = "parquet", "data/manifest.js"
 
@@ -56,19 +66,17 @@ def check(path: Path, bundle: bool | None, tables: bool) -> None:
 def listed(folder: Path) -> list[str] | None:
     """The files of a bundle, by its manifest; None for anything else."""
     try:
-        manifest = json.loads(codec.from_text(_texts(folder / MANIFEST)["manifest"]))
-        if manifest["format"] != "saelab-dashboard":
-            return None
-        chunks = [f"data/{name}.js" for name in manifest["chunks"]]
-        tables = [f"{PARQUET}/{name}" for name in manifest.get("tables", TABLES)]  # bundles of before do not name them
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        manifest = _manifest(_texts(folder / MANIFEST), folder)
+    except FormatError:
         return None
+    chunks = [f"data/{name}.js" for name in manifest["chunks"]]
+    tables = [f"{PARQUET}/{name}" for name in manifest.get("tables", TABLES)]  # bundles of before do not name them
     return plain_names([*tables, "index.html", *chunks, MANIFEST])
 
 
 def _texts(file: Path) -> dict[str, str]:
     """The base64 of a chunk's file, by its name. Raises `FormatError` for another file."""
-    found = re.fullmatch(r'__sl\("([a-z0-9-]+)","([A-Za-z0-9+/=]*)"\)\n', file.read_text(encoding="ascii"))
+    found = re.fullmatch(r'__sl\("([a-z0-9-]+)","([A-Za-z0-9+/=]*)"\)\n', read_text(file))
     if found is None:
         raise FormatError(f"{file} is not a chunk of a dashboard")
     return {found[1]: found[2]}
@@ -151,10 +159,16 @@ def _write_single(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
     return path
 
 
+def _manifest(texts: Mapping[str, str], page: Path) -> dict[str, Any]:
+    if "manifest" not in texts:
+        raise FormatError(f"{page} holds no dashboard: it has no manifest")
+    return parse_json(codec.from_text(texts["manifest"]), SCHEMA, f"the manifest of {page}")
+
+
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(manifest, containers by name) of a written dashboard, single file or bundle.
 
-    Raises `FormatError` where a chunk is damaged or does not have the checksum of the manifest.
+    Raises `FormatError` for anything else, and where a chunk is damaged or is not as the manifest says.
     """
     path = user_path(path)
     page = path / "index.html" if path.is_dir() else path
@@ -165,14 +179,13 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
                 texts |= _texts(file)
     else:
         pattern = r'<script type="text/plain" id="([a-z0-9-]+)">([A-Za-z0-9+/=]*)</script>'
-        texts = dict(re.findall(pattern, page.read_text(encoding="utf-8")))
-    if "manifest" not in texts:
-        raise FormatError(f"{page} holds no dashboard: it has no manifest")
-    manifest = json.loads(codec.from_text(texts.pop("manifest")))
+        texts = dict(re.findall(pattern, read_text(page)))
+    manifest = _manifest(texts, page)
     containers = {}
-    for name, (digest, *_) in manifest["chunks"].items():
-        member = codec.member(texts.get(name, ""))
-        if hashlib.sha256(member).hexdigest() != digest:
+    for name, (digest, _, size) in manifest["chunks"].items():
+        if hashlib.sha256(codec.member(texts.get(name, ""))).hexdigest() != digest:
             raise FormatError(f"chunk {name} does not have the checksum of the manifest: it is missing or was changed")
         containers[name] = codec.from_text(texts[name])
+        if len(containers[name]) != size:
+            raise FormatError(f"chunk {name} unpacks to {len(containers[name]):,} bytes, the manifest says {size:,}")
     return manifest, containers

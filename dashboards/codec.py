@@ -16,6 +16,7 @@ import numpy as np
 from saelab.errors import FormatError
 
 MAGIC = b"SLD1"
+_SLACK, _DENSEST = 2**20, 256  # what a member may unpack to: a page's data never do to more
 NAME = re.compile(r"[a-z0-9-]+")
 TYPES = {name: np.dtype(code) for name, code in {
     "u8": "u1", "i8": "i1", "u16": "<u2", "i16": "<i2", "u32": "<u4", "i32": "<i4",
@@ -125,10 +126,17 @@ def member(text: str) -> bytes:
 
 def from_text(text: str) -> bytes:
     """The inflated bytes behind a chunk's base64. Raises `FormatError` when it is damaged."""
+    packed = member(text)
+    unpacker = zlib.decompressobj(wbits=31)  # one gzip member
     try:
-        return gzip.decompress(member(text))
-    except (OSError, EOFError, zlib.error) as error:
+        data = unpacker.decompress(packed, _SLACK + _DENSEST * len(packed))
+    except zlib.error as error:
         raise FormatError(f"not a gzip member: {error}") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise FormatError(
+            f"not a gzip member: its {len(packed):,} bytes are cut short, go on, or unpack beyond all measure"
+        )
+    return data
 
 
 def script(name: str, text: str) -> str:

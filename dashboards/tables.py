@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from saelab.dashboards import codec
+from saelab.errors import FormatError
 from saelab.files import whole_folder
 
 TABLES = ("features.parquet", "examples.parquet", "neighbours.parquet", "logits.parquet", "manifest.json")
@@ -17,12 +18,14 @@ class Data:
 
     def __init__(self, manifest: Mapping[str, Any], containers: Mapping[str, bytes]) -> None:
         self.manifest, self.containers = manifest, containers
-        self.vocab = codec.decode(containers["vocab"])[1]
+        self.vocab = self["vocab"]
         ends = np.cumsum(self.vocab["length"], dtype=np.int64)
         blob = self.vocab["bytes"].tobytes()
         self._words = [blob[e - n : e] for e, n in zip(ends.tolist(), self.vocab["length"].tolist(), strict=True)]
 
     def __getitem__(self, name: str) -> dict[str, Any]:
+        if name not in self.containers:
+            raise FormatError(f"the dashboard has no chunk {name!r}, which its manifest speaks of")
         return codec.decode(self.containers[name])[1]
 
     def words(self, local: np.ndarray) -> list[str | None]:

@@ -104,7 +104,7 @@ def _check(value: Any, schema: Schema, where: str, entry: str) -> None:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+    return isinstance(value, list | tuple)  # a tuple is what JSON makes a list of
 
 
 def plain_file(path: str | os.PathLike) -> int:

@@ -262,7 +262,7 @@ def test_what_cannot_be_replayed(lm, sae, tmp_path):
     with pytest.raises(FormatError, match="no receipt"):
         steering.replay(tmp_path / "a.json", lm)
     (tmp_path / "a.json").write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(FormatError, match="format 99"):
+    with pytest.raises(FormatError, match="format is 99, not 1"):
         steering.replay(tmp_path / "a.json", lm)
 
 

@@ -9,6 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.errors import ConfigError, FormatError
 from saelab.files import user_path
+from saelab.manifests import (
+    COUNT,
+    FIGURE,
+    FLAG,
+    INTEGER,
+    NUMBER,
+    SIZE,
+    TABLE,
+    TEXT,
+    Kind,
+    Schema,
+    check,
+    exactly,
+    read_json,
+)  # fmt: skip
 from saelab.models.generation import generate_text
 from saelab.models.identity import weights_digest
 from saelab.models.tokens import padded
@@ -20,6 +35,26 @@ from saelab.steering.scope import Scope
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
+
+
+_SEED = Kind(
+    "a whole number, or one and a row for each prompt",
+    lambda value: INTEGER.holds(value) or isinstance(value, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(map(INTEGER.holds, pair)) for pair in value),
+)  # fmt: skip
+OPERATION: Schema = {
+    "kind": TEXT, "source": TABLE, "latent": COUNT.or_null(), "strength": FIGURE.or_null(), "unit": TEXT.or_null(),
+    "site": TEXT.or_null(), "scope": TABLE, "to": TEXT,
+}  # fmt: skip
+RECEIPT: Schema = {
+    "format": exactly(FORMAT), "versions": {"*": TEXT}, "model": {"name": TEXT, "digest": TEXT},
+    "autoencoders": [{"path": TEXT.or_null(), "digest": TEXT, "description": TEXT}],
+    "generations": [{
+        "prompts": [[COUNT]], "texts": [TEXT], "prompt_texts": [TEXT], "max_new_tokens": SIZE, "temperature": NUMBER,
+        "seed": _SEED,
+        "use_cache": FLAG, "contexts": [{"rows?": [[OPERATION]], "every_row?": [OPERATION]}],
+    }],
+}  # fmt: skip
 
 
 def replay(
@@ -43,6 +78,7 @@ def replay(
     from saelab.models.language import load_model
 
     content = receipt if isinstance(receipt, Mapping) else read(receipt)
+    check(content, RECEIPT, "the receipt")
     if not content["generations"]:
         raise ConfigError("nothing was generated in this steering context (lm.generate), so there is no text to replay")
     lm = load_model(content["model"]["name"]) if lm is None else lm
@@ -57,13 +93,9 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a receipt's file; `FormatError` when it is none, or of another version."""
     file = user_path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        kind = content["format"], content["generations"], content["autoencoders"], content["model"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"{path} is no receipt that Receipt.save wrote: {error}") from error
-    if kind[0] != FORMAT:
-        raise FormatError(f"{path} has format {kind[0]!r}; this version of saelab reads {FORMAT}")
-    return dict(content)
+        return dict(read_json(file, RECEIPT))
+    except FormatError as error:
+        raise FormatError(f"{file} is no receipt that this version's Receipt.save wrote: {error}") from error
 
 
 def _autoencoders(entries: Sequence[Mapping[str, Any]], given: Sequence[Any]) -> list[Any]:
@@ -114,10 +146,8 @@ def _once(values: Mapping[str, Any], saes: list[Any], made: dict[str, Operation]
 
 def _operation(values: Mapping[str, Any], saes: list[Any]) -> Operation:
     source = values["source"]
-    return Operation(
-        **{
-            **values,
-            "source": saes[source["sae"]] if values["latent"] is not None else Direction.from_dict(source),
-            "scope": Scope(**values["scope"]),
-        }
-    )
+    try:
+        of = saes[source["sae"]] if values["latent"] is not None else Direction.from_dict(source)
+        return Operation(**{**values, "source": of, "scope": Scope(**values["scope"])})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise FormatError(f"the receipt describes no operation ({error!r}): {values}") from error
