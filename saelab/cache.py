@@ -14,7 +14,7 @@ from torch import Tensor
 from saelab.files import whole_file
 from saelab.tensors import save_tensors
 
-_CHECKSUM = "saelab_checksum"
+CHECKSUM = "saelab_checksum"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
@@ -23,7 +23,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str])
     Raises `CheckpointError` when the disk is full or the folder cannot be written.
     """
     with whole_file(path) as temporary:
-        save_tensors(temporary, tensors, {**strings, _CHECKSUM: _checksum(tensors, strings)})
+        save_tensors(temporary, tensors, {**strings, CHECKSUM: checksum(tensors, strings)})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -47,12 +47,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError):
         return None
-    if strings.pop(_CHECKSUM, None) != _checksum(tensors, strings):
+    if strings.pop(CHECKSUM, None) != checksum(tensors, strings):
         return None
     return tensors, strings
 
 
-def _checksum(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> str:
+def checksum(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> str:
+    """Hexadecimal SHA-256 over everything that a file of tensors and strings holds."""
     digest = hashlib.sha256()
     for name in sorted(strings):
         digest.update(f"{len(name)}:{name}={len(strings[name])}:{strings[name]}".encode())

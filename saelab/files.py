@@ -352,12 +352,14 @@ def write_csv(path: str | os.PathLike, frame: Any, index: bool = False) -> None:
 
 
 def write_tensors(path: str | os.PathLike, form: str, tensors: Mapping[str, Any], strings: Mapping[str, str]) -> None:
-    """Write one safetensors file, whole, whose header names its format `form` beside the strings; None is left out.
+    """Write one safetensors file, whole, whose header has its format `form`, the strings and a checksum; None is left out.
 
     Raises `CheckpointError` on a full or read-only disk.
     """
+    from saelab.cache import CHECKSUM, checksum
     from saelab.tensors import save_tensors
 
     kept = {name: value for name, value in tensors.items() if value is not None}
     with whole_file(path) as temporary:
-        save_tensors(temporary, kept, {"format": form, **strings})
+        whole = {"format": form, **strings}
+        save_tensors(temporary, kept, {**whole, CHECKSUM: checksum(kept, whole)})

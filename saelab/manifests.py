@@ -247,6 +247,8 @@ def read_tensors(
 
     Raises `FormatError` for another file, part of one, and a header that does not fit; no tensor is made before it does.
     """
+    from saelab.cache import CHECKSUM, checksum
+
     path = user_path(path)
     with open_tensors(path) as file:
         found = file.metadata() or {}
@@ -254,7 +256,11 @@ def read_tensors(
             raise FormatError(f"{path} is not of the format {form}: it says {found.get('format', 'none')}")
         check(found, strings, f"the header of {path}")
         fit(shapes_of(file, str(path)), layout, str(path))
-        return {name: file.get_tensor(name) for name in file.keys()}, found  # noqa: SIM118 (not a mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    said = found.pop(CHECKSUM, None) if form is not None else None  # files of before have none
+    if said is not None and said != checksum(tensors, found):
+        raise FormatError(f"{path} does not have the checksum of its header: it was changed; make it again")
+    return tensors, found
 
 
 def shapes_of(file: Any, where: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

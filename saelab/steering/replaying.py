@@ -42,6 +42,11 @@ _SEED = Kind(
     lambda value: INTEGER.holds(value) or isinstance(value, list | tuple) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(map(INTEGER.holds, pair)) for pair in value),
 )  # fmt: skip
+_PROMPTS = Kind(
+    "a list of prompts, each of one token id or more",
+    lambda value: isinstance(value, list) and bool(value) and all(
+        isinstance(row, list) and bool(row) and all(map(COUNT.holds, row)) for row in value),
+)  # fmt: skip
 OPERATION: Schema = {
     "kind": TEXT, "source": TABLE, "latent": COUNT.or_null(), "strength": FIGURE.or_null(), "unit": TEXT.or_null(),
     "site": TEXT.or_null(), "scope": TABLE, "to": TEXT,
@@ -50,7 +55,7 @@ RECEIPT: Schema = {
     "format": exactly(FORMAT), "versions": {"*": TEXT}, "model": {"name": TEXT, "digest": TEXT},
     "autoencoders": [{"path": TEXT.or_null(), "digest": TEXT, "description": TEXT}],
     "generations": [{
-        "prompts": [[COUNT]], "texts": [TEXT], "prompt_texts": [TEXT], "max_new_tokens": SIZE, "temperature": NUMBER,
+        "prompts": _PROMPTS, "texts": [TEXT], "prompt_texts": [TEXT], "max_new_tokens": SIZE, "temperature": NUMBER,
         "seed": _SEED,
         "use_cache": FLAG, "contexts": [{"rows?": [[OPERATION]], "every_row?": [OPERATION]}],
     }],
@@ -127,6 +132,7 @@ def _again(lm: "LanguageModel", generation: Mapping[str, Any], saes: list[Any]) 
                 rows = [[_once(values, saes, made) for values in row] for row in context["rows"]]
                 contexts.enter_context(steer_rows(lm, rows))
             else:
+                check(context, {"every_row": [OPERATION]}, "the receipt")
                 contexts.enter_context(steer(lm, *(_operation(values, saes) for values in context["every_row"])))
         texts = generate_text(
             lm,
