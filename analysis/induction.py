@@ -23,7 +23,7 @@ from saelab.analysis import frozen
 from saelab.analysis.proxies import same_word
 from saelab.errors import ConfigError, DataError
 from saelab.models.tokens import Tokens
-from saelab.models.unembedding import Unembedding, unembedding
+from saelab.models.unembedding import unembedding
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -90,9 +90,9 @@ def long_prefix(
 
     Texts are distinct random tokens (BOS first where the model has one), `length` in all; p of them, at a1, are copied
     to a2. `score` is A[a2 + p - 1, a1 + p]; `dla` what the head writes there, through the last norm with its scale
-    frozen, to the logit of the token at a1 + p, less the mean over the vocabulary. a1 is uniform from 1 to length - 30,
-    a2 from a1 + p + 1 to length - p
-    - 1 (their protocol and its constants; theirs are 400 examples a prefix).
+    frozen, to the logit of the token at a1 + p, less the mean over the vocabulary (of a model with a soft cap what the capped
+    logits lose with it). a1 is uniform from 1 to length - 30,
+    a2 from a1 + p + 1 to length - p - 1 (their protocol and its constants; theirs are 400 examples a prefix).
 
     A pandas.DataFrame: block, head, prefix, score, score_se, dla, dla_se (standard errors over examples).
 
@@ -110,22 +110,31 @@ def long_prefix(
         )
     _check_length(lm, length)
     blocks = sorted({block for block, _ in heads})
-    out, last = unembedding(lm), f"blocks.{lm.n_layers - 1}.hook_resid_post"
-    mean_D = out.W_U.mean(1)
+    out = unembedding(lm)
+    last = next(name for name, module in lm.runner.named_modules() if module is out.module)
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
     for p in prefixes:
         generator = torch.Generator().manual_seed(1_000_003 * seed + p)
         ids, destinations, sources = _copies(lm, p, examples, length, generator)
         for start in range(0, examples, BATCH):
             rows = slice(start, start + BATCH)
-            layers, sites = frozen.read(lm, _tokens(lm, ids[rows]), blocks, [last])
+            layers, sites = frozen.read(lm, _tokens(lm, ids[rows]), blocks, [last + ".input", last])
+            places: list[tuple[int, int, int]] = []  # block, head, context
+            scores, written = [], []
             for context, (t, s) in enumerate(zip(destinations[rows].tolist(), sources[rows].tolist(), strict=True)):
-                target = out.W_U[:, int(ids[start + context, s])] - mean_D
                 for block, head in heads:
                     _check_head(layers[block], head)
-                    score = layers[block].pattern.rows(context, torch.tensor([t]))[head, 0, s]
-                    dla = _written(layers[block], context, t, head, out, sites[last][context, t]) @ target
-                    found.setdefault((block, head, p), []).append((float(score), float(dla)))
+                    places.append((block, head, context))
+                    scores.append(float(layers[block].pattern.rows(context, torch.tensor([t]))[head, 0, s]))
+                    written.append(_written(layers[block], context, t, head))
+            at = torch.tensor([context for *_, context in places], device=lm.device)
+            ends = destinations[rows].to(lm.device)[at]
+            read, normed = sites[last + ".input"][at, ends], sites[last][at, ends]
+            lost_NV = -out.change(normed, out.norm.sigma(read, normed), torch.stack(written))
+            targets = ids[rows].to(lm.device)[at, sources[rows].to(lm.device)[at]]
+            dlas = lost_NV.gather(1, targets[:, None])[:, 0] - lost_NV.mean(1)
+            for (block, head, _), score, dla in zip(places, scores, dlas.tolist(), strict=True):
+                found.setdefault((block, head, p), []).append((score, dla))
     summed = []
     for place, values in found.items():
         table = torch.tensor(values, dtype=torch.float64)
@@ -219,14 +228,12 @@ def _copies(
     return torch.stack(ids), torch.tensor(destinations), torch.tensor(sources)
 
 
-def _written(layer: frozen.Layer, context: int, position: int, head: int, out: Unembedding, last_D: Tensor) -> Tensor:
-    """What a head adds at a position to what the unembedding reads [D], the scale of the last norm frozen."""
+def _written(layer: frozen.Layer, context: int, position: int, head: int) -> Tensor:
+    """What a head adds to the stream at a position, [D]."""
     written = layer.z[context, position, head] @ layer.parts.W_O[head]
     if layer.parts.post_norm is not None and layer.post_sigma is not None:
         written = layer.parts.post_norm.apply(written, layer.post_sigma[context, position])
-    centre = (lambda x: x - x.mean()) if out.centred else (lambda x: x)
-    scale = centre(last_D).square().mean().sqrt()
-    return centre(written) * out.gain / scale
+    return written
 
 
 def _matching(lm: "LanguageModel", text: Tensor, t: int, s: int) -> int:

@@ -71,7 +71,18 @@ class Stream:
         before = [f"blocks.{block}.hook_resid_pre" for block in sorted(boundaries | {0})]
         layers = sorted(block for kind, block in self.saes if kind == ATTENTION)
         self.layers, self.sites = frozen.read(lm, self.tokens, layers, [*added, *before])
+        self._check_sum([*added, "blocks.0.hook_resid_pre"], end)
         self.coded = {place: self._coded(*place) for place in self.saes}
+
+    def _check_sum(self, written: list[str], end: tuple[str, int]) -> None:
+        """`ConfigError` where the stream is another sum of its parts (a residual multiplier, a norm of the whole)."""
+        x = self.layers[end[1]].x if end[0] == ATTENTION else self.read_by(*end)
+        gap = (sum(self.sites[name] for name in written) - x).norm() / x.norm()
+        if not float(gap) <= max(1e-3, 16 * torch.finfo(self.lm.dtype).eps):
+            raise ConfigError(
+                f"the stream before block {end[1]} of {self.lm.name} is not the sum of the embedding and of what attention and "
+                f"MLPs gave (by {float(gap):.1%} of its norm): a circuit through it would leave something out"
+            )
 
     def reading(self, kind: str, block: int, position: int, latent: int) -> Reading:
         """The activation of a latent (where it does not fire, what it would read) as terms."""

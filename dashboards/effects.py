@@ -2,8 +2,8 @@
 
 * First order: -f (d . g), f the activation, d the decoder row, g the gradient of the context's summed loss at that
   place. One backward pass a context serves every latent and every token of it.
-* Direct: the latent's share is taken off the final residual stream, the last norm frozen. Exact where nothing stands
-  between; no pass more, because the clean one has the final stream.
+* Direct: the latent's share is taken off the final residual stream, the norms on its way frozen; the unembedding, its
+  bias, scale and soft cap act in full. Exact where nothing stands between; no pass more.
 * Full: another forward pass with x - f d at that one place.
 
 Shapes: C contexts of a batch, L positions of each, V vocabulary, W width of the site, N places (latent, row) asked about; a
@@ -12,7 +12,7 @@ row is context x L + position.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -111,21 +111,20 @@ class Places:
 
 @dataclass(frozen=True)
 class Clean:
-    """One pass over some contexts: logits [C, L, V], the final residual stream [C, L, D], and at the SAE's site the
-    gradient [C, L, W] of each context's summed loss, float32."""
+    """One pass over some contexts: logits [C, L, V], what the norms on the direct path read and gave [C, L, D] (by the path's
+    `places`), and at the SAE's site the gradient [C, L, W] of each context's summed loss, float32."""
 
     tokens: Tokens
     logits: Tensor
-    final: Tensor
+    seen: Mapping[str, Tensor]
     gradient: Tensor
 
     @classmethod
-    def of(cls, lm: "LanguageModel", site: Site, tokens: Tokens) -> "Clean":
-        last = lm.site(f"blocks.{lm.n_layers - 1}.hook_resid_post")
+    def of(cls, lm: "LanguageModel", site: Site, tokens: Tokens, path: ToLogits | None) -> "Clean":
         made: list[Tensor] = []
         with torch.inference_mode(False), torch.enable_grad(), frozen(lm.runner):
             live = first_runs(
-                {"site": lm.place(site), "final": lm.place(last)},
+                {"site": lm.place(site), **(path.places if path else {})},
                 lambda: made.append(lm.forward(tokens)),
                 keep=Tensor.requires_grad_,
                 stop=False,
@@ -136,7 +135,8 @@ class Clean:
             slope[:, -1] = 0
             slope[:, :-1][~_targets(tokens.mask)] = 0
             (gradient,) = torch.autograd.grad(made[0], live["site"], slope.to(made[0]))
-        return cls(tokens, made[0].detach(), live["final"].detach().float(), flat(gradient).float())
+        seen = {name: x.detach() for name, x in live.items() if name != "site"}
+        return cls(tokens, made[0].detach(), seen, flat(gradient).float())
 
     def log_p(self, context: int, position: int) -> Tensor:
         """Log-probabilities [V] of the next token."""
@@ -167,13 +167,14 @@ def explain(
     needed = np.array(sorted(set().union(*everywhere)), np.int64)
     with _Bar(2 * len(needed) + len(in_full), progress) as bar:
         for numbers in (needed[k : k + _BATCH] for k in range(0, len(needed), _BATCH)):
-            clean = Clean.of(lm, site, _tokens(lm, contexts, numbers))
+            clean = Clean.of(lm, site, _tokens(lm, contexts, numbers), path if len(directly) else None)
             jobs: list[tuple[int, int]] = []
             for c, number in enumerate(numbers.tolist()):
                 mine, full, straight = (places.get(number, np.zeros(0, np.int64)) for places in everywhere)
                 slopes[mine] = _first_order(sae, clean.gradient[c], shown, mine, length)
                 for i in straight.tolist():
-                    _direct(lm, sae, path, clean, c, directly, i, direct)
+                    assert path is not None
+                    _direct(sae, path, clean, c, directly, i, direct)
                 jobs += [(c, i) for i in full.tolist()]
             bar.update(2 * len(numbers))
             for some in (jobs[k : k + _BATCH] for k in range(0, len(jobs), _BATCH)):
@@ -192,17 +193,12 @@ def _first_order(sae: Any, g_LW: Tensor, shown: Places, mine: np.ndarray, length
     return -shown.values[mine] * np.concatenate(out)
 
 
-def _direct(
-    lm: "LanguageModel", sae: Any, path: ToLogits | None, clean: Clean, c: int, places: Places, i: int, out: Changes
-) -> None:
-    assert path is not None
-    position = int(places.rows[i] % clean.final.shape[1])
-    final = clean.final[c, position]
-    centred = final - final.mean() if path.unembedding.centred else final
-    scale = (centred.square().mean() + _epsilon(lm)).rsqrt()
-    written = path.written(sae.W_dec[int(places.latents[i])][None].detach().float())
-    push_V = path.unembedding.logits(written)[0] * (float(places.values[i]) * scale)
-    ablated_V = clean.logits[c, position].float() - push_V.to(final)
+def _direct(sae: Any, path: ToLogits, clean: Clean, c: int, places: Places, i: int, out: Changes) -> None:
+    position = int(places.rows[i] % clean.logits.shape[1])
+    removed = sae.W_dec[int(places.latents[i])].detach().float() * float(places.values[i])
+    seen = {name: x[c, position][None] for name, x in clean.seen.items()}
+    logits_V = clean.logits[c, position].float()
+    ablated_V = logits_V + path.change(removed[None], seen)[0].to(logits_V)
     out.put(i, clean.log_p(c, position), ablated_V.log_softmax(-1), clean.following(c, position))
 
 
@@ -210,7 +206,7 @@ def _in_full(
     lm: "LanguageModel", sae: Any, site: Site, clean: Clean, places: Places, jobs: list[tuple[int, int]], out: Changes
 ) -> None:
     """The places `i` of contexts `c`, a row of the batch each."""
-    length = clean.final.shape[1]
+    length = clean.logits.shape[1]
     rows = torch.tensor([c for c, _ in jobs], device=clean.tokens.ids.device)
     ids = clean.tokens.ids[rows]
     positions = [int(places.rows[i] % length) for _, i in jobs]
@@ -259,12 +255,6 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 def _tokens(lm: "LanguageModel", contexts: "Contexts", numbers: np.ndarray) -> Tokens:
     return contexts.tokens(torch.from_numpy(numbers)).to(lm.device)
-
-
-def _epsilon(lm: "LanguageModel") -> float:
-    config = getattr(lm.runner, "config", None) or getattr(lm.runner, "cfg", None)
-    names = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "eps")
-    return float(next((getattr(config, name) for name in names if getattr(config, name, None) is not None), 0.0))
 
 
 class _Bar:

@@ -90,7 +90,12 @@ class Part:
 
     @cached_property
     def path(self) -> weights.ToLogits | None:
-        return weights.ToLogits.of(self.lm, self.target)
+        """None, with a warning that says why, where the model's way from the stream to the logits is not known."""
+        try:
+            return weights.ToLogits.of(self.lm, self.target)
+        except ConfigError as error:
+            warnings.warn(f"the page has no logits and no direct effects: {error}", stacklevel=2)
+            return None
 
     @cached_property
     def block(self) -> int | None:

@@ -1,17 +1,18 @@
 """What the weights alone say of latents: logits, neighbours, norms, heads. F latents, D width, V vocabulary, P
 pages."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import ConfigError
-from saelab.models.families import ATTENTION, MLP
+from saelab.models.attention import Norm
+from saelab.models.families import ATTENTION, MLP, Side
 from saelab.models.sites import Site
-from saelab.models.unembedding import Unembedding, unembedding
+from saelab.models.unembedding import Unembedding, unembedding, written_share
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -24,42 +25,69 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class ToLogits:
-    """The direct path from a site to the logits: into the residual stream, through the last norm's gain, to W_U."""
+    """The direct path from a site to the logits: by a projection and a norm after it, where there are such, `share` of it into
+    the residual stream, through the last norm and the unembedding."""
 
-    projection: nn.Module | None
     unembedding: Unembedding
+    share: float = 1.0
+    projection: nn.Module | None = None
+    post: tuple[nn.Module, Norm] | None = None
 
     @classmethod
     def of(cls, lm: "LanguageModel", site: Site) -> "ToLogits | None":
-        """None where a site does not write into the stream by a linear map, or the model has no known unembedding."""
-        try:
-            found = unembedding(lm)
-        except ConfigError:
+        """None where a site does not write into the stream by linear maps and norms; `ConfigError` as `unembedding`."""
+        found = unembedding(lm)
+        if site.kind not in (ATTENTION, MLP) or site.name.rpartition(".")[2] not in ("hook_z", "hook_post"):
+            share = written_share(lm, site, found.module)
+            return None if share is None else cls(found, share)
+        module, side = lm.place(site)
+        # a TransformerLens hook point is no projection
+        if side != "input" or not _is_linear(module):
             return None
-        width = len(found.gain)
-        hook = site.name.rpartition(".")[2]
-        if site.kind in (ATTENTION, MLP) and hook in ("hook_z", "hook_post"):
-            module, side = lm.place(site)
-            # a TransformerLens hook point is no projection
-            return cls(module, found) if side == "input" and _is_linear(module) else None
-        if hook == "hook_pre" or site.width != width:
-            return None
-        return cls(None, found)
+        path = cls(found, projection=module)
+        share = written_share(lm, site, found.module, path.written)
+        return replace(path, share=share) if share else path._through_a_norm(lm, site)
 
-    def written(self, directions_ND: Tensor) -> Tensor:
-        """What directions at the site add to the residual stream."""
-        if self.projection is None:
-            return directions_ND
-        with torch.no_grad():
-            like = next(self.projection.parameters())
-            zero = self.projection(torch.zeros_like(directions_ND[:1]).to(like))
-            return (self.projection(directions_ND.to(like)) - zero).float()
+    def _through_a_norm(self, lm: "LanguageModel", site: Site) -> "ToLogits | None":
+        """The path with the norm that stands between the projection and the stream (Gemma 2 and 3)."""
+        hook = "hook_attn_out" if site.kind == ATTENTION else "hook_mlp_out"
+        out = lm.site(".".join([*site.name.split(".")[:2], hook]))
+        (module, side), width = lm.place(out), self.unembedding.width
+        share = written_share(lm, out, self.unembedding.module)
+        if not share or side != "output" or any(p.ndim > 1 for p in module.parameters()):
+            return None
+        return replace(self, share=share, post=(module, Norm(module, width, next(module.parameters()))))
+
+    @property
+    def places(self) -> dict[str, tuple[nn.Module, Side]]:
+        """What `change` has to see of a forward pass: what the norms read and give."""
+        norms = {"last": self.unembedding.module} | ({"post": self.post[0]} if self.post else {})
+        sides: tuple[Side, ...] = ("input", "output")
+        return {f"{name} {side}": (module, side) for name, module in norms.items() for side in sides}
+
+    def change(self, rows_ND: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        """[N, V]: by how much the logits change when rows are taken off the site, norms frozen; `seen` [N, D] by `places`."""
+        sigma = self.post[1].sigma(seen["post input"], seen["post output"]) if self.post else None
+        last = self.unembedding
+        sigma_N = last.norm.sigma(seen["last input"], seen["last output"])
+        return last.change(seen["last output"], sigma_N, self.written(rows_ND, sigma))
+
+    def written(self, directions_ND: Tensor, sigma_N: Tensor | None = None) -> Tensor:
+        """What directions at the site add to the residual stream; the scale `sigma` of a norm on the way left out, where it is
+        not given."""
+        rows = directions_ND
+        if self.projection is not None:
+            with torch.no_grad():
+                like = next(self.projection.parameters())
+                zero = self.projection(torch.zeros_like(rows[:1]).to(like))
+                rows = (self.projection(rows.to(like)) - zero).float()
+        if self.post is not None:
+            rows = self.post[1].scaled(rows) if sigma_N is None else self.post[1].apply(rows, sigma_N)
+        return rows * self.share
 
     def logits(self, directions_ND: Tensor, gain: bool = True) -> Tensor:
         """[N, V], each row's mean over the vocabulary taken away (W_U centred, which no probability notices)."""
-        written = self.written(directions_ND.detach())
-        found = self.unembedding
-        logits = found.logits(written) if gain else written.to(found.W_U) @ found.W_U
+        logits = self.unembedding.logits(self.written(directions_ND.detach()), gain)
         return logits - logits.mean(1, keepdim=True)
 
 

@@ -315,6 +315,24 @@ def test_coactivation(made, page):
         assert latent not in shown
 
 
+def test_who_fires_first_in_a_context(made, page):
+    """Of the contexts in which both fire: the other one earlier, later, and the mean lag; on the same token it is neither."""
+    acts = made[2].acts.reshape(-1, LENGTH, 48) > 0
+    first = np.where(acts.any(1), acts.argmax(1), -1)  # [contexts, latents]
+    together = 0
+    for latent in range(48):
+        for rank, other in enumerate(page["coact"][latent].astype(np.int64)):
+            if other == 0xFFFFFFFF:
+                continue
+            both = (first[:, latent] >= 0) & (first[:, other] >= 0)
+            apart = first[both, latent] - first[both, other]
+            together += int((apart == 0).sum())
+            assert page["coact_before"][latent][rank] == (apart > 0).sum()
+            assert page["coact_after"][latent][rank] == (apart < 0).sum()
+            assert page["coact_lag"][latent][rank] == pytest.approx(apart.mean(), rel=2e-3, abs=1e-6)
+    assert together > 100
+
+
 def context_loss(lm, sae, contexts, context, push=None):
     """Summed loss of a context and its log-probabilities, `push` = (position, latent, activation) taken away."""
 

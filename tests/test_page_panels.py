@@ -106,6 +106,62 @@ def test_latents_that_fire_together(browser, page, data):  # noqa: F811
         assert watched.verdict() == []
 
 
+def test_bars_are_as_high_as_their_counts(browser, page, data):  # noqa: F811
+    """Top and left edge of every bar of both histograms, as drawn: heights go with the counts, the highest fills the chart."""
+    read = """(drawing) => [...drawing.querySelectorAll('path.bars, path.plus, path.minus')]
+      .flatMap((path) => [...path.getAttribute('d').matchAll(/M([\\d.]+) ([\\d.]+)V([\\d.]+)h/g)]
+      .map((bar) => bar.slice(1).map(Number))).sort((a, b) => a[0] - b[0])"""
+    chunk = data["f-00000"]
+    bins = chunk["hist_bins"].astype(int)
+    mine = slice(bins[:LATENT].sum(), bins[: LATENT + 1].sum())
+    below = int(min(chunk["null_first"][LATENT] - chunk["hist_first"][LATENT], 0))  # bins that only the null model has
+    stored = {"Activations of": chunk["hist"][mine], "Logits of": chunk["logit_hist"].reshape(len(bins), -1)[LATENT]}
+    with Watched(browser) as watched:
+        watched.open(page, f"#f={LATENT}")
+        for words, scale in (("logarithmic", np.log1p), ("linear", np.asarray)):
+            if words == "linear":
+                watched.page.keyboard.press("l")
+            watched.page.wait_for_selector(f"svg[aria-label$='{words} counts']")
+            for label, counts in stored.items():
+                drawing = watched.page.locator(f"svg[aria-label^='{label} latent {LATENT}']")
+                n = int(drawing.locator("xpath=..").get_attribute("aria-valuemax")) + 1
+                there, tallest, shift = np.flatnonzero(counts), scale(counts.max()), 0
+                if label == "Activations of":
+                    null_bins = chunk["null_bins"].astype(int)
+                    null = chunk["null_hist"][null_bins[:LATENT].sum() : null_bins[: LATENT + 1].sum()]
+                    tallest, shift = max(tallest, scale(null.max(initial=0))), -below
+                left, base, top = np.array(drawing.evaluate(read)).T
+                np.testing.assert_allclose(left, (there + shift) * 340 / n, atol=0.006)
+                wanted = np.maximum(1.5, scale(counts[there]) / tallest * (base - 4))
+                np.testing.assert_allclose(base - top, wanted, atol=0.006)
+                assert (base - top).max() > 0.5 * base.max()
+
+
+def test_latents_stand_at_their_density_and_maximum(browser, page, data):  # noqa: F811
+    """The cells of the map that are painted are those of the latents, by the logarithms of density and maximum."""
+    lit = """(canvas) => {
+      const [context, found] = [canvas.getContext('2d'), []];
+      const ground = [...context.getImageData(9, 9, 1, 1).data].join();  // between two cells
+      for (let y = 0; y < 40; y++) for (let x = 0; x < 72; x++)
+        if ([...context.getImageData(10 * x + 4, 10 * y + 4, 1, 1).data].join() !== ground) found.push([x, 39 - y]);
+      return found;
+    }"""
+    index, counted = data["idx-0"], synthetic.manifest(**ARGUMENTS)["corpus"]["counted"]
+    fired = index["count"] > 0
+    most = index["max"].astype(float)[fired]
+    top, bottom = most.max(), max(min(most.min(), most.max() / 2), most.max() / 1e4)
+    x = 72 * (1 - np.log(index["count"][fired] / counted) / np.log(1 / counted))
+    y = 40 * np.log(most / bottom) / np.log(top * 1.02 / bottom)
+    wanted = {(int(a), int(b)) for a, b in zip(x.clip(0, 71), y.clip(0, 39), strict=True)}
+    with Watched(browser) as watched:
+        watched.open(page, "#show=all")
+        found = {tuple(cell) for cell in watched.page.locator("canvas").first.evaluate(lit)}
+    near = {(a + i, b + j) for a, b in wanted for i in (-1, 0, 1) for j in (-1, 0, 1)}  # on the edge of a cell
+    assert len(found) > 20 and found <= near
+    assert len(found & wanted) >= 0.95 * len(wanted)
+    assert max(a for a, _ in found) > 60
+
+
 def test_sources_stand_at_their_tokens(browser, page, data):  # noqa: F811
     """Each source in the window is marked at its token, with its sign; the card says what it gives, and what is left."""
     chunk = data["f-00000"]

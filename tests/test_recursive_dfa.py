@@ -298,3 +298,15 @@ def test_on_the_bundled_model(smollm2):
     circuit = recursive_dfa.trace(sae, smollm2, text, 3, position=9, saes=saes)
     assert abs(circuit.sums.gap) < 1e-3 * circuit.sums.absolute
     assert circuit.root.activation == pytest.approx(float(parts.pre_activation[0, 9]), abs=1e-4)
+
+
+@pytest.mark.parametrize("site", ["hook_z", "hook_resid_pre"])
+def test_a_stream_that_is_no_plain_sum_is_refused(site):
+    """A multiplier that no site shows would be left out of every contribution."""
+    lm = saelab.load_model(tiny.llama_model(), device="cpu")
+    lm.model.model.layers[1].register_forward_hook(lambda module, args, output: 2 * output)
+    sae = attention_sae(lm, 2) if site == "hook_z" else residual_sae(lm, 2)
+    with pytest.raises(saelab.ConfigError, match=r"before block 2 of .* is not the sum"):
+        recursive_dfa.trace(sae, lm, TEXT, 3)
+    early = attention_sae(lm, 1) if site == "hook_z" else residual_sae(lm, 1)
+    assert recursive_dfa.trace(early, lm, TEXT, 3).nodes

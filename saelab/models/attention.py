@@ -54,11 +54,11 @@ class Norm:
 
     def apply(self, x: Tensor, sigma: Tensor) -> Tensor:
         """gain * (x - mean) / sigma: the linear part with sigma [...] frozen; beta is apart."""
-        return self._scaled(x) / sigma[..., None]
+        return self.scaled(x) / sigma[..., None]
 
     def sigma(self, x: Tensor, y: Tensor) -> Tensor:
         """By what the norm divided each vector of x [..., D] when it gave y, in the precision of the gain."""
-        before, after = self._scaled(x), y.to(self.gain) - self.beta
+        before, after = self.scaled(x), y.to(self.gain) - self.beta
         return (before * before).sum(-1) / (before * after).sum(-1)
 
     def pull(self, directions_KD: Tensor) -> Tensor:
@@ -66,7 +66,8 @@ class Norm:
         rows = directions_KD * self.gain
         return rows - rows.mean(-1, keepdim=True) if self.centred else rows
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def scaled(self, x: Tensor) -> Tensor:
+        """gain * (x - mean): the linear part, undivided."""
         x = x.to(self.gain)
         return (x - x.mean(-1, keepdim=True) if self.centred else x) * self.gain
 

@@ -143,7 +143,7 @@ def sweep(
         if store.scores is None:
             store.keep_scores(scores.known_scores(lm, sae, targets, place, corpus))
         setting = observe.Setting(lm, sae, operation, place, later, rows, max_new_tokens, temperature)
-        if scores.writes_to_stream(lm, place):
+        if not scores.why_no_logits(lm, place):
             setting.tops = _tops(lm, sae, cells, controls)
         _run(setting, cells, store, batch_size, progress)
         found = Sweep(list(store.rows.values()), settings, store.scores or {}, store.path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from saelab.errors import ConfigError
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens
-from saelab.models.unembedding import unembedding
+from saelab.models.unembedding import unembedding, written_share
 from saelab.steering import measures
 from saelab.steering.contrast import ordinary_where
 from saelab.steering.scope import Scope
@@ -22,17 +22,15 @@ if TYPE_CHECKING:
 NEUTRAL_PROMPT = "From my experience,"  # Arad et al. 2025
 NEUTRAL_TOKENS = 4
 AMPLIFIED = 10.0
-TO_THE_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
 
-def writes_to_stream(lm: "LanguageModel", site: Site) -> bool:
-    """Whether a vector at the site is added to the residual stream: by its name, or for a module path by its width."""
-    if site.name in lm.backend.named:
-        return site.name.endswith(TO_THE_STREAM)
+def why_no_logits(lm: "LanguageModel", site: Site) -> str:
+    """Why a vector at the site has no logits of its own; "" where it has: it is added to the stream before the last norm."""
     try:
-        return site.width == len(unembedding(lm).gain)
-    except ConfigError:
-        return False
+        norm = unembedding(lm).module
+    except ConfigError as error:
+        return str(error)
+    return "" if written_share(lm, site, norm) else f"{site.name} does not write to the residual stream"
 
 
 def top_tokens(lm: "LanguageModel", directions_ND: Tensor, k: int = measures.TOP_TOKENS) -> Tensor:
@@ -157,10 +155,10 @@ def input_scores(
 def known_scores(lm: "LanguageModel", sae: Any, latents: Sequence[int], site: Site, corpus: Any) -> dict[str, Any]:
     """Top tokens and scores of each latent for the tables of a sweep; NaN (and a warning) where they mean nothing."""
     missing = [math.nan] * len(latents)
-    if not writes_to_stream(lm, site):
+    if reason := why_no_logits(lm, site):
         warnings.warn(
-            f"{site.name} does not write to the residual stream: a latent there has no logit tokens of its own, so the "
-            "mass on them, the output score and the input score are NaN",
+            f"{reason}: a latent there has no logit tokens of its own, so the mass on them, the output score and the input "
+            "score are NaN",
             stacklevel=3,
         )
         return {"top_tokens": [[] for _ in latents], "output_score": missing, "input_score": missing}

@@ -100,10 +100,10 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _promoted(lm: "LanguageModel", sae: Any, latents: list[int]) -> list[str]:
-    from saelab.steering.scores import top_tokens, writes_to_stream
+    from saelab.steering.scores import top_tokens, why_no_logits
 
     site = lm.site(sae.metadata.get("target_site") or sae_site(sae, None))
-    if not latents or not writes_to_stream(lm, site):
+    if not latents or why_no_logits(lm, site):
         return [""] * len(latents)
     tops = top_tokens(lm, sae.W_dec.detach()[latents], 5)
     return [" ".join(repr(lm.token_text(token)) for token in row) for row in tops.tolist()]
