@@ -96,7 +96,7 @@ def direct_attribution(sae: Any, lm: "LanguageModel", tokens: Any, latent: int) 
     (torch.Size([1, 4, 4]), torch.Size([1, 4, 2]), True)
     """
     block, heads, d_head = frozen.attention_site(sae, lm)
-    reader = frozen.readers(sae, frozen.check_latents(sae, latent))
+    reader = frozen.readers(sae, frozen.check_latent(sae, latent))
     batch = lm.tokens_for(sae, tokens)
     layer = frozen.read(lm, batch, [block]).layers[block]
     weights_1HE = reader.weights.to(layer.z).view(1, heads, d_head)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab import checks
 from saelab.analysis.controls import Control, controls
 from saelab.analysis.moments import LinearFit, Moments, TargetMoments, divided, merged
 from saelab.analysis.reading import Reader, Spread, for_sae, wide
@@ -150,6 +151,7 @@ def decompose(
     >>> torch.allclose(sum(parts.split(x)), x, atol=1e-5), parts.fvu_nonlinear < parts.fvu
     (True, True)
     """
+    checks.autoencoder("sae", sae)
     if sae.d_in != sae.d_out or not sae.cfg.centres_input:
         raise ConfigError(f"{sae!r} is a transcoder: its error is not one of its input, give an autoencoder")
     rows = Rows(x, holdout, seed)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.autoencoders.codes import SparseCodes
 from saelab.errors import ConfigError
 from saelab.models.attention import AttentionParts, Pattern, attention_parts, watching
@@ -201,7 +202,7 @@ def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, in
         raise ConfigError(f"the autoencoder is {sae.d_in} wide and its metadata say {heads!r} of heads: set "
                           "sae.metadata['heads'] = [heads, width of one], as lm.sites() lists them")  # fmt: skip
     if lm is not None:
-        site = lm.site(name)
+        site = checks.language_model("lm", lm).site(name)
         check_width(site, sae.d_in, "input")
         if site.heads != heads[0]:
             raise ConfigError(f"the autoencoder has {heads[0]} heads and {name} of {lm.name} has {site.heads}: "
@@ -209,10 +210,8 @@ def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, in
     return int(block), int(heads[0]), int(heads[1])
 
 
-def check_latents(sae: Any, latents: Any) -> Tensor:
-    """Latent numbers as a tensor on the SAE's device; `ConfigError` for one that is not there."""
-    numbers = torch.as_tensor(latents, dtype=torch.int64, device=sae.device).reshape(-1)
-    if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= sae.d_sae):
-        bad = int(numbers[(numbers < 0) | (numbers >= sae.d_sae)][0])
-        raise ConfigError(f"there is no latent {bad}: the autoencoder has {sae.d_sae:,}, from 0 on")
-    return numbers
+def check_latent(sae: Any, latent: Any) -> Tensor:
+    """The number of a latent as a tensor [1] on the SAE's device; `ConfigError` for one that is not there."""
+    why = f"there is no latent {latent}: the autoencoder has {sae.d_sae:,}, from 0 on"
+    number = checks.count("latent", latent, least=0, most=sae.d_sae - 1, of=why)
+    return torch.tensor([number], device=sae.device)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from saelab import checks
 from saelab.analysis.support import GrowingSupport, descend
 from saelab.autoencoders.codes import SparseCodes, check_finite
 from saelab.errors import ConfigError
@@ -186,10 +187,13 @@ def _gradient_step(gram_NSS: Tensor, values_NS: Tensor, gradient_NS: Tensor) -> 
 
 
 def _rows(sae: Any, x: Tensor) -> Tensor:
+    checks.autoencoder("sae", sae)
     if sae.d_in != sae.d_out or not sae.cfg.centres_input:
         raise ConfigError(
             f"{sae!r} is a transcoder: pursuit searches its decoder for its own input, give an autoencoder"
         )
+    if not isinstance(x, Tensor):
+        raise ConfigError(f"x is {type(x).__name__}: give a tensor, torch.as_tensor(x)")
     if x.shape[-1] != sae.d_in:
         raise ConfigError(f"x is {x.shape[-1]:,} wide and the SAE reads {sae.d_in:,}")
     rows = x.detach().reshape(-1, sae.d_in).to(sae.device)
@@ -200,6 +204,8 @@ def _rows(sae: Any, x: Tensor) -> Tensor:
 def _budgets(sae: Any, x_ND: Tensor, budget: Budget) -> Tensor:
     if budget is None:
         return sae.encode_sparse(x_ND).offsets.diff()
+    if not isinstance(budget, Tensor):
+        budget = checks.count("budget", budget, least=0)
     budgets = torch.as_tensor(budget, device=x_ND.device).long()
     if budgets.ndim and budgets.shape != (len(x_ND),):
         raise ConfigError(

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saelab import checks
 from saelab.analysis.circuit import Circuit, Edge, Node
-from saelab.analysis.frozen import check_latents, readers
+from saelab.analysis.frozen import check_latent, readers
 from saelab.analysis.stream import ATTENTION, BIAS, ERROR, RESIDUAL, REST, Stream, order, place_of
-from saelab.errors import ConfigError, DataError
+from saelab.errors import DataError
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -67,13 +68,17 @@ def trace(
     >>> trace(sae, lm, "The state of the union", 123, saes=[residual_sae, earlier_sae])  # doctest: +SKIP
     """
     kind, block = place_of(sae, lm)
-    number = int(check_latents(sae, latent))
-    if depth < 1 or not 0 < keep <= 1 or most < 1 or share < 0:
-        raise ConfigError(f"depth {depth}, keep {keep}, most {most}, share {share}: depth and most are at least 1, keep is "
-                          "over 0 and at most 1, share at least 0")  # fmt: skip
+    number = int(check_latent(sae, latent))
+    depth, most = checks.count("depth", depth), checks.count("most", most)
+    keep, share = checks.number("keep", keep, above=0, most=1), checks.number("share", share, least=0)
+    saes = [saes] if hasattr(saes, "W_dec") else saes
     others = [other for other in saes if other is not sae]
     stream = Stream(lm, text, [sae, *others], end=(kind, block))
-    at = _strongest(stream, kind, block, number) if position is None else position
+    at = (
+        _strongest(stream, kind, block, number)
+        if position is None
+        else checks.count("position", position, least=-(2**62))
+    )
     length = stream.tokens.ids.shape[1]
     if not 0 <= at < length:
         raise DataError(f"there is no position {at}: the text has {length} tokens, from 0 on")

@@ -112,7 +112,7 @@ def feature_attribution(
             f"the residual autoencoder reads {sae_site(residual_sae, None)} and block {block}'s attention reads "
             f"blocks.{block}.hook_resid_pre: give one of that site"
         )
-    reader = frozen.readers(sae, frozen.check_latents(sae, latent))
+    reader = frozen.readers(sae, frozen.check_latent(sae, latent))
     batch = lm.tokens_for(sae, tokens)
     layer = frozen.read(lm, batch, [block]).layers[block]
     weights_HE = reader.weights.to(layer.z).view(heads, d_head)

@@ -6,12 +6,13 @@ is learnt on one half and scored on the other, and neither was seen by the map.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.activations.store import ActivationStore
 from saelab.errors import ConfigError, DataError
 
@@ -58,8 +59,11 @@ class Rows:
     """
 
     def __init__(self, x: Any, holdout: float, seed: int) -> None:
-        if not 0 < holdout < 1:
-            raise ConfigError(f"holdout is {holdout}: it must be between 0 and 1, as 0.5")
+        holdout = checks.number("holdout", holdout, above=0, below=1)
+        if not isinstance(x, Iterable) or isinstance(x, str):
+            raise ConfigError(
+                f"x is {type(x).__name__}: give activations, a tensor [n, d], a store, or tensors one by one"
+            )
         if isinstance(x, Iterator):
             raise ConfigError(
                 "x is a one-shot iterator, and the rows are read twice: give a tensor, a store, or an object whose "

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.analysis import frozen
 from saelab.analysis.residual_sources import of_codes, residual_block
 from saelab.autoencoders.codes import SparseCodes
@@ -87,7 +88,7 @@ class Stream:
     def reading(self, kind: str, block: int, position: int, latent: int) -> Reading:
         """The activation of a latent (where it does not fire, what it would read) as terms."""
         sae = self.saes[kind, block]
-        reader = frozen.readers(sae, frozen.check_latents(sae, latent))
+        reader = frozen.readers(sae, frozen.check_latent(sae, latent))
         with torch.no_grad():
             if kind == RESIDUAL:
                 x = self.sites[f"blocks.{block}.hook_resid_pre"][0, position]
@@ -162,7 +163,7 @@ def order(kind: str, block: int) -> int:
 
 def place_of(sae: Any, lm: "LanguageModel") -> tuple[str, int]:
     """(kind of latents, block) of an SAE; `ConfigError` where it is neither of attention's hook_z nor of the stream."""
-    if lm.site(sae_site(sae, None)).name.endswith("attn.hook_z"):
+    if checks.language_model("lm", lm).site(sae_site(sae, None)).name.endswith("attn.hook_z"):
         return ATTENTION, frozen.attention_site(sae, lm)[0]
     return RESIDUAL, residual_block(sae, lm)
 

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saelab import checks
 from saelab.activations.corpus import contexts_for, load_corpus
 from saelab.dashboards import bundle as bundles
 from saelab.dashboards.codec import encode, texts
@@ -24,6 +25,7 @@ from saelab.dashboards.reading import Reader
 from saelab.dashboards.tables import Data, write_parquet
 from saelab.dashboards.vocab import Ids, Vocab
 from saelab.errors import ConfigError, DataError
+from saelab.evaluation.report import Report
 from saelab.files import user_path
 from saelab.models.identity import warn_of_other_weights
 
@@ -110,16 +112,29 @@ def build(
     >>> page = saelab.dashboards.build(sae, lm, corpus, "features.html", latents=512)  # doctest: +SKIP
     """
     path = user_path(path)
-    if effects not in EFFECTS:
-        raise ConfigError(f'effects={effects!r}: choose "direct", "full" or None')
+    saes = [sae] if compare is None else [sae, compare]
+    seeds = [seeds] if hasattr(seeds, "W_dec") else list(seeds)
+    checks.autoencoder("sae", sae), checks.maybe(checks.autoencoder, "compare", compare)
+    for other in seeds:
+        checks.autoencoder("one of seeds", other)
+    checks.language_model("lm", lm), checks.maybe(checks.language_model, "null", null)
+    checks.choice("effects", effects, EFFECTS)
+    if not isinstance(evaluation, Report):
+        checks.choice("evaluation", evaluation, (True, None))
+    seed, batch_tiles, memory = (
+        checks.seed(seed),
+        checks.count("batch_tiles", batch_tiles),
+        checks.count("memory", memory),
+    )
+    shards = checks.maybe(checks.count, "shards", shards)
+    given_labels, given_sweeps = labels_of(labels, sae.d_sae), sweep_rows(sweeps, sae.d_sae)
     bundles.check(path, bundle, parquet)
     layout = Layout.of(windows, window)
-    saes = [sae] if compare is None else [sae, compare]
     for each in saes:
         warn_of_other_weights(lm, each)
     corpus = load_corpus(corpus)
     contexts = contexts_for(sae, lm, corpus, split, context_length, prepend_bos, progress)
-    asked = prompts_of(lm, prompts, contexts.prepend_bos) if len(prompts) else []
+    asked = prompts_of(lm, prompts, contexts.prepend_bos) if not isinstance(prompts, Sized) or len(prompts) else []
     reader = Reader.of(lm, saes, contexts, tokens, seed)
     _warn_of_short_corpus(reader, tokens, split)
     options = {"shards": shards, "batch_tiles": batch_tiles, "memory": memory, "progress": progress}
@@ -141,7 +156,7 @@ def build(
 
     if evaluation is True:
         evaluation = _evaluated(sae, lm, corpus, contexts, progress)
-    chunks = _all_chunks(parts, asked, bool(effects), labels_of(labels), sweep_rows(sweeps))
+    chunks = _all_chunks(parts, asked, bool(effects), given_labels, given_sweeps)
     manifest = manifest_of(parts, reader, corpus, split, tokens, asked, evaluation, effects, null, title)
     containers: dict[str, bytes] = {}
 

@@ -1,4 +1,5 @@
-"""What a count, a number, a seed, a dtype and a device given by a user may be: one function each.
+"""What a count, a number, a seed, a dtype and a device given by a user may be, and what stands where an autoencoder, a language
+model or a denoiser is meant: one function each.
 
 Each gives back the plain Python or torch value, so that `np.int64(8)` and "float32" do what 8 and `torch.float32` do and
 manifests hold plain numbers, or raises `ConfigError` that names the argument, what was given and the way out.
@@ -8,6 +9,7 @@ import contextlib
 import math
 import numbers
 import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +20,12 @@ from saelab.errors import ConfigError
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LARGEST_SEED = 2**32 - 1  # NumPy's
+# known by what they have, so that foreign objects of the same kind pass
+_MEMBERS = {
+    "an autoencoder": ("W_dec", "encode_sparse", "metadata"),
+    "a language model": ("to_tokens", "site", "runner"),
+    "a denoiser": ("epsilon", "timesteps"),
+}
 
 
 def count(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> int:
@@ -155,3 +163,50 @@ def betas(values: Any) -> tuple[float, float]:
     if len(found) != 2:
         raise ConfigError(f"betas is {values!r}; it must be two numbers, each at least 0 and below 1")
     return number("betas[0]", found[0], least=0, below=1), number("betas[1]", found[1], least=0, below=1)
+
+
+def autoencoder(name: str, value: Any) -> Any:
+    """An SAE of ours, or what can do the same."""
+    return _checked_object(value, name, "an autoencoder", "saelab.SAE.load({path})", {
+        "a run": "give its .sae", "a configuration": "train it first: saelab.train(...).sae",
+    })  # fmt: skip
+
+
+def language_model(name: str, value: Any) -> Any:
+    """A `LanguageModel`."""
+    return _checked_object(value, name, "a language model", "saelab.load_model({path})", {
+        "a model of another library": "give saelab.load_model(model, tokenizer=...)",
+    })  # fmt: skip
+
+
+def denoiser(name: str, value: Any) -> Any:
+    """A `Denoiser`."""
+    return _checked_object(value, name, "a denoiser", "saelab.load_denoiser({path})", {
+        "a model of another library": "give saelab.load_denoiser(unet, scheduler)",
+    })  # fmt: skip
+
+
+def _checked_object(value: Any, name: str, wanted: str, loader: str, ways: dict[str, str]) -> Any:
+    if not isinstance(value, type) and all(hasattr(value, member) for member in _MEMBERS[wanted]):
+        return value
+    what, way = _kind(value), f"give {wanted}"
+    if isinstance(value, str | os.PathLike):
+        what, way = f"the text {os.fspath(value)!r}", f"give {loader.format(path=repr(os.fspath(value)))}"
+    elif what in _MEMBERS:
+        way += ": are two arguments exchanged?"
+    raise ConfigError(f"{name} has to be {wanted}, and is {what} ({type(value).__name__}): {ways.get(what, way)}")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    for kind, members in _MEMBERS.items():
+        if all(hasattr(value, member) for member in members):
+            return kind
+    if hasattr(value, "sae") and hasattr(value, "history"):
+        return "a run"
+    if hasattr(value, "allocate") and hasattr(value, "d_sae"):
+        return "a configuration"
+    if hasattr(value, "forward") and hasattr(value, "parameters"):
+        return "a model of another library"
+    return "something else"

@@ -308,7 +308,7 @@ def test_a_sweep_shows_its_steered_texts_beside_the_unsteered_ones(tiny_llama, s
     )  # fmt: skip
     table = sweep.to_pandas()
     plain = table[table.baseline == "none"].set_index("prompt").text
-    rows = sweep_rows(sweep)
+    rows = sweep_rows(sweep, 48)
     assert sorted(rows) == [3, 5] and {len(mine) for mine in rows.values()} == {4}
     for latent, mine in rows.items():
         steered = table[(table.baseline == "steered") & (table.latent == latent)].set_index(["prompt", "strength"])

@@ -199,6 +199,7 @@ def harvest(
     >>> row = 123; int(stores["blocks.3.hook_resid_post"].tokens[row])    # doctest: +SKIP
     """
     names = _site_names(site, sites)
+    checks.language_model("lm", lm)
     checks.choice("gradients", gradients, (True, "sampled", False))
     row_dtype = checks.dtype_of(dtype) or torch.float32
     tokens, batch_size = checks.count("tokens", tokens), checks.count("batch_size", batch_size)

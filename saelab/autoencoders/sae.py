@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 import saelab.autoencoders.registry  # noqa: F401  (every architecture there is)
+from saelab import checks
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
 from saelab.errors import ConfigError
@@ -81,6 +82,11 @@ class SAE(nn.Module):
         d_out: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(cfg, Architecture):
+            raise ConfigError(
+                f"the architecture is {cfg!r}: give a configuration, such as saelab.TopK(k=32, d_sae=4096)"
+            )
+        d_in, d_out = checks.count("d_in", d_in), checks.maybe(checks.count, "d_out", d_out)
         self.cfg, self.d_in, self.d_out, self.d_sae = cfg, d_in, d_out or d_in, cfg.d_sae
         if cfg.centres_input and self.d_out != d_in:
             raise ConfigError(
@@ -155,7 +161,7 @@ class SAE(nn.Module):
 
     def encode(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_sae"]:
         """The dense codes [..., d_sae]. Raises `ConfigError`, with the number of bytes, where they would not fit."""
-        refuse_dense(x.numel() // self.d_in, self.d_sae, 4)
+        refuse_dense(_tensor(x).numel() // self.d_in, self.d_sae, 4)
         return self.encode_sparse(x).to_dense().view(*x.shape[:-1], self.d_sae)
 
     def decode(
@@ -168,7 +174,7 @@ class SAE(nn.Module):
         params = self.params()
         if isinstance(codes, SparseCodes):
             decoded = sparse.decode(codes, params.W_dec) + self.b_dec
-        elif codes.shape[-1] != self.d_sae:
+        elif _tensor(codes).shape[-1] != self.d_sae:
             raise ConfigError(f"codes have {codes.shape[-1]:,} latents and the SAE has {self.d_sae:,}")
         else:
             decoded = codes.to(params.W_dec.dtype) @ params.W_dec + self.b_dec
@@ -243,7 +249,7 @@ class SAE(nn.Module):
         return f"SAE({self.cfg!r}, {width}{at}{trained})"
 
     def _rows(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.d_in:
+        if _tensor(x).shape[-1] != self.d_in:
             raise ConfigError(
                 f"the vectors have width {x.shape[-1]:,} and this SAE reads {self.d_in:,}"
                 + (f" (at {self.metadata['site']})" if self.metadata.get("site") else "")
@@ -252,6 +258,12 @@ class SAE(nn.Module):
         if not bool(torch.isfinite(rows.sum())):
             check_finite(rows, "input of the SAE")
         return rows
+
+
+def _tensor(x: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise ConfigError(f"an SAE reads tensors, and this is {type(x).__name__}: give torch.as_tensor(...) of it")
+    return x
 
 
 def _unit_rows(n: int, d: int, generator: torch.Generator) -> Tensor:

@@ -79,6 +79,7 @@ def evaluate(
     >>> report = saelab.evaluate(sae, lm, saelab.load_corpus("sotu"))  # doctest: +SKIP
     >>> report.delta_ce, report.kl, report.explained_variance  # doctest: +SKIP
     """
+    checks.autoencoder("sae", sae), checks.language_model("lm", lm)
     place = lm.site(sae_site(sae, site))
     target = lm.site(sae.metadata.get("target_site") or place)
     check_width(place, sae.d_in, "input")

@@ -57,6 +57,7 @@ def sample(
     >>> trajectory.x.shape, trajectory.x0.shape, trajectory.noise.shape
     (torch.Size([2, 5, 1, 8, 8]), torch.Size([2, 4, 1, 8, 8]), torch.Size([2, 4, 1, 8, 8]))
     """
+    checks.denoiser("denoiser", denoiser)
     n, batch_size, seed = checks.count("n", n), checks.count("batch_size", batch_size), checks.seed(seed)
     steps, eta = checks.count("steps", steps), checks.number("eta", eta, least=0)
     plan = steps_of(denoiser, steps, eta, boost_below)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from saelab import checks
 from saelab.errors import ConfigError
 from saelab.models.backends import Bridge, Hooked
 from saelab.models.families import KNOWN, Side, block_list, family_of
@@ -106,8 +107,8 @@ def attention_parts(lm: "LanguageModel", layer: int) -> AttentionParts:
 
     Raises `ConfigError` for a layer that is not there or a model whose family has no table.
     """
-    if not 0 <= layer < lm.n_layers:
-        raise ConfigError(f"there is no block {layer}: {lm.name} has {lm.n_layers}, from 0 on")
+    why = f"there is no block {layer}: {lm.name} has {lm.n_layers}, from 0 on"
+    layer = checks.count("block", layer, least=0, most=lm.n_layers - 1, of=why)
     backend: Any = lm.backend
     if isinstance(backend, Hooked) and not isinstance(backend, Bridge):
         return _hooked_parts(backend, layer)

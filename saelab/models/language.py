@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from saelab import checks
-from saelab.errors import ConfigError, DataError
+from saelab.errors import ConfigError, DataError, InterventionError, SiteError
 from saelab.models import generation, identity, loading
 from saelab.models.backends import backend_of
 from saelab.models.families import Side
@@ -160,6 +160,8 @@ class LanguageModel:
         Raises `SiteError` with near names for one the model does not have. The width of a module path is found by
         running a few tokens through the model, once.
         """
+        if not isinstance(name, str | Site):
+            raise SiteError(f"a site is named by a string, not by {name!r}: lm.sites() lists them")
         return name if isinstance(name, Site) else self.backend.site(name)
 
     def place(self, site: Site) -> tuple[nn.Module, Side]:
@@ -175,7 +177,9 @@ class LanguageModel:
         stops after the last site. No gradients; values in the model's dtype. `prepend_bos`: see `prepends_bos`. Raises
         `SiteError` and `DataError`.
         """
-        asked = [sites] if isinstance(sites, str | Site) else list(sites)
+        asked = [sites] if isinstance(sites, str | Site) or not isinstance(sites, Iterable) else list(sites)
+        if not asked:
+            raise SiteError("no site was asked for: give one, as lm.sites() names them")
         resolved = [self.site(name) for name in asked]
         found = run_recording(self, self.to_tokens(text_or_tokens, prepend_bos), resolved)
         if isinstance(sites, str | Site):
@@ -203,6 +207,10 @@ class LanguageModel:
         Raises `SiteError`; `InterventionError` when `fn` gives no tensor of the same shape, a submodule is called alone, the
         places of a call are unknown (a state-space model's state), or the backward pass of checkpoints comes too late.
         """
+        if not callable(fn):
+            raise InterventionError(
+                f"fn is {type(fn).__name__}: it has to be a function of an activation and where it is"
+            )
         resolved = self.site(site)
         target, side = self.place(resolved)
 
@@ -335,6 +343,7 @@ class LanguageModel:
 
     def token_text(self, token: int) -> str:
         """One token as text (its number where there is no tokenizer)."""
+        token = checks.count("token", token, least=0, most=self.d_vocab - 1, of="the vocabulary")
         return str(token) if self.tokenizer is None else str(self.tokenizer.decode([token]))
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -374,6 +383,7 @@ class LanguageModel:
         too. "mean" is over all targets of the batch; "none" gives [batch, position - 1] with 0 where no target is.
         Raises `DataError` when there is none at all.
         """
+        checks.choice("reduction", reduction, ("mean", "sum", "none"))
         batch = self.to_tokens(tokens, prepend_bos)
         real = batch.mask[:, 1:] & batch.mask[:, :-1]
         if not real.any():

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from saelab import checks
 from saelab.errors import DataError
 from saelab.models.sites import flat
 from saelab.models.splice import check_width, eligible, sae_site
@@ -19,7 +20,8 @@ def top_latents(lm: "LanguageModel", text: Any, sae: Any, k: int = 10) -> "DataF
     """See `LanguageModel.top_latents`."""
     import pandas as pd
 
-    tokens = lm.tokens_for(sae, text)
+    k = checks.count("k", k)
+    tokens = lm.tokens_for(checks.autoencoder("sae", sae), text)
     if len(tokens.ids) != 1:
         raise DataError(f"top_latents reads one text at a time, not {len(tokens.ids)}: call it for each")
     site = lm.site(sae_site(sae, None))

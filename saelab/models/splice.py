@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.errors import ConfigError, InterventionError, SiteError
 from saelab.models.checkpointing import recomputing
 from saelab.models.hooks import plus
@@ -55,7 +56,7 @@ class Splice:
 
 def sae_site(sae: Any, site: str | None) -> str:
     """The site asked for, else the one the autoencoder was trained on; `ConfigError` when neither is known."""
-    name = site or sae.metadata.get("site")
+    name = site or checks.autoencoder("sae", sae).metadata.get("site")
     if name is None:
         raise ConfigError("the autoencoder does not say which site it was trained on: give site=")
     return str(name)

@@ -90,6 +90,7 @@ def sweep(
     from saelab.steering import observe, scores
     from saelab.steering.scope import Scope
 
+    checks.language_model("lm", lm), checks.autoencoder("sae", sae)
     targets = checks.counts("latents", latents, least=0, most=sae.d_sae - 1, of="the autoencoder's latents")
     kinds = [operations] if isinstance(operations, str) else list(operations)
     rows = _prompt_ids(lm, sae, prompts, prepend_bos)
