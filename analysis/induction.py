@@ -111,7 +111,7 @@ def long_prefix(
     _check_length(lm, length)
     blocks = sorted({block for block, _ in heads})
     out = unembedding(lm)
-    last = next(name for name, module in lm.runner.named_modules() if module is out.module)
+    last = next(name for name, module in lm.inner.named_modules() if module is out.module)
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
     for p in prefixes:
         generator = torch.Generator().manual_seed(1_000_003 * seed + p)

@@ -117,10 +117,14 @@ def build(
     checks.autoencoder("sae", sae), checks.maybe(checks.autoencoder, "compare", compare)
     for other in seeds:
         checks.autoencoder("one of seeds", other)
+        if other.d_out != sae.d_out:
+            raise ConfigError(f"an SAE of another seed gives vectors {other.d_out} wide, and this one {sae.d_out}: they cannot "
+                              "have the same latents")  # fmt: skip
     checks.language_model("lm", lm), checks.maybe(checks.language_model, "null", null)
     checks.choice("effects", effects, EFFECTS)
     if not isinstance(evaluation, Report):
         checks.choice("evaluation", evaluation, (True, None))
+    tokens = checks.count("tokens", tokens)
     seed, batch_tiles, memory = (
         checks.seed(seed),
         checks.count("batch_tiles", batch_tiles),
@@ -204,7 +208,7 @@ def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", contexts: "Conte
 def _null(reader: Reader, null: Any, folder: Path, options: dict[str, Any]) -> list[Collection]:
     if null is None:
         return []
-    other = Reader(null, reader.saes, reader.sites, reader.targets, reader.contexts, reader.n_contexts, reader.seed)
+    other = Reader.of(null, reader.saes, reader.contexts, reader.n_contexts * reader.length, reader.seed)
     return collect(other, folder / "null", **options)
 
 

@@ -164,9 +164,12 @@ def test_logit_directions_are_the_models(make, tiny_tokenizer):
 
 
 def test_a_model_without_unembedding():
-    lm = type("LM", (), {"runner": nn.Linear(2, 2), "model": nn.Linear(2, 2), "name": "toy"})()
+    lm = saelab.load_model(tiny.gpt2_model(), device="cpu")
+    lm.model.get_output_embeddings = lambda: None
     with pytest.raises(ConfigError, match="no unembedding"):
         unembedding(lm)
+    with pytest.raises(ConfigError, match="no unembedding"):
+        scores.top_tokens(lm, torch.ones(1, 24))
 
 
 def test_output_scores_are_single_forward_passes(tiny_llama, sweep_sae):

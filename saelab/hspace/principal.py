@@ -86,7 +86,9 @@ def pca(
 def h_of(trajectory: Trajectory) -> Float[Tensor, "N S C h w"]:
     """The recorded h. Raises `DataError` where it was not recorded, or is not finite."""
     if not isinstance(trajectory, Trajectory):
-        raise ConfigError(f"this is {type(trajectory).__name__}, no trajectory: make one with hspace.sample(denoiser, n=...)")
+        raise ConfigError(
+            f"this is {type(trajectory).__name__}, no trajectory: make one with hspace.sample(denoiser, n=...)"
+        )
     if trajectory.h is None:
         raise DataError('this trajectory has no h: sample it with record=("h", ...)')
     if not bool(torch.isfinite(trajectory.h.sum())):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.errors import ConfigError
 
 
@@ -37,7 +38,11 @@ class Direction:
     mean: float | None = None
 
     def __post_init__(self) -> None:
-        vector = torch.as_tensor(self.vector)
+        try:
+            vector = torch.as_tensor(self.vector)
+        except (TypeError, ValueError, RuntimeError):
+            checks.autoencoder("what steers", self.vector)  # neither that nor a vector
+            raise
         if not vector.requires_grad:
             vector = vector.clone()
         if vector.ndim != 1 or not vector.is_floating_point():

@@ -253,6 +253,8 @@ def _check_strength(operation: Operation) -> None:
     if kind in WITH_STRENGTH:
         if strength is None:
             raise ConfigError(f"{kind} needs a strength: give strength=")
+        if not hasattr(strength, "__float__"):
+            raise ConfigError(f"the strength of {kind} is {strength!r}: give a number")
         if math.isnan(strength) or (math.isinf(strength) and not (kind == "cap" and strength > 0)):
             raise ConfigError(f"the strength of {kind} is {strength}: give a finite number")
     elif strength is not None:
