@@ -120,7 +120,7 @@ def test_a_single_file_that_would_be_too_large(tiny_llama, sae, corpus, tmp_path
         ({"tokens": 0}, "tokens is 0"),
         ({"windows": 0}, "windows is 0"),
         ({"window": 256}, "from 1 to 255"),
-        ({"effects": "some"}, "effects='some'"),
+        ({"effects": "some"}, "effects is 'some'"),
         ({"labels": "/nowhere/labels.json"}, "cannot read labels"),
     ],
 )
