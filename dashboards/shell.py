@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent / "page"
 
 @cache
 def built(name: str) -> str:
-    """A file of `page/dist`: dashboard.js and circuit.js with a style sheet for each, document.css for other pages."""
+    """A file of `page/dist`: dashboard.js and .css, circuit.js and .css, gallery.js and hspace.css."""
     return (PAGE / "dist" / name).read_text(encoding="utf-8")
 
 

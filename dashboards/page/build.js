@@ -12,9 +12,10 @@ const { metafile, outputFiles } = await build({
   entryPoints: [
     "scripts/dashboard.js",
     "scripts/circuit.js",
+    "scripts/gallery.js",
     "styles/dashboard.css",
     "styles/circuit.css",
-    "styles/document.css",
+    "styles/hspace.css",
   ],
   entryNames: "[name]",
   outdir: dist,

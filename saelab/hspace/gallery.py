@@ -10,24 +10,6 @@ if TYPE_CHECKING:
 
     from saelab.hspace.reporting import Effects
 
-# A slider shows one column of its table of pictures in large; without a script the whole table is there all the same.
-SCRIPT = """
-for (const section of document.querySelectorAll("section.direction")) {
-  const slider = section.querySelector("input");
-  const cells = [...section.querySelectorAll("table.pictures td")];
-  const large = [...section.querySelectorAll("img.large")];
-  const show = () => {
-    const at = slider.value;
-    const now = cells.filter((cell) => cell.dataset.at === at);
-    for (const cell of cells) cell.classList.toggle("now", cell.dataset.at === at);
-    now.forEach((cell, i) => { if (large[i]) large[i].src = cell.firstElementChild.src; });
-    section.querySelector("output").textContent = now[0].dataset.strength;
-  };
-  slider.addEventListener("input", show);
-  section.querySelector(".slider").hidden = false;
-  show();
-}
-"""
 LARGE = 4
 FIGURES = (
     "Flip rate: share of samples whose most probable class changes. Off target: mean absolute change of the other classes' "
@@ -53,7 +35,7 @@ def page(effects: "Effects", title: str) -> str:
         "<h2>What the figures are</h2>",
         f'<p class="lead">{FIGURES}</p>',
     ]
-    return document(title, body, SCRIPT)
+    return document(title, body, "gallery.js")
 
 
 def _matrix(effects: "Effects", strength: float) -> str:

@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 # Blue-black through orange to pale yellow, at equal steps of lightness: read as heat by every kind of eye.
 RAMP = torch.tensor([[16, 18, 40], [74, 28, 96], [150, 40, 98], [218, 72, 60], [248, 148, 44], [252, 236, 160]]).float()
 
-STYLE = """
-.latent { display: grid; grid-template-columns: minmax(15rem, 19rem) 1fr; gap: 0.4rem 2rem; }
-@media (max-width: 48rem) { .latent { grid-template-columns: 1fr; } }
-.latent h2 { grid-column: 1 / -1; }
-.latent h2 small { font-weight: 400; color: var(--muted); font-size: var(--s1); margin-left: 0.6rem; }
-.examples { display: grid; gap: 0.7rem 0.6rem; max-width: 52rem;
-  grid-template-columns: repeat(auto-fill, minmax(4.4rem, 1fr)); }
-.examples figcaption { font-size: var(--s0); color: var(--muted); line-height: 1.35; margin-top: 0.15rem; }
-.pair { display: grid; gap: 2px; }
-.over { position: relative; width: 4rem; height: 4rem; }
-.over img { position: absolute; inset: 0; background: none; }
-.bars rect { fill: var(--bar); }
-img.map { width: 6.5rem; height: 6.5rem; }
-"""
-
 
 def show_latents(
     sae: "SAE",
@@ -96,7 +81,7 @@ def show_latents(
         *sections,
     ]
     with whole_file(path) as temporary:
-        temporary.write_text(document(title, body, more_style=STYLE), encoding="utf-8")
+        temporary.write_text(document(title, body), encoding="utf-8")
 
 
 def _chosen(fired: Tensor, latents: int | Sequence[int]) -> list[int]:

@@ -20,53 +20,20 @@ from saelab.steering.report import shown
 COLOURS = ("var(--accent)", "var(--mark)", "var(--muted)")
 DASHED = 'stroke-dasharray="4,3"'
 
-OURS = """
-main { max-width: 84rem; margin: 0 auto; padding: 1.2rem 1.4rem 4rem; width: 100%; }
-header.top { border-bottom: 1px solid var(--hair); }
-header.top > div { max-width: 84rem; margin: 0 auto; padding: 0.9rem 1.4rem; display: flex; gap: 1rem; align-items:
-baseline; flex-wrap: wrap; } header.top b { font-weight: 650; }
-h1 { font-size: var(--s4); font-weight: 300; letter-spacing: -0.01em; margin: 0.4rem 0 0.3rem; }
-h2 { font-size: var(--s3); font-weight: 600; margin: 2.2rem 0 0.5rem; padding-top: 0.8rem; border-top: 1px solid var(--hair); }
-h3 { font-size: var(--s1); font-weight: 600; margin: 0.9rem 0 0.3rem; }
-p.lead { max-width: 46rem; color: var(--muted); }
-.side { display: flex; gap: 1.6rem 2.4rem; flex-wrap: wrap; align-items: flex-start; }
-.wide { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: var(--s1); }
-th { font-weight: 600; text-align: right; color: var(--muted); padding: 0.25rem 0.6rem; vertical-align: bottom; }
-td { text-align: right; padding: 0.25rem 0.6rem; border-top: 1px solid var(--hair); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-table.pictures td, table.pictures th { border: 0; padding: 2px; text-align: center; }
-table.pictures td.now { outline: 2px solid var(--accent); outline-offset: -1px; border-radius: 3px; }
-img { display: block; width: 4rem; height: 4rem; image-rendering: pixelated; border-radius: 2px; background: var(--sunk); }
-img.large { width: 6.5rem; height: 6.5rem; }
-svg { display: block; width: 21rem; max-width: 100%; height: auto; }
-svg text { font: 11px var(--sans); fill: var(--muted); }
-.slider { display: flex; align-items: center; gap: 0.8rem; margin: 0.4rem 0; font-size: var(--s1); }
-.slider input { width: 14rem; accent-color: var(--accent); }
-.strip { display: flex; gap: 4px; flex-wrap: wrap; max-width: 30rem; }
-.key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; vertical-align: -0.08em; }
-"""
-# Eleven steps from lower to higher, for cells of a matrix.
-HEAT = "".join(
-    f".heat{level} {{ background: color-mix(in oklab, var(--{'plus' if level > 0 else 'minus'}) {abs(level) * 9}%, "
-    "transparent); }\n"
-    for level in range(-5, 6)
-)
-
 
 class Markup(str):
     """A string that is HTML already."""
 
 
-def document(title: str, body: Iterable[str], script: str = "", more_style: str = "") -> str:
-    """A whole page.
+def document(title: str, body: Iterable[str], script: str = "") -> str:
+    """A whole page, with a built script if one is named.
 
     >>> page = document("<b>", ["<p>content</p>"])
     >>> "&lt;b&gt;" in page, "default-src 'none'" in page, "<b>" in page
     (True, True, False)
     """
-    style = built("document.css") + OURS + HEAT + more_style
-    running = f'"use strict";\n{script}' if script else ""
+    style = built("hspace.css")
+    running = built(script) if script else ""
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',

@@ -132,6 +132,7 @@ test("a search finds by number, word, token, pattern and note", async () => {
   assert.deepEqual(await found("cat"), [1, 2, 3]); // fires on the token; is so called; has a note
   assert.deepEqual(await found('"cat"'), [2, 3]); // quoted: words only
   assert.deepEqual([await found("tok:the"), await found('tok:"The"'), await found('tok:"the"')], [[0], [0], []]);
+  assert.deepEqual(await found("tok:at"), [1]); // a part of the token
   assert.deepEqual([await found("re:/^cats/"), await found("re:/(/")], [[2], []]);
   assert.match((await search(sae, "99")).message, /the last is 3/);
   notes.notes.clear();

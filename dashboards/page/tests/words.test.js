@@ -21,7 +21,7 @@ test("numbers as people read them", () => {
     1234567: "1.2e6",
   };
   for (const [x, words] of Object.entries(wanted)) assert.equal(number(Number(x)), words);
-  assert.equal(number(-12.345), "−12.3");
+  assert.deepEqual([number(-12.345), number(123_456), number(999_999)], ["−12.3", "123,456", "999,999"]);
   assert.equal(number(0.00001234), "1.2e−5");
   assert.deepEqual(
     [null, undefined, Number.NaN, Infinity, -Infinity].map((x) => number(x)),
@@ -101,6 +101,11 @@ test("tokens that share a character come together, others do not", () => {
     [0, 2, "日"],
     [2, 3, "a"],
   ]);
+  assert.deepEqual(groups(bytes([first], [second], [third], [0x61])), [
+    [0, 3, "日"],
+    [3, 4, "a"],
+  ]);
+  assert.deepEqual(groups(bytes([0xf0], [0x9f, 0x98], [0x80])), [[0, 3, "😀"]]);
   assert.deepEqual(groups(bytes([first], [0x61])), [
     [0, 1, "\ufffd"],
     [1, 2, "a"],
@@ -130,6 +135,7 @@ test("elements have their classes, data, listeners and children; what is absent 
 });
 
 test("CSV is quoted where it must be, and nothing in it runs in a spreadsheet", () => {
+  for (const formula of ["=1", "+1", "-1", "@x", "\t=1", "\r=1"]) assert.match(csv(["a"], [[formula]]), /\r\n"?'/);
   const rows = [
     ["=1+1", 'say "x"', -3, null],
     ["@SUM(A1)", "a,b\nc", 0.5, undefined],
