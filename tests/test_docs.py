@@ -2,39 +2,47 @@
 
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
-import torch
 
 import saelab
-from saelab import ConfigError
 from saelab.autoencoders.architecture import REGISTRY
 from tests.test_train import planted, run_on
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
 
 
-def test_the_made_up_architecture_trains_saves_and_loads(tmp_path, monkeypatch):
-    code, learning = re.findall(r"```python\n(.*?)```", (DOCS / "architectures.md").read_text(), re.S)
-    assert len(code.splitlines()) <= 40 and len(learning.splitlines()) <= 25
+@pytest.fixture
+def annealed(monkeypatch):
+    """The example architecture with its test, and the one that learns, as a module."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "architectures.md").read_text(), re.S)
+    code, test, learning = blocks
+    assert len(code.splitlines()) <= 40 and len(test.splitlines()) <= 45 and len(learning.splitlines()) <= 25
     module = types.ModuleType("annealed")
     monkeypatch.setitem(sys.modules, "annealed", module)
-    exec(compile(code, "architectures.md", "exec"), module.__dict__)
-    try:
-        cfg = module.AnnealedTopK(k=2, d_sae=64)
-        run = run_on(planted(), sae=cfg, tokens=6000, log_every=256)
-        assert run.history.l0.iloc[0] > 7 and run.history.l0.iloc[-1] <= 2
-        run.sae.save(tmp_path / "sae")
-        again = saelab.SAE.load(tmp_path / "sae")
-        assert again.cfg == cfg and torch.equal(again(planted(50)), run.sae(planted(50)))
-        with pytest.raises(ConfigError, match="k=20"):
-            module.AnnealedTopK(k=20, d_sae=64)
-        exec(compile(learning, "architectures.md", "exec"), module.__dict__)
-        sae = run_on(planted(), sae=module.Averaged(k=2, d_sae=64), tokens=6000).sae
-        cut = float(sae.state.cut)
-        assert cut > 0 and 1 < sae.encode_sparse(planted(500)).l0 < 4 and float(sae.state.cut) == cut
-    finally:
-        REGISTRY.pop("AnnealedTopK")
-        REGISTRY.pop("Averaged", None)
+    for block in blocks:
+        exec(compile(block, "architectures.md", "exec"), module.__dict__)
+    yield module
+    for name in ("AnnealedTopK", "Averaged"):
+        REGISTRY.pop(name)
+
+
+def test_the_made_up_architecture_passes_its_test(annealed, tmp_path):
+    annealed.test_the_budget_falls_to_k_and_the_sae_comes_back(tmp_path)
+    for progress, k in [(0, 8), (0.25, 5), (0.5, 2), (1, 2)]:
+        annealed.test_codes_and_gradients_are_those_of_a_dense_topk(progress, k)
+    annealed.test_a_budget_above_d_sae_is_refused()
+
+
+def test_the_one_that_learns_keeps_its_threshold(annealed):
+    sae = run_on(planted(), sae=annealed.Averaged(k=2, d_sae=64), tokens=6000).sae
+    cut = float(sae.state.cut)
+    assert cut > 0 and 1 < sae.encode_sparse(planted(500)).l0 < 4 and float(sae.state.cut) == cut
+
+
+def test_the_version_is_said_once_in_each_place():
+    assert f"version: {saelab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]

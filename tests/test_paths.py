@@ -10,8 +10,8 @@ import saelab
 from saelab import ConfigError, hspace, steering
 from saelab.dashboards.dashboard import Dashboard
 from saelab.files import cache_folder, user_path, write_tensors
-from saelab.manifests import FLOATS, read_tensors
 from saelab.interop import scope
+from saelab.manifests import FLOATS, read_tensors
 from saelab.steering import replaying
 from tests import toy_hspace
 from tests.toy_dashboard import SITE, make_sae

@@ -62,7 +62,8 @@ def python(wheel) -> Path:
     folder = wheel.parent
     venv.create(folder / "env", with_pip=False)
     interpreter = folder / "env" / "bin" / "python"
-    subprocess.run([*PIP, "--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    install = ["--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*PIP, *install], check=True, env=AWAY)
     # A path in a .pth file does not run the .pth files found there: an editable saelab stays out.
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env")}))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
