@@ -12,7 +12,7 @@ from typing import Any
 
 from saelab import __version__
 from saelab.commands import analyze, dashboard, demo, doctor, evaluate, harvest, hspace, steer, sweep, train
-from saelab.commands.options import add_arguments, settings
+from saelab.commands.options import Help, add_arguments, settings
 from saelab.errors import SaelabError
 
 COMMANDS = tuple(
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=command.summary,
             description=command.summary,
             epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )

@@ -1,5 +1,6 @@
 """The command line: options, configuration, errors, exit codes; then all of it on a small model."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ import torch
 
 import saelab
 from saelab import cli
-from saelab.commands import doctor, estimate
-from saelab.commands.options import autoencoder, natural, positive
+from saelab.commands import doctor, estimate, evaluate
+from saelab.commands.options import REQUIRED, Of, autoencoder, natural, positive
 from saelab.errors import ConfigError, DataError
 from tests import tiny
 
@@ -300,3 +301,41 @@ def test_an_unknown_site_names_near_ones(model_and_text, tmp_path, capsys):
     flags = ["--site", "blocks.1.hook_resid_pots", "--sae", "TopK(k=4, d_sae=64)", "--tokens", "6_000"]
     assert cli.main(["train", *model_and_text, *flags, "--out", str(tmp_path / "run")]) == 2
     assert SITE in capsys.readouterr().err
+
+
+FUNCTIONS = {
+    "train": saelab.train, "sweep": saelab.sweep, "evaluate": saelab.evaluate, "harvest": saelab.harvest,
+    "dashboard": saelab.dashboards.build, "demo": saelab.demo.demo, "steer": saelab.LanguageModel.generate,
+}  # fmt: skip
+# A page of all latents of a large SAE is made when it is asked for; memory is in GiB; without a name it is the bundled corpus.
+OWN = {("dashboard", "latents"), ("dashboard", "memory"), ("train", "corpus")}
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_a_default_is_that_of_the_function(command):
+    """Written there once: an option that a function has too says whose it is, and gets it."""
+    known = inspect.signature(FUNCTIONS[command.name]).parameters if command.name in FUNCTIONS else {}
+    for option in command.options:
+        assert option.value is not inspect.Parameter.empty
+        default = known[option.key].default if option.key in known else inspect.Parameter.empty
+        if default is not inspect.Parameter.empty and (command.name, option.key) not in OWN | {(command.name, "site")}:
+            assert option.default is REQUIRED or option.value == default, option
+            assert isinstance(option.default, Of) or option.default in (None, (), REQUIRED), option
+
+
+def test_help_shows_the_functions_default(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "tokens in a step (default 4096)" in shown and "--out X folder of the run" in shown
+    assert "(required)" in shown and "smollm2-135m" in shown
+
+
+def test_evaluate_leaves_to_the_sae_what_it_was_trained_with(stand_in, monkeypatch, capsys):
+    it, asked = stand_in(), {}
+    it.metadata = {"context_length": 128, "model": "m", "corpus": "c", "seed": 0}
+    monkeypatch.setattr(evaluate, "load", lambda path: it)
+    monkeypatch.setitem(saelab.__dict__, "evaluate", lambda sae, lm, corpus, **how: asked.update(how))
+    assert cli.main(["evaluate", "runs/x"]) == 0
+    assert asked["context_length"] is None and asked["prepend_bos"] is None
+    assert cli.main(["evaluate", "runs/x", "--context-length", "64"]) == 0 and asked["context_length"] == 64

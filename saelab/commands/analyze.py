@@ -5,23 +5,39 @@ from typing import Any
 
 import saelab
 from saelab.commands.evaluate import known, load
-from saelab.commands.options import REQUIRED, Command, Option, natural, near, positive
+from saelab.commands.options import DEVICE, REQUIRED, Command, Of, Option, natural, near, positive
 from saelab.errors import ConfigError
 from saelab.files import write_csv
 
+FAMILIES, COST = "saelab.analysis.attention_families:latent_families", "saelab.analysis.downstream:downstream_cost"
 OPTIONS = (
     Option("analysis", str, REQUIRED, "which analysis: dark-matter or attention", positional=True),
     Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
     Option("model", str, None, "the model (default: the one it was trained on)"),
     Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
     Option("site", str, None, "the site (default: the one it was trained on)"),
-    Option("tokens", positive, None, "activations to read (dark-matter: 100,000, half held out; attention: 10,000)"),
-    Option("split", str, "heldout", "the part of the corpus that is read: heldout, train or all"),
-    Option("downstream-tokens", positive, 4_096, "dark-matter: tokens for the cross-entropy with each part restored"),
+    Option(
+        "tokens",
+        positive,
+        None,
+        "activations to read (dark-matter: 100,000, half held out; attention: 20,000)",
+    ),
+    Option(
+        "split",
+        str,
+        Of(FAMILIES, "split"),
+        "the part of the corpus that is read: heldout, train or all",
+    ),
+    Option(
+        "downstream-tokens",
+        positive,
+        Of(COST, "tokens"),
+        "dark-matter: tokens for the cross-entropies",
+    ),
     Option(
         "latents", natural, (), "attention: latents whose strongest firings are shown with their sources", many=True
     ),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    DEVICE,
     Option("csv", str, None, "also write the table to this file", written=True),
 )
 
@@ -82,7 +98,8 @@ def _attention(values: dict[str, Any]) -> int:
     shares = attention.head_attribution(sae)  # before anything is loaded: it says whether this is an attention SAE
     lm = saelab.load_model(known(values, sae, "model"), device=values["device"])
     corpus = saelab.load_corpus(known(values, sae, "corpus"), seed=int(sae.metadata.get("seed") or 0))
-    families = attention.latent_families(sae, lm, corpus, tokens=values["tokens"] or 10_000, split=values["split"])
+    tokens = values["tokens"] or Of(FAMILIES, "tokens").value
+    families = attention.latent_families(sae, lm, corpus, tokens=tokens, split=values["split"])
     mine = shares[families.table.index.to_list()].cpu()
     table = families.table.assign(head=mine.argmax(1).numpy(), head_share=mine.amax(1).numpy())
     print(repr(sae))

@@ -4,7 +4,17 @@ from typing import Any
 
 import saelab
 from saelab.commands.evaluate import load
-from saelab.commands.options import ITS_CONTEXT_LENGTH, ITS_PREPEND_BOS, REQUIRED, Command, Option, limit, positive
+from saelab.commands.options import (
+    DEVICE,
+    ITS_CONTEXT_LENGTH,
+    ITS_PREPEND_BOS,
+    REQUIRED,
+    Command,
+    Of,
+    Option,
+    limit,
+    positive,
+)
 from saelab.errors import ConfigError
 
 
@@ -28,24 +38,25 @@ def latents(text: str) -> Any:
     return positive(text)
 
 
+BUILD = "saelab.dashboards.assembly:build"
 OPTIONS = (
     Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
     Option("out", str, "dashboard.html", "the page: a single file where it ends in .html, else a folder"),
     Option("model", str, None, "the model (default: the one it was trained on)"),
     Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
     Option("latents", latents, 512, "how many latents get a page, a list as in 3,17,123, or all"),
-    Option("tokens", positive, 200_000, "tokens of the corpus to read"),
-    Option("windows", positive, 45, "examples a latent"),
-    Option("window", positive, 48, "tokens an example"),
-    Option("effects", effects, "direct", "effects of ablation: direct, full or none (the quickest by far)"),
+    Option("tokens", positive, Of(BUILD, "tokens"), "tokens of the corpus to read"),
+    Option("windows", positive, Of(BUILD, "windows"), "examples a latent"),
+    Option("window", positive, Of(BUILD, "window"), "tokens an example"),
+    Option("effects", effects, Of(BUILD, "effects"), "effects of ablation: direct, full or none (the quickest by far)"),
     ITS_CONTEXT_LENGTH,
     ITS_PREPEND_BOS,
-    Option("prompts", str, (), "texts that get a page of their own", many=True),
+    Option("prompts", str, Of(BUILD, "prompts"), "texts that get a page of their own", many=True),
     Option("labels", str, None, "JSON file of labels by latent"),
     Option("compare", str, None, "folder of a second SAE to compare with"),
     Option("neuronpedia", str, None, "also write Neuronpedia's JSON to this file", written=True),
     Option("memory", limit, 1.0, "GiB that collecting may take, or none"),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    DEVICE,
 )
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from saelab.commands.options import Command, Option, positive
+from saelab.commands.options import Command, Of, Option, positive
 from saelab.demo import demo
 
 OPTIONS = (
-    Option("tokens", positive, 500_000, "tokens to train on"),
-    Option("d-sae", positive, 4096, "latents"),
-    Option("out", str, "runs/demo", "folder of the run"),
+    Option("tokens", positive, Of("saelab.demo:demo", "tokens"), "tokens to train on"),
+    Option("d-sae", positive, Of("saelab.demo:demo", "d_sae"), "latents"),
+    Option("out", str, Of("saelab.demo:demo", "out"), "folder of the run"),
 )
 
 

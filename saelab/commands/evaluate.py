@@ -3,21 +3,22 @@
 from typing import Any
 
 import saelab
-from saelab.commands.options import ITS_CONTEXT_LENGTH, ITS_PREPEND_BOS, REQUIRED, Command, Option, positive
+from saelab.commands.options import DEVICE, ITS_CONTEXT_LENGTH, ITS_PREPEND_BOS, REQUIRED, Command, Of, Option, positive
 from saelab.errors import ConfigError
 from saelab.files import user_path, write_csv
 
+EVALUATE = "saelab.evaluation.fidelity:evaluate"
 OPTIONS = (
     Option("sae", str, REQUIRED, "folder of a run or of a saved SAE", positional=True),
     Option("model", str, None, "the model (default: the one it was trained on)"),
     Option("corpus", str, None, "the corpus (default: the one it was trained on)"),
     Option("site", str, None, "the site (default: the one it was trained on)"),
-    Option("tokens", positive, 8192, "tokens for cross-entropy and reconstruction"),
-    Option("sparsity-tokens", positive, 200_000, "tokens for the share of dead latents"),
+    Option("tokens", positive, Of(EVALUATE, "tokens"), "tokens for cross-entropy and reconstruction"),
+    Option("sparsity-tokens", positive, Of(EVALUATE, "sparsity_tokens"), "tokens for the share of dead latents"),
     ITS_CONTEXT_LENGTH,
     ITS_PREPEND_BOS,
-    Option("selection", str, "plain", "how a g-SAE chooses: plain, grad_model or grad_true"),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    Option("selection", str, Of(EVALUATE, "selection"), "how a g-SAE chooses: plain, grad_model or grad_true"),
+    DEVICE,
     Option("csv", str, None, "also write the table to this file", written=True),
 )
 

