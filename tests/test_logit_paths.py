@@ -42,13 +42,25 @@ def test_taking_a_vector_off_the_stream(name):
     clean = by_hand(way, lm, x)
     torch.testing.assert_close(lm.logits(TEXT)[0].double(), clean, rtol=1e-3, atol=1e-4)  # the hand is right
     if way.cap:
-        assert float(clean.abs().max()) > 0.9 * way.cap  # the cap is felt
+        assert float(clean.abs().max()) > 0.7 * way.cap  # the cap is felt
     for size in (0.01, 1.0):
         removed = size * x.std() * torch.randn_like(x)
         change = by_hand(way, lm, x, removed.double()) - clean
         torch.testing.assert_close(
             path.change(removed, seen).double(), change, rtol=1e-3, atol=1e-4 * float(change.abs().max())
         )
+
+
+def test_a_residual_multiplier_is_on_the_way():
+    way, lm = WAYS["granite"], known("granite")
+    path = ToLogits.of(lm, lm.site(f"{way.blocks}.2.mlp"))
+    seen = seen_by(lm, path)
+    x = seen["last input"]
+    removed = x.std() * torch.randn_like(x)
+    change = by_hand(way, lm, x, 0.22 * removed.double()) - by_hand(way, lm, x)
+    torch.testing.assert_close(
+        path.change(removed, seen).double(), change, rtol=1e-3, atol=1e-4 * float(change.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "phi"])

@@ -39,6 +39,15 @@ class Way:
     cap: float | None = None
 
 
+class CappedPhi(hf.PhiForCausalLM):
+    """A soft cap after an unembedding with a bias."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 1.5 * torch.tanh(output.logits / 3)
+        return output
+
+
 WAYS = {
     "gpt2": Way(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=256)),
                 "transformer.h", "transformer.ln_f", True),
@@ -55,6 +64,8 @@ WAYS = {
                        **_COMMON, logits_scaling=8.0, residual_multiplier=0.22, embedding_multiplier=12.0)),
                    "model.layers", "model.norm", False, scale=1 / 8),
     "phi": Way(lambda: hf.PhiForCausalLM(hf.PhiConfig(**_COMMON)), "model.layers", "model.final_layernorm", True),
+    "phi_capped": Way(lambda: CappedPhi(hf.PhiConfig(**_COMMON)), "model.layers", "model.final_layernorm", True, scale=0.5,
+                      cap=1.5),
     "gptj": Way(lambda: hf.GPTJForCausalLM(hf.GPTJConfig(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=256,
                                                          rotary_dim=4)), "transformer.h", "transformer.ln_f", True),
     "opt": Way(lambda: hf.OPTForCausalLM(hf.OPTConfig(**_OPT)), "model.decoder.layers", "model.decoder.final_layer_norm", True),
