@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import saelab
 from saelab import QuickSelection, hspace, steering
@@ -29,6 +31,7 @@ from saelab.manifests import verify_file
 from tests import tiny, toy_hspace
 from tests.toy_dashboard import SITE, make_sae
 
+SECONDS = 120  # no call takes so long
 THEIRS = {"labels.json": b"a month of labels", ".git/HEAD": b"ref", "CNAME": b"page", "data/notes.txt": b"mine"}
 
 
@@ -105,6 +108,8 @@ def forked(call: Callable[[], Any], event: int | None = None, seconds: float | N
         with contextlib.suppress(BaseException):
             os.close(reading)
             torch.set_num_threads(1)
+            tqdm.set_lock(threading.RLock())  # its own is shared with the children before, who may have died holding it
+            signal.alarm(SECONDS)
             try:
                 for where, name, replacement in (
                     _change([event], lambda: os.kill(os.getpid(), signal.SIGKILL)) if event is not None else ()
