@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saelab
-from saelab import FormatError, manifests
+from saelab import ConfigError, FormatError, manifests
 from saelab.manifests import COUNT, FLOATS, NUMBER, TEXT, check, fit
 
 
@@ -190,3 +190,14 @@ def test_another_librarys_configuration_is_called_by_its_name(tmp_path, config, 
     (tmp_path / "cfg.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match=what):
         saelab.SAE.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, torch.float64, None])
+def test_an_sae_is_loaded_in_the_precision_asked_for(saved, dtype):
+    whole, sae = saelab.SAE.load(saved), saelab.SAE.load(saved, dtype=dtype, device="cpu")
+    wanted = {"bfloat16": torch.bfloat16, None: torch.float32}.get(dtype, dtype)
+    assert sae.dtype == wanted and sae.state.scale.dtype == torch.float32
+    assert torch.equal(sae.W_dec, whole.W_dec.to(wanted)) and not sae.encode(torch.randn(2, 8)).requires_grad
+    for wrong in ({"dtype": "int8"}, {"dtype": "half-ish"}, {"device": "gpu0"}):
+        with pytest.raises(ConfigError):
+            saelab.SAE.load(saved, **wrong)

@@ -218,14 +218,23 @@ class SAE(nn.Module):
         self.path = user_path(path).absolute()
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: str = "cpu") -> "SAE":
-        """The SAE that `save` wrote: same class, configuration and codes.
+    def load(
+        cls, path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
+    ) -> "SAE":
+        """The SAE that `save` wrote: same class, configuration and codes; its weights in `dtype`, by default as they were saved.
 
-        Raises `FormatError` when the folder is not such a one, or a file in it was cut short or changed.
+        Its parameters need no gradient. Raises `FormatError` when the folder is not such a one, or a file in it was cut short or
+        changed, `ConfigError` for what is no device or dtype.
+
+        >>> import tempfile, torch, saelab
+        >>> SAE(saelab.TopK(k=2, d_sae=8), 4).save(folder := tempfile.mkdtemp() + "/sae")
+        >>> SAE.load(folder, dtype="bfloat16").dtype
+        torch.bfloat16
         """
         from saelab.autoencoders import serialization
 
-        sae = serialization.load(path).to(device).requires_grad_(False)
+        where, kind = checks.device_of(device), checks.dtype_of(dtype)
+        sae = serialization.load(path).to(device=where, dtype=kind).requires_grad_(False)
         sae.path = user_path(path).absolute()
         return sae
 
