@@ -20,13 +20,13 @@ import saelab
 from saelab import hspace, steering
 from saelab.activations.store import open_stores
 from saelab.cache import tensors_digest
-from saelab.dashboards import bundle, synthetic
+from saelab.dashboards import bundle
 from saelab.dashboards.dashboard import Dashboard
 from saelab.errors import CheckpointError, SaelabError
 from saelab.interop.scope import load_gemma_scope, load_llama_scope
 from saelab.steering import replaying
 from saelab.training import checkpoint
-from tests import mutations, tiny, toy_harvest, toy_hspace, toy_sweep
+from tests import mutations, synthetic_dashboard, tiny, toy_harvest, toy_hspace, toy_sweep
 
 MUTATIONS = int(os.environ.get("SAELAB_MUTATIONS", 360))
 MORE_MEMORY = 400 * 2**20  # beside what the process has: a hundred times the largest file
@@ -138,7 +138,7 @@ def sources(tmp_path_factory):
     made["receipt"] = (root / "receipt.json", lambda path: len(replaying.replay(path, lm, [sae])))
     for name, file in (("bundle", "bundle"), ("page", "page.html")):
         arguments = dict(d_sae=8, pages=2, per_chunk=2)
-        bundle.write(root / file, synthetic.chunks(**arguments), synthetic.manifest(**arguments))
+        bundle.write(root / file, synthetic_dashboard.chunks(**arguments), synthetic_dashboard.manifest(**arguments))
         made[name] = (root / file, dashboard_content)
     trajectory = toy_hspace.planted(torch.randn(4, 3, *toy_hspace.SHAPE))
     trajectory.save(root / "trajectory.safetensors")
