@@ -52,7 +52,9 @@ def test_tokens_that_tie_to_rounding_are_ranked_as_the_dense_product_ranks_them(
 @pytest.mark.parametrize("best", range(100, 2304, 300))
 def test_a_weighted_score_that_bf16_rounds_down_is_not_lost(best):
     i = torch.arange(2304)
-    W = torch.stack([torch.ones(2304), i % 128 * 2.0**-20, i // 128 * 2.0**-13], 1)  # from 1 to 1.0023: all are 1 in bf16
+    W = torch.stack(
+        [torch.ones(2304), i % 128 * 2.0**-20, i // 128 * 2.0**-13], 1
+    )  # from 1 to 1.0023: all are 1 in bf16
     W[best, 1:] = torch.tensor([0.0, 63 / 64 * 2**-8])
     x, g = torch.ones(64, 3), torch.zeros(64, 3)
     assert torch.equal(W, W.bfloat16().float())
