@@ -26,7 +26,7 @@ from saelab.errors import CheckpointError, SaelabError
 from saelab.interop.scope import load_gemma_scope, load_llama_scope
 from saelab.steering import replaying
 from saelab.training import checkpoint
-from tests import mutations, synthetic_dashboard, tiny, toy_harvest, toy_hspace, toy_sweep
+from tests import mutations, synthetic_dashboard, tiny, toy_hspace
 
 MUTATIONS = int(os.environ.get("SAELAB_MUTATIONS", 360))
 MORE_MEMORY = 400 * 2**20  # beside what the process has: a hundred times the largest file
@@ -125,12 +125,18 @@ def sources(tmp_path_factory):
     assert len(list((root / "killed" / "checkpoints").iterdir())) == 2
     train(root / "finished")
     made |= {"killed": (root / "killed", run_content), "finished": (root / "finished", run_content)}
-    made["store"] = (harvest(root / "store"), store_content)
     lm = saelab.load_model(tiny.llama_model(), tokenizer=tiny.byte_tokenizer(), device="cpu")
-    sae, live = toy_sweep.trained(lm)
+    sites = ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"]
+    corpus = saelab.load_corpus([f"the state of the union {i}" for i in range(20)])
+    saelab.harvest(lm, corpus, sites=sites, tokens=100, context_length=8, out=root / "store", progress=False)
+    made["store"] = (root / "store", store_content)
+    x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    sae = saelab.train(x, sae=saelab.TopK(k=4, d_sae=16), tokens=512, batch_size=128, progress=False).sae
+    sae.metadata["site"] = "blocks.1.hook_resid_post"
+    live = sae.latent_stats.density.topk(2).indices.tolist()
     how = {"draws": 1, "max_new_tokens": 4, "progress": False}
     with warnings.catch_warnings(action="ignore"):
-        steering.sweep(lm, sae, live[:2], ["add"], [1.0], ["The state"], out=root / "sweep", **how)
+        steering.sweep(lm, sae, live, ["add"], [1.0], ["The state"], out=root / "sweep", **how)
     made["sweep"] = (root / "sweep", sweep_content)
     with lm.steer(steering.add(sae, live[0], strength=1.0)) as receipt:
         lm.generate("The state", max_new_tokens=3)
@@ -151,15 +157,6 @@ def sources(tmp_path_factory):
     made["gemma"] = (root / "params.npz", lambda path: sae_content(load_gemma_scope(path)))
     made["llama"] = (llama_scope(root / "llama", w), lambda path: sae_content(load_llama_scope(path)))
     return made
-
-
-def harvest(out):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_harvest.module, "run_recording", toy_harvest.run_recording)
-        model, corpus = toy_harvest.ToyModel(), toy_harvest.ToyCorpus()
-        how = {"tokens": 100, "context_length": 8, "batch_size": 4, "progress": False}
-        saelab.harvest(model, corpus, sites=["early", "late"], out=out, **how)
-    return out
 
 
 def llama_scope(folder, w):
