@@ -17,6 +17,7 @@ class ToyModel:
 
     name, digest, device, dtype = "toy", "toy-digest", torch.device("cpu"), torch.float32
     runner = torch.nn.Identity()
+    to_tokens = None  # its contexts are made by the corpus; a language model has one
 
     def __init__(self, bad: dict[int, float] | None = None) -> None:
         self.bad = bad or {}  # token id -> value that spoils the activation

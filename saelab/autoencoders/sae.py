@@ -221,10 +221,10 @@ class SAE(nn.Module):
     def load(
         cls, path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
     ) -> "SAE":
-        """The SAE that `save` wrote: same class, configuration and codes; its weights in `dtype`, by default as they were saved.
+        """The SAE that `save` wrote: same class, configuration and codes; weights in `dtype`, by default as they were saved.
 
-        Its parameters need no gradient. Raises `FormatError` when the folder is not such a one, or a file in it was cut short or
-        changed, `ConfigError` for what is no device or dtype.
+        Its parameters need no gradient. Raises `FormatError` when the folder is not such a one, or a file in it was cut short
+        or changed, `ConfigError` for what is no device or dtype.
 
         >>> import tempfile, torch, saelab
         >>> SAE(saelab.TopK(k=2, d_sae=8), 4).save(folder := tempfile.mkdtemp() + "/sae")
