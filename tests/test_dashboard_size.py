@@ -7,6 +7,8 @@ import saelab
 from saelab.dashboards import bundle, effects
 from saelab.dashboards.assembly import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("site", ["blocks.0.hook_resid_post", "blocks.0.attn.hook_z"])
 def test_bytes_a_latent(smollm2, tmp_path, monkeypatch, site):

@@ -17,6 +17,8 @@ from saelab.errors import ConfigError
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 
+pytestmark = pytest.mark.slow
+
 STEPS, EACH = 60, 48
 SAES = {
     "topk": saelab.TopK(k=2, d_sae=32),

@@ -229,6 +229,7 @@ def zipfian(n, f=48, d=24, k=3.0, seed=0):
     return (strengths * fires) @ features, features, rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_with_the_true_budgets_it_reconstructs_better_than_topk(seed):
     x, _, rates = zipfian(25_000, seed=seed)

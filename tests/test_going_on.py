@@ -94,6 +94,7 @@ for tokens in map(int, sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_and_is_killed_ends_with_the_same_bits(tmp_path):
     def start(folder, *tokens):
         return subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / folder), *map(str, tokens)])

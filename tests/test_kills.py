@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NAMES = (
     "train", "train on a model", "sweep", "harvest", "steering.sweep", "bundle", "page", "SAE.save", "Trajectory.save",
     "QuickSelection",

@@ -37,6 +37,7 @@ def test_script_and_notebook_are_in_sync(script):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_notebook_runs(script, small, tmp_path, monkeypatch):
     for name, value in small.items():

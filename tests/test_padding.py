@@ -187,8 +187,8 @@ def test_effects_on_the_loss_do_not_see_padding(tiny_llama, left):
 
     ids, mask = padded_rows(PAD, left, n=3)
     place = tiny_llama.site(SITE)
-    together = Clean.of(tiny_llama, place, Tokens(ids, mask))
+    together = Clean.of(tiny_llama, place, Tokens(ids, mask), None)
     for row in range(3):
-        alone = Clean.of(tiny_llama, place, tiny_llama.to_tokens(ids[row][mask[row]]))
+        alone = Clean.of(tiny_llama, place, tiny_llama.to_tokens(ids[row][mask[row]]), None)
         torch.testing.assert_close(together.gradient[row][mask[row]], alone.gradient[0], atol=1e-5, rtol=1e-4)
         assert together.loss(row) == pytest.approx(alone.loss(0), rel=1e-5)

@@ -287,6 +287,7 @@ def test_positions_that_an_sae_is_not_for_are_all_error(llama):
     assert np.isclose(float(parts.error[0, 0] + parts.residual_bias[0, 0]), float(parts.by_source[0, 0]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_the_bundled_model(smollm2):
     """Exact where the stream has its high norms, too: two of these tokens have six to eight times the median."""
     text = "The state of the union is strong, and the state of the economy"

@@ -117,6 +117,7 @@ def test_errors_of_find(lm, sae):
     assert len(steering.find(lm, bare, "abcde", against=["xyz", "uvw"])) > 0
 
 
+@pytest.mark.slow
 def test_the_bundled_model_is_steered_alike_with_and_without_a_cache(smollm2):
     """Teacher-forced logits within 1e-3, and the same tokens wherever the best two are further apart than that."""
     lm, site = smollm2, "blocks.12.hook_resid_post"

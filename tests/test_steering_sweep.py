@@ -432,6 +432,7 @@ def test_the_summary_from_the_table(small, trained):
         small.summary("luck")
 
 
+@pytest.mark.slow
 def test_the_rank_among_random_directions_on_their_own_tokens(llama, trained):
     """By default twenty directions, of which three have texts; the rest of the summary does not hang on them."""
     sae, live = trained
@@ -458,6 +459,7 @@ def test_the_rank_among_random_directions_on_their_own_tokens(llama, trained):
     assert math.isnan(one.p) and one.note.startswith("1 prompt") and math.isnan(one.effect_low)
 
 
+@pytest.mark.slow
 def test_random_latents_are_told_from_random_directions_by_chance(llama, trained):
     """Decoder rows that are random directions themselves: their ranks are spread over all places."""
     sae, live = trained

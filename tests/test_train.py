@@ -349,6 +349,7 @@ saelab.train(list(planted(20_000).split(1000)), sae=saelab.TopK(k=3, d_sae=256),
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     def start(name):
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / name)]
