@@ -101,6 +101,36 @@ def test_a_wrapped_model_is_the_model_inside(plain, around):
     assert torch.equal(sites.record(model, f"{prefix(model)}transformer.h.1", ids), plain.record("The state", SITE))
 
 
+class Narrow(Wrapper):
+    """Hands on the ids and the mask, and nothing else."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids, attention_mask=attention_mask)
+
+
+class Nameless(Wrapper):
+    def forward(self, x):
+        return self.model(x).logits
+
+
+class Bare(Wrapper):
+    def forward(self, input_ids, **more):
+        return self.model(input_ids, **more).logits
+
+
+def test_a_wrapper_that_hands_on_some_arguments(plain):
+    lm = saelab.load_model(Narrow(gpt2_model()), tokenizer=byte_tokenizer(), device="cpu")
+    assert lm.generate(PROMPTS, 8) == plain.generate(PROMPTS, 8)
+    assert torch.equal(lm.record(PROMPTS, SITE), plain.record(PROMPTS, SITE))
+
+
+def test_wrappers_that_are_called_otherwise_are_refused():
+    with pytest.raises(saelab.ConfigError, match=r"Nameless.forward takes \['x'\], not input_ids"):
+        saelab.load_model(Nameless(gpt2_model()), tokenizer=byte_tokenizer(), device="cpu")
+    with pytest.raises(saelab.ConfigError, match="Bare gives Tensor"):
+        saelab.load_model(Bare(gpt2_model()), tokenizer=byte_tokenizer(), device="cpu").logits("ab")
+
+
 def prefix(model):
     path = next(path for path, module in model.named_modules() if hasattr(type(module), "base_model_prefix")
                 and not hasattr(module, "_orig_mod"))  # fmt: skip

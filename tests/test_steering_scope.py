@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -266,4 +267,24 @@ def test_a_scope_of_other_things_is_an_error():
         Scope(positions=[1.5])
     with pytest.raises(ConfigError, match="pairs"):
         Scope(windows=[1, 2])
+    for slip in (
+        {"positions": 2.0},
+        {"positions": "12"},
+        {"tokens": ["a"]},
+        {"tokens": np.array([True])},
+        {"tokens": [True]},
+    ):
+        with pytest.raises(ConfigError, match="whole numbers"):
+            Scope(**slip)
+    for slip in ({"skip_positions": -1}, {"skip_positions": 1.5}, {"prompt": "no"}, {"special": None}):
+        with pytest.raises(ConfigError, match=next(iter(slip))):
+            Scope(**slip)
     assert repr(Scope(tokens=[3], special=True)) == "Scope(tokens=(3,), special=True)"
+
+
+@pytest.mark.parametrize(
+    "places", [np.int64(2), [np.int64(2)], np.array([2]), np.array(2), torch.tensor([2]), torch.tensor(2)]
+)
+def test_whole_numbers_of_any_library(places):
+    scope = Scope(positions=places, skip_positions=np.int64(1))
+    assert scope == Scope(positions=2) and json.dumps(scope.to_dict()) == '{"positions": [2]}'

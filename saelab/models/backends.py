@@ -57,6 +57,12 @@ class Transformers:
         self.runner, self.inner = runner, inner
         self.roots = {root: locator(call_names(root, inner)) for root in (runner, inner)}
         self.known = set(inspect.signature(inner.forward).parameters)
+        outer = inspect.signature(runner.forward).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in outer.values()):
+            if "input_ids" not in outer:
+                raise ConfigError(f"{type(runner).__name__}.forward takes {list(outer)}, not input_ids, by which a language "
+                                  "model is called here: name it so, or give the model inside")  # fmt: skip
+            self.known &= set(outer)  # a wrapper may hand on only some of them
         self._by_path: dict[str, Site] = {}
 
     @property
@@ -112,6 +118,9 @@ class Transformers:
         if (cache is not None or not mask[:, 0].all()) and "position_ids" in self.known:
             kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self.runner(input_ids=ids, **kwargs)
+        if not hasattr(output, "logits"):
+            raise ConfigError(f"{type(self.runner).__name__} gives {type(output).__name__}, not the output of a transformers "
+                              "model, with its logits: hand on what the model inside gives, or give that model")  # fmt: skip
         return output.logits, getattr(output, "past_key_values", None) if use_cache else None
 
     @cached_property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from saelab.errors import DataError
 from saelab.models.tokens import Text, Tokens, checked_text, is_messages, padded
 
+_NO_LISTS = (str, bytes, bytearray, memoryview, Set, io.IOBase, nn.Module)  # iterable, but no list of texts or ids
 UNFILLED = -1  # stands for the id of padding, which the model's tokenizer has
 COLUMNS = ("text", "messages", "input_ids")  # of a table or record: the first of them that is there is read
 WANTED = (
@@ -70,7 +71,7 @@ def given(x: Any, *, column: str | None = None, limit: int | None = None, nulls:
         return _of_table(x, x, column, limit, nulls)
     if isinstance(names := getattr(x, "column_names", getattr(x, "columns", None)), Iterable):
         return _of_table(x, names, column, limit, nulls)
-    if isinstance(x, str | bytes | bytearray | memoryview | Set | io.IOBase | nn.Module) or not isinstance(x, Iterable):
+    if isinstance(x, _NO_LISTS) or not isinstance(x, Iterable):
         raise DataError(f"{described(x)} is no text: {_way_out(x)}")
     items = [x] if isinstance(x, Mapping) else _listed(x, limit)
     return _limited(_of_items(items, column, nulls), limit)
@@ -155,7 +156,7 @@ def _of_table(x: Any, names: Iterable[Any], column: str | None, limit: int | Non
     values = x[chosen]
     if isinstance(values, str):
         return Given([_text(values, repr(chosen))], single=True)
-    if not isinstance(values, Iterable) or isinstance(values, Mapping):
+    if not _is_column(values):
         raise DataError(f"{chosen!r} of {described(x)} holds {described(values)}: {WANTED}")
     if not isinstance(values, Tensor | np.ndarray):
         values = _listed(values, limit)
@@ -166,6 +167,12 @@ def _of_table(x: Any, names: Iterable[Any], column: str | None, limit: int | Non
     if mask is not None and not isinstance(mask, Tensor | np.ndarray):
         mask = _listed(mask, limit)
     return _limited(_masked(_as_column(given(values), chosen), mask), limit)
+
+
+def _is_column(values: Any) -> bool:
+    """Whether these are the values of one column: not a table (names that a table has twice give one), set or file."""
+    table = isinstance(values, Mapping) or isinstance(getattr(values, "columns", None), Iterable)
+    return isinstance(values, Iterable) and not table and not isinstance(values, _NO_LISTS)
 
 
 def chosen_column(names: Sequence[Any], column: str | None, x: Any) -> str:
@@ -209,7 +216,7 @@ def _masked(found: Given, mask: Any) -> Given:
         lengths = found.mask.sum(1).tolist() if found.mask is not None else [found.ids.shape[-1]] * len(found.ids)
         if any(row is None for row in rows) or [len(row) for row in rows if row is not None] != lengths:
             raise DataError("attention_mask has other lengths than input_ids: give one 0 or 1 for each id")
-        return Given(ids=found.ids, mask=padded([row.tolist() for row in rows if row is not None], 0).ids != 0)
+        return Given(ids=found.ids, mask=_zero_or_one(padded([row.tolist() for row in rows if row is not None], 0).ids))
     if isinstance(mask, list):
         mask = np.array(mask)
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
@@ -221,7 +228,16 @@ def _masked(found: Given, mask: Any) -> Given:
         raise DataError(
             f"attention_mask is {list(numbers.shape)} and input_ids {list(found.ids.shape)}: give one 0 or 1 for each id"
         )
-    return Given(ids=found.ids, mask=numbers.to(found.ids.device) != 0)
+    return Given(ids=found.ids, mask=_zero_or_one(numbers).to(found.ids.device))
+
+
+def _zero_or_one(numbers: Tensor) -> Tensor:
+    """The mask as bool; `DataError` for the numbers of packed texts (1, 1, 2), and for what is added to scores (0, -1)."""
+    wrong = numbers[(numbers != 0) & (numbers != 1)]
+    if len(wrong):
+        raise DataError(f"attention_mask holds {int(wrong[0])}, and is 1 at real tokens and 0 at padding: make it "
+                        "that, with one row for each text")  # fmt: skip
+    return numbers != 0
 
 
 def _of_items(items: list[Any], column: str | None, nulls: bool) -> Given:

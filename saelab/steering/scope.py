@@ -1,6 +1,7 @@
 """Where an operation acts: phases, positions, tokens, windows, and what is left out."""
 
 import functools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelab import checks
 from saelab.errors import ConfigError, InterventionError
 from saelab.models.where import Where
 
@@ -61,6 +63,9 @@ class Scope:
     high_norm: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "generated", "special", "high_norm"):
+            checks.choice(name, getattr(self, name), (True, False))
+        object.__setattr__(self, "skip_positions", checks.count("skip_positions", self.skip_positions, least=0))
         for name in ("positions", "tokens", "exclude_positions", "exclude_tokens"):
             self._set(name, _whole_numbers)
         for name in ("windows", "exclude_windows"):
@@ -178,11 +183,18 @@ def _tensor_of(ids: frozenset[int], device: torch.device) -> Tensor:
 
 
 def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
-    numbers = (values,) if isinstance(values, int) else tuple(values)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ConfigError(f"{name} of a scope are whole numbers, not {number!r}")
-    return numbers
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes) and getattr(values, "ndim", 1) != 0
+    return tuple(_whole_number(name, number) for number in (values if several else [values]))
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """As an int, which a receipt can be written with, also from those of NumPy and torch."""
+    try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} of a scope are whole numbers, not {value!r}") from error
 
 
 def _intervals(name: str, windows: Any) -> tuple[Window, ...]:
