@@ -24,6 +24,7 @@ from saelab.locks import lock
 
 MANIFEST = "manifest.json"
 PENDING = ".saelab-pending"  # in a folder: a whole new version of our files in it, on the way to their places
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF, errno.EINVAL)  # `Path.exists` raises others
 Listed = Callable[[Path], list[str] | None]
 """The files in a folder that a manifest of ours in it lists, itself the last; None where there is none."""
 
@@ -42,10 +43,11 @@ def cache_folder() -> Path:
     return user_path(os.environ.get("SAELAB_CACHE") or "~/.cache/saelab")
 
 
-def user_path(path: Any) -> Path:
+def user_path(path: Any, or_text: bool = False) -> Path:
     """A path that a user gives, a string or `os.PathLike`: `~` is the home folder, a relative one stays relative.
 
-    Every function that takes a path from a user takes it through this one. Raises `ConfigError` for what is no path.
+    Every function that takes a path from a user takes it through this one. Raises `ConfigError` for what is no path, and for
+    one that cannot even be looked up: in a closed folder, or with a name that is too long (with `or_text` it may be).
 
     >>> user_path("runs/demo"), user_path("~/runs").is_absolute()
     (PosixPath('runs/demo'), True)
@@ -54,11 +56,16 @@ def user_path(path: Any) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"{path!r} is not a path: give the name of a file or folder, a string or pathlib.Path")
     try:
-        return Path(text).expanduser()
+        found = Path(text).expanduser()
+        os.stat(os.path.join(found, "."))  # "." needs that a folder may be entered
     except RuntimeError as error:
         raise ConfigError(
             f"{text!r}: {error} (`~` is the home folder, `~name` that of a user): write it out"
         ) from error
+    except OSError as error:
+        if error.errno not in _NOT_THERE and not (or_text and error.errno == errno.ENAMETOOLONG):
+            raise ConfigError(f"{text[:300]} cannot be looked up: {error.strerror}. Give another path") from error
+    return found
 
 
 def sha256(path: str | os.PathLike) -> str:

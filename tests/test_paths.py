@@ -1,5 +1,6 @@
 """A path that a user gives means the same everywhere: `~` is home, what is no path is refused before anything is done."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -120,3 +121,35 @@ def test_a_path(home, monkeypatch):
     assert user_path("~/runs") == home / "runs" == user_path(Path("~/runs"))
     monkeypatch.setenv("SAELAB_CACHE", "~/elsewhere")
     assert cache_folder() == home / "elsewhere"
+
+
+@pytest.mark.parametrize("kind", ["closed", "in a closed folder", "too long"])
+def test_what_cannot_be_looked_up_is_refused_by_name(tmp_path, monkeypatch, kind):
+    """Where nobody but its owner may enter a folder, or a name is too long, `Path.exists` itself raises."""
+    path = tmp_path / ("a" * 300 if kind == "too long" else "closed/x")
+    if kind != "too long":
+        shut, stat = (
+            tmp_path / ("closed/x" if kind == "closed" else "closed"),
+            os.stat,
+        )  # root may enter: as for another user
+        shut.mkdir(parents=True)
+
+        def refusing(name, *args, **kwargs):
+            if not isinstance(name, int) and str(name).startswith(f"{shut}/"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(name))
+            return stat(name, *args, **kwargs)
+
+        monkeypatch.setattr(os, "stat", refusing)
+    x, one = torch.randn(64, 8), saelab.TopK(k=2, d_sae=16)
+    run = dict(tokens=64, batch_size=32, progress=False)
+    for call in (
+        saelab.SAE.load,
+        saelab.load_run,
+        saelab.load_model,
+        saelab.ActivationStore.open,
+        saelab.SAE(one, 8).save,
+        lambda out: saelab.train(x, sae=one, out=out, **run),
+        lambda out: saelab.sweep(x, [one], out=out, **run),
+    ):
+        with pytest.raises(saelab.SaelabError, match="cannot be looked up"):
+            call(path)

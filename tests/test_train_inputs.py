@@ -116,6 +116,7 @@ def test_a_shuffling_loader_is_read_in_an_order_of_the_seeds_own(tmp_path):
         (X.long(), DataError, "torch.int64"),
         (X.to_sparse(), DataError, "sparse"),
         (X.numpy().astype(int), DataError, "int64"),
+        (np.ma.masked_array(X.numpy(), mask=X.numpy() > 1), DataError, "masked"),
         (X[:, :0], DataError, r"\[600, 0\]"),
         (X[:0], DataError, "no rows"),
         ([], DataError, "empty"),

@@ -30,7 +30,7 @@ def read_source(
     """The documents that a name stands for, in their own order; `load_corpus` describes the kinds."""
     if source == "sotu":
         return given(_speeches(), limit=limit)
-    path = user_path(source)
+    path = user_path(source, or_text=True)
     if os.path.isdir(path):  # unlike Path's, they take a text that is too long for a name
         return _from_folder(path, column, limit)
     if os.path.isfile(path):

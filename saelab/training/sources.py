@@ -289,6 +289,10 @@ def rows_of(value: Any, what: str) -> Tensor:
 
     Raises `DataError` for anything else.
     """
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"{what} is a masked array, some of whose entries are masked: fill them, or leave their rows out"
+        )
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize <= 8:
         with warnings.catch_warnings(action="ignore"):  # of arrays that cannot be written to: nothing writes here
             value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
