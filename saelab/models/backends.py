@@ -58,7 +58,7 @@ class Transformers:
         self.roots = {root: locator(call_names(root, inner)) for root in (runner, inner)}
         self.known = set(inspect.signature(inner.forward).parameters)
         outer = inspect.signature(runner.forward).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in outer.values()):
+        if runner is not inner and not any(p.kind is p.VAR_KEYWORD for p in outer.values()):
             if "input_ids" not in outer:
                 raise ConfigError(f"{type(runner).__name__}.forward takes {list(outer)}, not input_ids, by which a language "
                                   "model is called here: name it so, or give the model inside")  # fmt: skip
