@@ -21,7 +21,7 @@ def annealed(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "architectures.md").read_text(), re.S)
     code, test, learning = blocks
     assert len(code.splitlines()) <= 40 and len(test.splitlines()) <= 45 and len(learning.splitlines()) <= 25
-    module = types.ModuleType("saelab.autoencoders.architectures.annealed")  # where the page says to put it
+    module = types.ModuleType("saelab.autoencoders.annealed")  # where the page says to put it
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks:
         exec(compile(block, "architectures.md", "exec"), module.__dict__)
