@@ -146,7 +146,7 @@ def test_latents_stand_at_their_density_and_maximum(browser, page, data):  # noq
         if ([...context.getImageData(10 * x + 4, 10 * y + 4, 1, 1).data].join() !== ground) found.push([x, 39 - y]);
       return found;
     }"""
-    index, counted = data["idx-0"], synthetic.manifest(**ARGUMENTS)["corpus"]["counted"]
+    index, counted = data["idx-0"], synthetic_dashboard.manifest(**ARGUMENTS)["corpus"]["counted"]
     fired = index["count"] > 0
     most = index["max"].astype(float)[fired]
     top, bottom = most.max(), max(min(most.min(), most.max() / 2), most.max() / 1e4)
