@@ -21,7 +21,7 @@ def annealed(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "architectures.md").read_text(), re.S)
     code, test, learning = blocks
     assert len(code.splitlines()) <= 40 and len(test.splitlines()) <= 45 and len(learning.splitlines()) <= 25
-    module = types.ModuleType("saelab.autoencoders.annealed")  # where the page says to put it
+    module = types.ModuleType(re.findall(r"from (\S+) import AnnealedTopK", test)[0])  # where the page says to put it
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks:
         exec(compile(block, "architectures.md", "exec"), module.__dict__)
@@ -41,6 +41,19 @@ def test_the_one_that_learns_keeps_its_threshold(annealed):
     sae = run_on(planted(), sae=annealed.Averaged(k=2, d_sae=64), tokens=6000).sae
     cut = float(sae.state.cut)
     assert cut > 0 and 1 < sae.encode_sparse(planted(500)).l0 < 4 and float(sae.state.cut) == cut
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_the_paths_that_a_page_names_are_there(page):
+    """Links, and names in backquotes that begin with a folder of ours; not the example's, nor those of tables (rooms to be)."""
+    text = "\n".join(line for line in (ROOT / page).read_text().split("\n") if not line.startswith("|"))
+    named = re.findall(r"`((?:saelab|analysis|dashboards|tests|docs|notebooks|benchmarks)/[\w./-]*)`", text)
+    links = [link for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text)]
+    missing = [path for path in named if not (ROOT / path).exists() and "annealed" not in path]
+    missing += [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not missing
 
 
 def test_the_version_is_said_once_in_each_place():
