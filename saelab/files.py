@@ -58,6 +58,11 @@ def user_path(path: Any, or_text: bool = False) -> Path:
     try:
         found = Path(text).expanduser()
         os.stat(os.path.join(found, "."))  # "." needs that a folder may be entered
+    except UnicodeEncodeError as error:
+        if not or_text:
+            raise ConfigError(
+                f"{text[:300]!r} is no path: it holds half of a surrogate pair. Give another name"
+            ) from error
     except RuntimeError as error:
         raise ConfigError(
             f"{text!r}: {error} (`~` is the home folder, `~name` that of a user): write it out"
@@ -136,10 +141,14 @@ def _temporary(target: Path, folder: bool = False) -> Iterator[Path]:
     while True:
         path = target.with_name(name + secrets.token_hex(4))
         path.mkdir() if folder else path.touch(exist_ok=False)
-        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        # until it is locked, somebody who cleans up may take it for a dead writer's: then another one is made
+        try:
+            handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        except FileNotFoundError:
+            continue
         if lock(handle) is not False and path.exists():
             break
-        os.close(handle)  # somebody who cleans up took it for a dead one's, before it was locked
+        os.close(handle)
     try:
         yield path
     finally:

@@ -19,7 +19,7 @@ from tests.toy_dashboard import SITE, make_sae
 
 pytestmark = pytest.mark.filterwarnings("ignore:no output score")  # of an SAE that has seen no data
 
-NO_PATHS = (None, 3, object(), ["a"], b"a", "", "a\0b", "~nobody-of-that-name/a")
+NO_PATHS = (None, 3, object(), ["a"], b"a", "", "a\0b", "\ud800", "~nobody-of-that-name/a")
 WRITTEN = ("train", "sweep", "harvest", "sae.save", "steering.sweep", "build", "bundle", "trajectory", "tensors")
 
 

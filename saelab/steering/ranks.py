@@ -56,7 +56,7 @@ def at_equal_divergence(
 def p_by_rank(effects_D: Float[np.ndarray, " D"]) -> float:
     """The share of all directions whose effect is at least the first one's, itself included.
 
-    >>> p_by_rank(np.array([2.0, 1.0, 3.0, 0.0])), p_by_rank(np.arange(21)[::-1])
+    >>> p_by_rank(np.array([2.0, 1.0, 3.0, 0.0])), p_by_rank(np.arange(21.0)[::-1])
     (0.5, 0.047619047619047616)
     """
     return float((effects_D >= effects_D[0]).mean())
