@@ -9,6 +9,7 @@ import torch
 
 import saelab
 from saelab.dashboards import collect as collecting
+from saelab.dashboards import figures
 from saelab.dashboards.collect import Collection, collect, fingerprint, predicted_bytes
 from saelab.dashboards.reading import Reader
 from saelab.errors import ConfigError, DataError
@@ -227,3 +228,16 @@ def test_the_prediction_for_sixteen_thousand_latents_is_below_a_gibibyte():
     memory, disk = predicted_bytes(Big, 32.0)  # type: ignore[arg-type]
     assert memory < 2**30
     assert disk > 8 * 32 * 1_000_000
+
+
+@pytest.mark.parametrize("octave", [-140, -126, -3, 0, 60])
+def test_bins_hold_their_lower_edge(octave):
+    edges = np.array([2.0 ** (octave + j / 4) for j in range(4)])
+    below, above = edges.astype(np.float32), edges.astype(np.float32)
+    above = np.where(above < edges, np.nextafter(above, np.float32(np.inf)), above)
+    below = np.nextafter(above, np.float32(0))
+    if octave >= -126:
+        np.testing.assert_array_equal(figures.bins(above), 4 * octave + np.arange(4))
+        np.testing.assert_array_equal(figures.bins(below), 4 * octave + np.arange(4) - 1)
+    else:
+        np.testing.assert_array_equal(figures.bins(above[:1]), [4 * octave])

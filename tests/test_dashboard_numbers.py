@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import saelab
-from saelab.dashboards import codec, effects, figures
+from saelab.dashboards import codec, effects
 from saelab.dashboards.assembly import build
 from saelab.dashboards.pages import PER_CHUNK
 from saelab.dashboards.priority import priorities
@@ -493,16 +493,3 @@ def test_the_inverted_index(made):
         for token in range(len(data.vocab["id"])):
             pages = np.flatnonzero((source == token).any(1))
             assert inverted[name][edges[token] : edges[token + 1]].tolist() == pages.tolist()
-
-
-@pytest.mark.parametrize("octave", [-140, -126, -3, 0, 60])
-def test_bins_hold_their_lower_edge(octave):
-    edges = np.array([2.0 ** (octave + j / 4) for j in range(4)])
-    below, above = edges.astype(np.float32), edges.astype(np.float32)
-    above = np.where(above < edges, np.nextafter(above, np.float32(np.inf)), above)
-    below = np.nextafter(above, np.float32(0))
-    if octave >= -126:
-        np.testing.assert_array_equal(figures.bins(above), 4 * octave + np.arange(4))
-        np.testing.assert_array_equal(figures.bins(below), 4 * octave + np.arange(4) - 1)
-    else:
-        np.testing.assert_array_equal(figures.bins(above[:1]), [4 * octave])
