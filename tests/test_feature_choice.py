@@ -121,6 +121,7 @@ def test_every_gradient_equals_the_dense_twins(narrowed):
     st.integers(1, 60), st.integers(1, 300), st.floats(0.05, 1), st.floats(0, 3), st.floats(0, 0.999), st.integers(0, 99)
 )  # fmt: skip
 @example(f=37, n=1, cap=1.0, a=3.0, u=0.0, seed=0)  # a rate of 1 where the cumulated sum is rounded up
+@example(f=24, n=1, cap=1 - 2**-53, a=1.0, u=0.0, seed=0)  # and where it is rounded down before the last latent
 @settings(max_examples=100, deadline=None)
 def test_budgets_add_up_and_stay_next_to_their_rates(f, n, cap, a, u, seed):
     k = max(1, int(cap * f * 0.7))

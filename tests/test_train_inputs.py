@@ -237,3 +237,13 @@ def test_texts_are_a_corpus(tiny_llama):
     options = {"site": "blocks.1.hook_resid_post", "context_length": 16, "buffer_tokens": 2048}
     run = train(tiny_llama, corpus=texts, **options)
     assert torch.equal(train(tiny_llama, corpus=saelab.load_corpus(texts), **options).sae.W_dec, run.sae.W_dec)
+
+
+@pytest.mark.parametrize(
+    "rows", [X.to("meta"), [X.to("meta")], [torch.empty(0, 8, device="meta")]], ids=["tensor", "item", "empty"]
+)
+def test_rows_without_values_are_refused(rows, plain):
+    with pytest.raises(DataError, match="without values"):
+        train(rows)
+    with pytest.raises(DataError, match="without values"):
+        plain.encode(X.to("meta"))

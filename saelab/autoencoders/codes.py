@@ -121,7 +121,9 @@ def refuse_dense(n: int, n_latents: int, itemsize: int) -> None:
 
 
 def check_finite(x: Tensor, what: str) -> None:
-    """Raise `DataError` naming the first row that holds NaN or infinity."""
+    """Raise `DataError` naming the first row that holds NaN or infinity; so for a tensor without values."""
+    if x.is_meta:
+        raise DataError(f"{what}: the rows are on the device meta, without values: load them")
     bad = ~torch.isfinite(x).all(-1)
     if bool(bad.any()):
         first = int(bad.flatten().nonzero()[0])

@@ -264,7 +264,7 @@ class SAE(nn.Module):
                 + (f" (at {self.metadata['site']})" if self.metadata.get("site") else "")
             )
         rows = x.reshape(-1, self.d_in)
-        if not bool(torch.isfinite(rows.sum())):
+        if rows.is_meta or not bool(torch.isfinite(rows.sum())):
             check_finite(rows, "input of the SAE")
         return rows
 

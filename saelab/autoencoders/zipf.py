@@ -81,13 +81,15 @@ def systematic(rates_F: Tensor, n: int, total: int, u: float) -> Tensor:
     tensor([5, 3, 2])
     """
     exact_F = rates_F.double() * n
-    whole_F = (
-        exact_F.floor()
-    )  # apart from the cumulated sum, whose rounding could give a latent two more than its floor
-    reached_F = (exact_F - whole_F).cumsum(0)
-    left = total - float(whole_F.sum())
-    reached_F = torch.where(reached_F >= reached_F[-1], left, reached_F)  # exact where rounding would not be
-    return whole_F.long() + (reached_F + u).floor().long().diff(prepend=reached_F.new_zeros(1, dtype=torch.int64))
+    whole_F = exact_F.floor()
+    rest_F = exact_F - whole_F
+    left = total - int(whole_F.sum())
+    reached_F = (rest_F.cumsum(0) + u).floor().long()
+    # What rounding of the sums would break: at most one more a latent, and all of what is left in the end.
+    room_F = (rest_F > 0).cumsum(0)
+    reached_F = (reached_F.clamp_max(left) - room_F).cummin(0).values + room_F
+    reached_F = reached_F.maximum(left - (room_F[-1] - room_F))
+    return whole_F.long() + reached_F.diff(prepend=reached_F.new_zeros(1))
 
 
 def largest_remainder(rates_F: Tensor, n: int, total: int) -> Tensor:
