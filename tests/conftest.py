@@ -21,7 +21,7 @@ install_import_hook("saelab", "tests.shapes.checked")  # before saelab is first 
 import saelab
 from tests import tiny
 
-# The same examples in every run, so that a change is refused for what it breaks: `--hypothesis-profile=search` looks for new ones.
+# The same examples in every run: a change is refused for what it breaks. `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("same")
