@@ -11,19 +11,20 @@ FRAME := $(VENV)/.frame
 RUN := $(VENV)/.run
 TEST := $(VENV)/.test
 # the pages' scripts and styles, and their tools
-WEB := dashboards/page
+WEB := saelab/pages/web
 NODE := $(WEB)/node_modules/.package-lock.json
 
 LOWEST := .venv-lowest
-CORE := $(addprefix tests/test_,$(addsuffix .py,import sae store corpus texts train evaluate kernels models_language models_families \
-	models_sites models_splice steering_receipts dark_matter attention quickselection cli)) saelab/autoencoders saelab/kernels
+CORE := $(foreach name,import sae store corpus texts train evaluate kernels models_language models_families models_sites models_splice \
+	steering_receipts dark_matter attention quickselection cli,$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
+	saelab/autoencoders saelab/kernels
 
 .PHONY: help demo test lint lint-web web lowest clean
 
 help:
 	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
-	@echo "make test   ruff, mypy, pytest; with node, what \`make lint\` says of the pages' scripts"
-	@echo "make lint   ruff and mypy only; with node, biome, tsc, node's tests and whether the built pages are of their sources"
+	@echo "make test   lint and pytest; with node, what \`make lint\` says of the pages' scripts"
+	@echo "make lint   ruff, mypy and the order of the rooms; with node, biome, tsc, node's tests and whether the built pages are of their sources"
 	@echo "make lowest the core's tests on the lowest versions that pyproject.toml admits (in $(LOWEST), by uv)"
 	@echo "make web    build the pages' scripts and styles (node >= 20) into $(WEB)/dist, which is committed"
 	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
@@ -68,6 +69,7 @@ lint: $(TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/mypy
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-logo
 	@if node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null; then $(MAKE) --no-print-directory lint-web; \
 		else echo "no node >= 20: the pages' scripts are not checked"; fi
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import saelab
 from saelab.autoencoders.architecture import Architecture, Batch
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 from saelab.training.schedule import Schedule
 from saelab.training.sources import RowSource
 from saelab.training.step import Trainer

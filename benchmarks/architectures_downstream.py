@@ -12,7 +12,7 @@ from architectures_data import FINISHED, Cell, read_row, write_row
 from torch import Tensor
 
 import saelab
-from saelab.autoencoders.gradient import GradientTopK, select_with_gradient
+from saelab.autoencoders.architectures.gradient import GradientTopK, select_with_gradient
 from saelab.evaluation.fidelity import context_ce, context_kl, putting
 from saelab.models.sites import run_recording
 from saelab.models.tokens import Tokens

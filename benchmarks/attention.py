@@ -14,7 +14,8 @@ import torch
 import workers
 
 import saelab
-from saelab.analysis import attention, recursive_dfa
+from saelab.analysis import attention
+from saelab.analysis.circuits import recursive_dfa
 
 
 def main() -> None:

@@ -22,8 +22,10 @@ import torch
 import workers
 
 import saelab
-from saelab.analysis import attention, induction, ioi, proxies, recursive_dfa
-from saelab.files import whole_file
+from saelab.analysis import attention
+from saelab.analysis.attention import induction, ioi, proxies
+from saelab.analysis.circuits import recursive_dfa
+from saelab.base.files import whole_file
 from saelab.models.tokens import Tokens
 
 Z_BLOCKS, RESIDUAL_BLOCKS = (17, 16, 18, 2), (17, 16, 2)

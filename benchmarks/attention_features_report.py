@@ -8,8 +8,17 @@ import pandas as pd
 import torch
 import workers
 
-from saelab.analysis.attention_families import FAMILIES, FAR, FIRINGS, MOST, NEAR, OVER_CHANCE, PERSISTENT, SPREAD
-from saelab.files import whole_file
+from saelab.analysis.attention.families_of_latents import (
+    FAMILIES,
+    FAR,
+    FIRINGS,
+    MOST,
+    NEAR,
+    OVER_CHANCE,
+    PERSISTENT,
+    SPREAD,
+)
+from saelab.base.files import whole_file
 
 BLOCKS = (2, 16, 17, 18)
 

@@ -24,10 +24,12 @@ import workers
 from torch import Tensor
 
 import saelab
-from saelab.analysis import dark_matter, pursuit, reading
-from saelab.autoencoders.codes import SparseCodes
+from saelab.analysis import dark_matter
+from saelab.analysis.dark_matter import coded_rows as reading
+from saelab.analysis.dark_matter import pursuit
+from saelab.base.codes import SparseCodes
+from saelab.base.files import whole_file
 from saelab.evaluation.reconstruction import Reconstruction
-from saelab.files import whole_file
 
 SITE = "blocks.3.hook_resid_post"
 BEFORE = ("blocks.2.hook_resid_post", "blocks.3.hook_mlp_out", "blocks.3.attn.hook_z")

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 import workers
 
-from saelab.files import whole_file
+from saelab.base.files import whole_file
 
 SHOWN = [
     "k", "d_sae", "settled", "l0", "fvu_training", "fvu", "fvu_nonlinear", "r2_error", "r2_error_pooled", "rescaled_scale",

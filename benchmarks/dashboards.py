@@ -28,9 +28,11 @@ import torch
 import workers
 
 import saelab
-from saelab.dashboards import bundle, coactivation, collect, examples, figures
-from saelab.dashboards.reading import Tile
-from saelab.dashboards.shell import shell
+from saelab.dashboards.collecting import coactivation, collect, examples
+from saelab.dashboards.collecting import latent_figures as figures
+from saelab.dashboards.collecting.one_pass import Tile
+from saelab.dashboards.writing import bundle
+from saelab.pages.shell import shell
 
 LENGTH, TILE = 256, 2048
 PARTS = ("collect", "build", "size")

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from playwright.sync_api import sync_playwright
 
-from saelab.dashboards import bundle
+from saelab.dashboards.writing import bundle
 from tests import synthetic_dashboard
 
 CHROMIUM = "/usr/bin/chromium"

@@ -21,8 +21,8 @@ import torch
 import workers
 
 import saelab
-from saelab.activations.corpus import Contexts
-from saelab.activations.harvest import stream
+from saelab.reading.corpus import Contexts
+from saelab.reading.harvest import stream
 
 
 def main() -> None:

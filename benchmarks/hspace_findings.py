@@ -29,9 +29,9 @@ import torch
 
 import saelab
 from saelab import hspace
-from saelab.analysis import geometry, probes
-from saelab.files import whole_file
-from saelab.hspace.measures import CONTROLS
+from saelab.analysis.denoisers import geometry, probes
+from saelab.base.files import whole_file
+from saelab.hspace.effect_measures import CONTROLS
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache" / "hspace_findings"

@@ -59,7 +59,7 @@ def timed(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _scored(data: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
-    from saelab.selection.protocol import extra_trees_accuracy, kmeans_accuracy
+    from saelab.selection.scoring import extra_trees_accuracy, kmeans_accuracy
 
     here = selection_data.load(data, seed)
     features, made = _measured(here, method, seed, epochs)
@@ -106,7 +106,7 @@ def wide(small: bool) -> dict[str, Any]:
     import torch
 
     from saelab.selection.autoencoder import Autoencoder, Recipe
-    from saelab.selection.dense import DenseLinks
+    from saelab.selection.dense_twin import DenseLinks
     from saelab.selection.samples import Samples
     from saelab.selection.streams import DROPOUT, stream
 

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 import saelab
 from saelab import steering
-from saelab.files import whole_file
+from saelab.base.files import whole_file
 from saelab.models.tokens import Tokens, padded
-from saelab.steering.measures import TOP_TOKENS
 from saelab.steering.summaries import spearman
+from saelab.steering.text_measures import TOP_TOKENS
 from saelab.training.checkpoint import check_fingerprint
 
 SITES = ["blocks.22.hook_resid_post", "blocks.3.hook_resid_post"]

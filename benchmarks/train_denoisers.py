@@ -24,8 +24,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from saelab import cache
-from saelab.files import whole_file
+from saelab.base import cache
+from saelab.base.files import whole_file
 from saelab.models.classifier import Classifier
 
 T = 1000

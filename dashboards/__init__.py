@@ -5,11 +5,11 @@
 
 from typing import TYPE_CHECKING
 
-from saelab.lazy import lazily
+from saelab.base.lazy import lazily
 
 _PUBLIC = {
     "build": "saelab.dashboards.assembly",
-    "Dashboard": "saelab.dashboards.dashboard",
+    "Dashboard": "saelab.dashboards.result",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -20,4 +20,4 @@ __getattr__, __dir__ = lazily(globals(), _PUBLIC)
 
 if TYPE_CHECKING:
     from saelab.dashboards.assembly import build as build
-    from saelab.dashboards.dashboard import Dashboard as Dashboard
+    from saelab.dashboards.result import Dashboard as Dashboard

@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saelab import checks
-from saelab.activations.corpus import contexts_for, load_corpus
-from saelab.dashboards import bundle as bundles
-from saelab.dashboards.codec import encode, texts
-from saelab.dashboards.collect import MEMORY, Collection, collect, default_folder
-from saelab.dashboards.dashboard import Dashboard
-from saelab.dashboards.examples import Layout, selected
-from saelab.dashboards.inputs import labels_of, sweep_rows
-from saelab.dashboards.manifest import manifest_of
-from saelab.dashboards.pages import Chunk, Inverted, Part
-from saelab.dashboards.prompts import Prompt, prompt_columns, prompts_of
-from saelab.dashboards.reading import Reader
-from saelab.dashboards.tables import Data, write_parquet
-from saelab.dashboards.vocab import Ids, Vocab
-from saelab.errors import ConfigError, DataError
+from saelab.base import checks
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.files import user_path
+from saelab.dashboards.collecting.collect import MEMORY, Collection, collect, default_folder
+from saelab.dashboards.collecting.examples import Layout, selected
+from saelab.dashboards.collecting.given import labels_of, sweep_rows
+from saelab.dashboards.collecting.one_pass import Reader
+from saelab.dashboards.collecting.prompts import Prompt, prompt_columns, prompts_of
+from saelab.dashboards.collecting.vocab import Ids, Vocab
+from saelab.dashboards.result import Dashboard
+from saelab.dashboards.writing import bundle as bundles
+from saelab.dashboards.writing.chunks import Chunk, Inverted, Part
+from saelab.dashboards.writing.codec import encode, texts
+from saelab.dashboards.writing.manifest import manifest_of
+from saelab.dashboards.writing.tables import Data, write_parquet
 from saelab.evaluation.report import Report
-from saelab.files import user_path
 from saelab.models.identity import warn_of_other_weights
+from saelab.reading.corpus import contexts_for, load_corpus
 
 if TYPE_CHECKING:
-    from saelab.activations.corpus import Corpus
-    from saelab.activations.packing import Contexts
     from saelab.models.language import LanguageModel
+    from saelab.reading.corpus import Corpus
+    from saelab.reading.packing import Contexts
 
 FEW_PAGES = (
     4096  # up to here the vocabulary holds the tokens that are shown; beyond, chunks are not kept until they are known
@@ -102,7 +102,7 @@ def build(
         sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
             latents' pages.
         parquet: also write tables.
-        shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collect`): a killed build goes on in
+        shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collecting.collect`): a killed build goes on in
             `work` (a folder in the cache by default), and the result is the same for any of them.
 
     Raises `ConfigError` for arguments that cannot work, with the numbers where memory, disk or a single file would not

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelab import checks
+from saelab.base import checks
+from saelab.base.errors import ConfigError, DataError
 from saelab.dashboards.assembly import build
-from saelab.dashboards.dashboard import Dashboard
-from saelab.errors import ConfigError
+from saelab.dashboards.result import Dashboard
+from saelab.models.language import load_model
+from saelab.reading.corpus import load_corpus
 
 if TYPE_CHECKING:
-    from saelab.activations.corpus import Corpus
     from saelab.models.language import LanguageModel
+    from saelab.reading.corpus import Corpus
 
 SHOWN_TOKENS = 50_000
 
@@ -48,15 +50,13 @@ def sources(sae: Any, lm: Any = None, corpus: Any = None) -> "tuple[LanguageMode
 
     Raises `ConfigError` where the metadata name none, or what has that name is no longer what the SAE was trained on.
     """
-    import saelab
-
-    loaded_lm = saelab.load_model(_named(sae, "model") if lm is None else lm)
+    loaded_lm = load_model(_named(sae, "model") if lm is None else lm)
     if lm is None and sae.metadata.get("model_digest") not in (None, loaded_lm.digest):
         raise ConfigError(f"the model {loaded_lm.name!r} is not the one that this SAE was trained on: give lm=")
     seed = int(sae.metadata.get("seed") or 0)
     try:
-        loaded = saelab.load_corpus(_named(sae, "corpus") if corpus is None else corpus, seed=seed)
-    except saelab.DataError as error:
+        loaded = load_corpus(_named(sae, "corpus") if corpus is None else corpus, seed=seed)
+    except DataError as error:
         raise ConfigError(
             f"the corpus {sae.metadata.get('corpus')!r} cannot be read by that name: give corpus= ({error})"
         ) from error

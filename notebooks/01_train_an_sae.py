@@ -113,7 +113,7 @@ lm.top_latents("My fellow citizens, the war is over.", sae, k=3)
 # where the interesting ones hide.
 
 # %%
-from saelab.demo import most_active
+from saelab.cli.demonstration import most_active
 
 for latent in most_active(sae, lm, corpus, site=SITE, tokens=500 if SMALL else 30_000, latents=5):
     print(latent)

@@ -33,7 +33,8 @@ import plotly.express
 import torch
 
 import saelab
-from saelab.analysis import dark_matter, pursuit
+from saelab.analysis import dark_matter
+from saelab.analysis.dark_matter import pursuit
 
 # The tests run this notebook on a small random model: these sizes are the only difference.
 MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")

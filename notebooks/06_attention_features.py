@@ -35,7 +35,9 @@ import plotly.express
 import torch
 
 import saelab
-from saelab.analysis import attention, induction, ioi, proxies, recursive_dfa
+from saelab.analysis import attention
+from saelab.analysis.attention import induction, ioi, proxies
+from saelab.analysis.circuits import recursive_dfa
 from saelab.models.tokens import Tokens
 
 # The tests run this notebook on a small random model: these sizes are the only difference.
@@ -126,7 +128,7 @@ pandas.DataFrame(rows)[["block", "dictionary", "latents", "agreement", "null", "
 #
 # Each firing is attributed to its source positions. The shares of the positive part make a latent an induction latent
 # (most from the token after an earlier copy of the current one), a previous-token latent, one of local or long-range
-# context, and so on; the exact rules are in `saelab.analysis.attention_families`, and they are ours. The paper's
+# context, and so on; the exact rules are in `saelab.analysis.attention.families_of_latents`, and they are ours. The paper's
 # authors read and sorted by hand.
 
 # %%

@@ -32,7 +32,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
 from saelab import QuickSelection
-from saelab.selection.protocol import extra_trees_accuracy, kmeans_accuracy
+from saelab.selection.scoring import extra_trees_accuracy, kmeans_accuracy
 
 # The tests run this notebook with few epochs: these sizes are the only difference.
 SMALL = "SAELAB_NOTEBOOK_MODEL" in os.environ

@@ -9,9 +9,8 @@ TopK(k=32, d_sae=4096)
 
 from typing import TYPE_CHECKING
 
-from saelab.lazy import lazily
-
-__version__ = "0.1.0"
+from saelab.base.lazy import lazily, provide
+from saelab.base.version import __version__ as __version__
 
 _PUBLIC = {
     "load_model": "saelab.models.language",
@@ -19,24 +18,24 @@ _PUBLIC = {
     "Tokens": "saelab.models.tokens",
     "load_denoiser": "saelab.models.denoiser",
     "Denoiser": "saelab.models.denoiser",
-    "load_corpus": "saelab.activations.corpus",
-    "Corpus": "saelab.activations.corpus",
-    "harvest": "saelab.activations.harvest",
-    "ActivationStore": "saelab.activations.store",
-    "ActivationBuffer": "saelab.activations.buffer",
+    "load_corpus": "saelab.reading.corpus",
+    "Corpus": "saelab.reading.corpus",
+    "harvest": "saelab.reading.harvest",
+    "ActivationStore": "saelab.reading.store",
+    "ActivationBuffer": "saelab.reading.buffer",
     "SAE": "saelab.autoencoders.sae",
-    "SparseCodes": "saelab.autoencoders.codes",
-    "TopK": "saelab.autoencoders.topk",
-    "MutualChoice": "saelab.autoencoders.choice",
-    "BatchTopK": "saelab.autoencoders.choice",
-    "ReLU": "saelab.autoencoders.relu",
-    "Gated": "saelab.autoencoders.gated",
-    "JumpReLU": "saelab.autoencoders.jumprelu",
-    "Matryoshka": "saelab.autoencoders.matryoshka",
-    "MultiTopK": "saelab.autoencoders.multitopk",
-    "FeatureChoice": "saelab.autoencoders.feature_choice",
-    "GradientTopK": "saelab.autoencoders.gradient",
-    "Transcoder": "saelab.autoencoders.transcoder",
+    "SparseCodes": "saelab.base.codes",
+    "TopK": "saelab.autoencoders.architectures.topk",
+    "MutualChoice": "saelab.autoencoders.architectures.mutual_choice",
+    "BatchTopK": "saelab.autoencoders.architectures.mutual_choice",
+    "ReLU": "saelab.autoencoders.architectures.relu",
+    "Gated": "saelab.autoencoders.architectures.gated",
+    "JumpReLU": "saelab.autoencoders.architectures.jumprelu",
+    "Matryoshka": "saelab.autoencoders.architectures.matryoshka",
+    "MultiTopK": "saelab.autoencoders.architectures.multitopk",
+    "FeatureChoice": "saelab.autoencoders.architectures.feature_choice",
+    "GradientTopK": "saelab.autoencoders.architectures.gradient",
+    "Transcoder": "saelab.autoencoders.architectures.transcoder",
     "train": "saelab.training.loop",
     "sweep": "saelab.training.loop",
     "Run": "saelab.training.run",
@@ -45,48 +44,51 @@ _PUBLIC = {
     "evaluate": "saelab.evaluation.fidelity",
     "Report": "saelab.evaluation.fidelity",
     "QuickSelection": "saelab.selection.estimator",
-    "SaelabError": "saelab.errors",
-    "ConfigError": "saelab.errors",
-    "SiteError": "saelab.errors",
-    "FormatError": "saelab.errors",
-    "DataError": "saelab.errors",
-    "CheckpointError": "saelab.errors",
-    "InterventionError": "saelab.errors",
+    "SaelabError": "saelab.base.errors",
+    "ConfigError": "saelab.base.errors",
+    "SiteError": "saelab.base.errors",
+    "FormatError": "saelab.base.errors",
+    "DataError": "saelab.base.errors",
+    "CheckpointError": "saelab.base.errors",
+    "InterventionError": "saelab.base.errors",
 }
 
 __all__ = sorted(_PUBLIC)
 
+
+provide(
+    {
+        "steer": "saelab.steering.apply",
+        "show": "saelab.dashboards.showing",
+        "of_run": "saelab.dashboards.showing",
+    }
+)
 
 __getattr__, __dir__ = lazily(globals(), _PUBLIC, subpackages=("dashboards",))
 
 
 if TYPE_CHECKING:
     from saelab import dashboards as dashboards
-    from saelab.activations.buffer import ActivationBuffer as ActivationBuffer
-    from saelab.activations.corpus import Corpus as Corpus
-    from saelab.activations.corpus import load_corpus as load_corpus
-    from saelab.activations.harvest import harvest as harvest
-    from saelab.activations.store import ActivationStore as ActivationStore
-    from saelab.autoencoders.choice import BatchTopK as BatchTopK
-    from saelab.autoencoders.choice import MutualChoice as MutualChoice
-    from saelab.autoencoders.codes import SparseCodes as SparseCodes
-    from saelab.autoencoders.feature_choice import FeatureChoice as FeatureChoice
-    from saelab.autoencoders.gated import Gated as Gated
-    from saelab.autoencoders.gradient import GradientTopK as GradientTopK
-    from saelab.autoencoders.jumprelu import JumpReLU as JumpReLU
-    from saelab.autoencoders.matryoshka import Matryoshka as Matryoshka
-    from saelab.autoencoders.multitopk import MultiTopK as MultiTopK
-    from saelab.autoencoders.relu import ReLU as ReLU
+    from saelab.autoencoders.architectures.feature_choice import FeatureChoice as FeatureChoice
+    from saelab.autoencoders.architectures.gated import Gated as Gated
+    from saelab.autoencoders.architectures.gradient import GradientTopK as GradientTopK
+    from saelab.autoencoders.architectures.jumprelu import JumpReLU as JumpReLU
+    from saelab.autoencoders.architectures.matryoshka import Matryoshka as Matryoshka
+    from saelab.autoencoders.architectures.multitopk import MultiTopK as MultiTopK
+    from saelab.autoencoders.architectures.mutual_choice import BatchTopK as BatchTopK
+    from saelab.autoencoders.architectures.mutual_choice import MutualChoice as MutualChoice
+    from saelab.autoencoders.architectures.relu import ReLU as ReLU
+    from saelab.autoencoders.architectures.topk import TopK as TopK
+    from saelab.autoencoders.architectures.transcoder import Transcoder as Transcoder
     from saelab.autoencoders.sae import SAE as SAE
-    from saelab.autoencoders.topk import TopK as TopK
-    from saelab.autoencoders.transcoder import Transcoder as Transcoder
-    from saelab.errors import CheckpointError as CheckpointError
-    from saelab.errors import ConfigError as ConfigError
-    from saelab.errors import DataError as DataError
-    from saelab.errors import FormatError as FormatError
-    from saelab.errors import InterventionError as InterventionError
-    from saelab.errors import SaelabError as SaelabError
-    from saelab.errors import SiteError as SiteError
+    from saelab.base.codes import SparseCodes as SparseCodes
+    from saelab.base.errors import CheckpointError as CheckpointError
+    from saelab.base.errors import ConfigError as ConfigError
+    from saelab.base.errors import DataError as DataError
+    from saelab.base.errors import FormatError as FormatError
+    from saelab.base.errors import InterventionError as InterventionError
+    from saelab.base.errors import SaelabError as SaelabError
+    from saelab.base.errors import SiteError as SiteError
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
     from saelab.models.denoiser import Denoiser as Denoiser
@@ -94,6 +96,11 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel as LanguageModel
     from saelab.models.language import load_model as load_model
     from saelab.models.tokens import Tokens as Tokens
+    from saelab.reading.buffer import ActivationBuffer as ActivationBuffer
+    from saelab.reading.corpus import Corpus as Corpus
+    from saelab.reading.corpus import load_corpus as load_corpus
+    from saelab.reading.harvest import harvest as harvest
+    from saelab.reading.store import ActivationStore as ActivationStore
     from saelab.selection.estimator import QuickSelection as QuickSelection
     from saelab.training.loop import sweep as sweep
     from saelab.training.loop import train as train

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from saelab.dashboards import codec
-from saelab.dashboards.shell import shell
+from saelab.dashboards.writing import codec
+from saelab.pages.shell import shell
 from tests import synthetic_dashboard
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 import saelab
 from saelab import QuickSelection, hspace, steering
-from saelab.activations import writers
-from saelab.dashboards.dashboard import Dashboard
-from saelab.manifests import verify_file
+from saelab.base.manifests import verify_file
+from saelab.dashboards.result import Dashboard
+from saelab.reading import writers
 from tests import tiny, toy_hspace
 from tests.toy_dashboard import SITE, make_sae
 

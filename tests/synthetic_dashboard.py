@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.dashboards.codec import Column, Half, cut, encode, none_of, texts
+from saelab.dashboards.writing.codec import Column, Half, cut, encode, none_of, texts
 
 HOSTILE = [
     "</script><script>window.__pwned=1</script>",

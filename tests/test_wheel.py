@@ -17,7 +17,7 @@ SOURCE = ("saelab", "analysis", "dashboards", "pyproject.toml", "README.md", "LI
 LINKS = ("saelab/analysis", "saelab/dashboards")
 AWAY = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may lead to the checkout
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-WEB = "dashboards/page"  # in the package: scripts and styles of the pages
+WEB = "pages/web"  # in the package: scripts and styles of the pages
 
 
 def files_of(package: Path) -> set[str]:
@@ -103,7 +103,7 @@ print(json.dumps(names))
 
 
 def test_a_page_has_its_scripts_and_styles(python):
-    code = "from saelab.dashboards.shell import shell; print(len(''.join(shell())))"
+    code = "from saelab.pages.shell import shell; print(len(''.join(shell())))"
     assert int(run(python, code)) > 100_000
 
 

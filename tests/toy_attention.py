@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import saelab
-from saelab.analysis import ioi_prompts
+from saelab.analysis.attention import ioi_prompts
 
 WORDS = 26  # token ids of `copier`
 POSITIONS = 40

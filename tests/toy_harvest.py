@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from saelab.activations import harvest as module
-from saelab.activations.packing import Contexts
+from saelab.reading import harvest as module
+from saelab.reading.packing import Contexts
 
 WIDTHS = {"early": 4, "late": 6}
 SEPARATOR = 99

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab import distributed
-from saelab.autoencoders.codes import SparseCodes, refuse_dense
+from saelab.base import processes as distributed
+from saelab.base.codes import SparseCodes, refuse_dense
 from saelab.kernels import columns, selection, sparse, threshold
 
 

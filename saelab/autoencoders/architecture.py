@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from saelab import checks
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.codes import SparseCodes
-from saelab.errors import ConfigError
+from saelab.base import checks
+from saelab.base.codes import SparseCodes
+from saelab.base.errors import ConfigError
 
 REGISTRY: dict[str, type["Architecture"]] = {}
 
@@ -205,7 +205,7 @@ class Architecture:
 
     def observe(self, codes: "SparseCodes | Tensor", scores: PreActivations, state: State, progress: float) -> None:
         """Learn from a batch, in place and without gradients: called once a training step, after `allocate`, never at
-        inference. What is global to a batch goes through `saelab.distributed`."""
+        inference. What is global to a batch goes through `saelab.base.processes`."""
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         """The codes at inference, from a state that is not changed; those of `allocate` at progress 1 unless an architecture

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import FormatError
-from saelab.manifests import read_json
+from saelab.base.errors import FormatError
+from saelab.base.manifests import read_json
 
 # What is in a folder, by the name of a file, from the most telling to the least.
 _FILES = {
@@ -12,8 +12,8 @@ _FILES = {
     "sweep.json": "a steering sweep (saelab.steering.sweep with the same arguments reads it)",
     "data/manifest.js": "a dashboard (open its index.html)",
     "manifest.json": "something else with a manifest (a harvest is read by saelab.ActivationStore.open)",
-    "hyperparams.json": "an SAE of Llama Scope (saelab.interop.scope.load_llama_scope reads it)",
-    "params.npz": "an SAE of Gemma Scope (saelab.interop.scope.load_gemma_scope reads it)",
+    "hyperparams.json": "an SAE of Llama Scope (saelab.interop.scope_releases.load_llama_scope reads it)",
+    "params.npz": "an SAE of Gemma Scope (saelab.interop.scope_releases.load_gemma_scope reads it)",
     "ae.pt": "an SAE of dictionary_learning, which is not read yet",
     "sae.safetensors": "an SAE of EleutherAI's sparsify, which is not read yet",
     "model_index.json": "a diffusion pipeline (saelab.load_denoiser reads it)",

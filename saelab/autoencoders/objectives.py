@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab import checks, distributed
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.base import checks
+from saelab.base import processes as distributed
 from saelab.kernels import sparse
 
 

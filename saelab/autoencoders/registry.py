@@ -1,12 +1,12 @@
 """Every architecture there is, one line each: importing its file registers it."""
 
-import saelab.autoencoders.choice
-import saelab.autoencoders.feature_choice
-import saelab.autoencoders.gated
-import saelab.autoencoders.gradient
-import saelab.autoencoders.jumprelu
-import saelab.autoencoders.matryoshka
-import saelab.autoencoders.multitopk
-import saelab.autoencoders.relu
-import saelab.autoencoders.topk
-import saelab.autoencoders.transcoder  # noqa: F401
+import saelab.autoencoders.architectures.feature_choice
+import saelab.autoencoders.architectures.gated
+import saelab.autoencoders.architectures.gradient
+import saelab.autoencoders.architectures.jumprelu
+import saelab.autoencoders.architectures.matryoshka
+import saelab.autoencoders.architectures.multitopk
+import saelab.autoencoders.architectures.mutual_choice
+import saelab.autoencoders.architectures.relu
+import saelab.autoencoders.architectures.topk
+import saelab.autoencoders.architectures.transcoder  # noqa: F401

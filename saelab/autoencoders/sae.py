@@ -3,23 +3,22 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 import saelab.autoencoders.registry  # noqa: F401  (every architecture there is)
-from saelab import checks
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
-from saelab.autoencoders.codes import SparseCodes, check_finite, refuse_dense
-from saelab.errors import ConfigError
-from saelab.files import user_path
+from saelab.base import checks
+from saelab.base.codes import SparseCodes, check_finite, refuse_dense
+from saelab.base.errors import ConfigError
+from saelab.base.files import user_path
+from saelab.base.lazy import provided
+from saelab.base.protocols import Dashboard
+from saelab.base.surroundings import torch_defaults
 from saelab.kernels import sparse
-from saelab.surroundings import torch_defaults
-
-if TYPE_CHECKING:
-    from saelab.dashboards.dashboard import Dashboard
 
 
 class LatentStats(NamedTuple):
@@ -238,16 +237,14 @@ class SAE(nn.Module):
         sae.path = user_path(path).absolute()
         return sae
 
-    def show(self, latents: int | Sequence[int], lm: Any = None, corpus: Any = None, **options: Any) -> "Dashboard":
+    def show(self, latents: int | Sequence[int], lm: Any = None, corpus: Any = None, **options: Any) -> Dashboard:
         """The page of one latent, or of a few, for a notebook: from 50,000 tokens and without effects unless asked for.
 
         Model and corpus are those of the training unless given; `options` are those of `saelab.dashboards.build`.
 
         >>> sae.show(123)  # doctest: +SKIP
         """
-        from saelab.dashboards.showing import show
-
-        return show(self, latents, lm, corpus, **options)
+        return provided("show")(self, latents, lm, corpus, **options)
 
     def __repr__(self) -> str:
         site, model = self.metadata.get("site"), self.metadata.get("model")

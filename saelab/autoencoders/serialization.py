@@ -23,9 +23,9 @@ from torch import Tensor
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.foreign import described
 from saelab.autoencoders.sae import SAE
-from saelab.errors import FormatError
-from saelab.files import current, sha256, user_path, whole_folder
-from saelab.manifests import (
+from saelab.base.errors import FormatError
+from saelab.base.files import current, sha256, user_path, whole_folder
+from saelab.base.manifests import (
     ALL,
     FILE,
     FLOATS,
@@ -43,7 +43,7 @@ from saelab.manifests import (
     read_tensors,
     verify_file,
 )  # fmt: skip
-from saelab.tensors import save_tensors
+from saelab.base.tensors import save_tensors
 
 CONFIG, WEIGHTS, SPARSITY, OURS = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "saelab.safetensors"
 FORMAT = 1

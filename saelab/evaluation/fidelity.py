@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from saelab import checks
-from saelab.activations.corpus import contexts_for, load_corpus
-from saelab.activations.harvest import stream
-from saelab.autoencoders.gradient import select_with_gradient
-from saelab.errors import DataError
+from saelab.autoencoders.architectures.gradient import select_with_gradient
+from saelab.base import checks
+from saelab.base.errors import DataError
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
 from saelab.evaluation.sparsity import Firing
@@ -21,11 +19,13 @@ from saelab.models.identity import warn_of_other_weights
 from saelab.models.sites import Site, run_recording
 from saelab.models.splice import check_width, sae_site
 from saelab.models.tokens import Tokens
+from saelab.reading.corpus import contexts_for, load_corpus
+from saelab.reading.harvest import stream
 
 if TYPE_CHECKING:
-    from saelab.activations.corpus import Corpus
-    from saelab.activations.packing import Contexts
     from saelab.models.language import LanguageModel
+    from saelab.reading.corpus import Corpus
+    from saelab.reading.packing import Contexts
 
 __all__ = ["Report", "evaluate"]
 

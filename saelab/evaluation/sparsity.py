@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from saelab.autoencoders.codes import SparseCodes
+    from saelab.base.codes import SparseCodes
 
 SMALLEST_DENSITY = 1e-4
 ENOUGH = round(10 / SMALLEST_DENSITY)  # tokens after which a latent of that density would have fired about ten times
@@ -15,7 +15,7 @@ ENOUGH = round(10 / SMALLEST_DENSITY)  # tokens after which a latent of that den
 class Firing:
     """Streaming count of firings: `n` rows seen, `counts` int64 [n_latents].
 
-    >>> from saelab.autoencoders.codes import SparseCodes
+    >>> from saelab.base.codes import SparseCodes
     >>> firing = Firing(3)
     >>> firing.add(SparseCodes(torch.ones(3), torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3]), 3))
     >>> firing.density, firing.l0, firing.silent_fraction

@@ -11,7 +11,7 @@ torch.Size([4, 5, 64, 4, 4])
 
 from typing import TYPE_CHECKING
 
-from saelab.lazy import lazily
+from saelab.base.lazy import lazily
 
 _PUBLIC = {
     "boundary": "saelab.hspace.supervised",
@@ -28,7 +28,7 @@ _PUBLIC = {
     "latent_rows": "saelab.hspace.dictionaries",
     "mean_difference": "saelab.hspace.supervised",
     "pca": "saelab.hspace.principal",
-    "random_direction": "saelab.hspace.measures",
+    "random_direction": "saelab.hspace.effect_measures",
     "replay": "saelab.hspace.sampling",
     "sample": "saelab.hspace.sampling",
     "shift": "saelab.hspace.supervised",
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from saelab.hspace.directions import Directions as Directions
     from saelab.hspace.editing import Edit as Edit
     from saelab.hspace.editing import edit as edit
+    from saelab.hspace.effect_measures import random_direction as random_direction
     from saelab.hspace.inversion import invert as invert
     from saelab.hspace.jacobians import jacobian as jacobian
     from saelab.hspace.latent_page import show_latents as show_latents
-    from saelab.hspace.measures import random_direction as random_direction
     from saelab.hspace.principal import pca as pca
     from saelab.hspace.reporting import Effects as Effects
     from saelab.hspace.reporting import effects as effects

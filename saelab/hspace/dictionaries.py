@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 from saelab.hspace.directions import Directions, unit
 from saelab.hspace.principal import h_of
 from saelab.hspace.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from saelab.autoencoders.architecture import Architecture
-    from saelab.autoencoders.codes import SparseCodes
     from saelab.autoencoders.sae import SAE
+    from saelab.base.codes import SparseCodes
     from saelab.training.run import Run
 
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import saelab
-from saelab.errors import ConfigError, FormatError
-from saelab.files import write_tensors
-from saelab.manifests import ALL, FLOATS, TEXT, WHOLE, Layout, parse_json, read_tensors
+from saelab.base.errors import ConfigError, FormatError
+from saelab.base.files import write_tensors
+from saelab.base.manifests import ALL, FLOATS, TEXT, WHOLE, Layout, parse_json, read_tensors
+from saelab.base.version import __version__
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -189,7 +189,7 @@ class Directions(Sequence[Direction]):
             "explained": self.explained,
         }
         header = {
-            "saelab": saelab.__version__,
+            "saelab": __version__,
             "denoiser": self.denoiser,
             "site": self.site,
             "method": self.method,

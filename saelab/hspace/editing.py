@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 from saelab.hspace.sampling import replay
-from saelab.hspace.schedule import MODES
+from saelab.hspace.timesteps import MODES
 from saelab.hspace.trajectory import Injection, Trajectory
 from saelab.models.denoiser import Denoiser
 

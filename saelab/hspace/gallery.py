@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from saelab.hspace.measures import CONTROLS
-from saelab.hspace.pages import document, lines_svg, matrix, picture, shown, table
+from saelab.hspace.effect_measures import CONTROLS
+from saelab.hspace.image_pages import document, lines_svg, matrix, picture, shown, table
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
 from saelab.hspace.sampling import BATCH, EDICT_MIX, Bottleneck, advance, draws, run
-from saelab.hspace.schedule import Steps, steps_of
+from saelab.hspace.timesteps import Steps, steps_of
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import AFTER, Denoiser
 

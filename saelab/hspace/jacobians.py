@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.linear_maps import LinearMap, Stacked, singular_vectors
 from saelab.hspace.directions import Directions
-from saelab.hspace.linear_maps import LinearMap, Stacked, singular_vectors
 from saelab.hspace.principal import h_of
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import Denoiser
@@ -31,7 +31,7 @@ def jacobian(
 ) -> Directions:
     """The directions of h that change the denoiser's prediction most, at one step, with x_t and the skips held fixed.
 
-    J = d epsilon(x_t, h) / d h is never formed: block subspace iteration (`saelab.hspace.linear_maps`). Predicted x0 has
+    J = d epsilon(x_t, h) / d h is never formed: block subspace iteration (`saelab.base.linear_maps`). Predicted x0 has
     the same right singular vectors in the same order, since it is a multiple of epsilon at fixed x_t.
 
     The paper's directions belong to one image: give `trajectory[i:i+1]`. For several samples the Jacobians are stacked

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
-from saelab.files import try_file, whole_file
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.files import try_file, whole_file
 from saelab.hspace.dictionaries import activation_maps, latent_codes
-from saelab.hspace.measures import judge
-from saelab.hspace.pages import Markup, document, number, picture, png, table
+from saelab.hspace.effect_measures import judge
+from saelab.hspace.image_pages import Markup, document, number, picture, png, table
 from saelab.hspace.principal import h_of
 from saelab.hspace.trajectory import Trajectory
 

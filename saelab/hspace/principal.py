@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
 from saelab.hspace.directions import Directions, unit
 from saelab.hspace.trajectory import Trajectory
 

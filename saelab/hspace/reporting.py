@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 from saelab.hspace.directions import Direction
 from saelab.hspace.editing import edit
-from saelab.hspace.measures import CONTROLS, changes, judge, random_direction
+from saelab.hspace.effect_measures import CONTROLS, changes, judge, random_direction
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import Denoiser
 
@@ -30,7 +30,7 @@ class Effects:
     """The table of `effects`, the classes' names, and images of a few samples at each strength.
 
     `table`: a row for each direction, kind ("edit" or a control), draw and strength, with the figures of
-    `saelab.hspace.measures.changes`, `target` (a class or None), `p_target`, `change_target`, and `off_target` (mean absolute
+    `effect_measures.changes`, `target` (a class or None), `p_target`, `change_target`, and `off_target` (mean absolute
     change of the other classes' mean probabilities) with `off_target_signed`. `images` maps a direction's name to
     (strengths, images [strengths, samples, C, H, W]).
     """
@@ -81,19 +81,19 @@ class Effects:
 
     def plot(self) -> Any:
         """Plotly: the target's mean probability against strength for each direction, with its controls."""
-        from saelab.hspace.figures import curves
+        from saelab.hspace.effect_figures import curves
 
         return curves(self)
 
     def gallery(self, direction: str | None = None) -> Any:
         """Plotly: images of the same samples (rows) at each strength (columns), of one direction."""
-        from saelab.hspace.figures import gallery
+        from saelab.hspace.effect_figures import gallery
 
         return gallery(self, direction)
 
     def to_html(self, path: str | os.PathLike, title: str = "h-space directions") -> None:
         """One self-contained page: galleries, matrix, curves and table. It opens offline and fetches nothing."""
-        from saelab.files import whole_file
+        from saelab.base.files import whole_file
         from saelab.hspace.gallery import page
 
         with whole_file(path) as temporary:

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab import checks
-from saelab.errors import ConfigError
-from saelab.hspace.schedule import Steps, steps_of
+from saelab.base import checks
+from saelab.base.errors import ConfigError
+from saelab.hspace.timesteps import Steps, steps_of
 from saelab.hspace.trajectory import READINGS, Injection, Trajectory
 from saelab.models.denoiser import AFTER, Denoiser, Moment
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.surroundings import OwnRandomness
 from saelab.hspace.directions import Direction, Directions, unit
 from saelab.hspace.principal import h_of
 from saelab.hspace.trajectory import Trajectory
-from saelab.surroundings import OwnRandomness
 
 KINDS = ("svm", "logistic")
 ANNULUS = 0.02  # how far the norms of inverted latents may be from those of sampled ones at a mixing step

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import saelab
-from saelab.errors import DataError, FormatError
-from saelab.files import write_tensors
-from saelab.manifests import ALL, DIGITS, FLOATS, TEXT, WHOLE, Layout, exactly, read_tensors
+from saelab.base.errors import DataError, FormatError
+from saelab.base.files import write_tensors
+from saelab.base.manifests import ALL, DIGITS, FLOATS, TEXT, WHOLE, Layout, exactly, read_tensors
+from saelab.base.version import __version__
 
 FORMAT = "saelab-trajectory-1"
 _IMAGE, _STEPS, _BOTTLENECK = (FLOATS, "n C H W"), (FLOATS, "n S C H W"), (FLOATS, "n S Ch h w")
@@ -140,7 +140,7 @@ class Trajectory:
         for name in (*ROWS, "timesteps", "eta", "cond"):
             value = getattr(self, name)
             tensors[name] = _halved(value) if value is not None and name in READINGS else value
-        strings = {"saelab": saelab.__version__, "denoiser": self.denoiser, "site": self.site,
+        strings = {"saelab": __version__, "denoiser": self.denoiser, "site": self.site,
                    "batch_size": str(self.batch_size), "method": self.method}  # fmt: skip
         if self.seed is not None:
             strings["seed"] = str(self.seed)

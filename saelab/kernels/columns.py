@@ -9,8 +9,8 @@ Shapes: N tokens, D inputs, F latents.
 import torch
 from torch import Tensor
 
-from saelab import distributed
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base import processes as distributed
+from saelab.base.codes import SparseCodes
 from saelab.kernels.selection import fp32_bound
 from saelab.kernels.threshold import as_codes, collect, in_order, settle
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 
 
 def decode(codes: SparseCodes, W_FD: Tensor) -> Tensor:

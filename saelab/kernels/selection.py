@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 from saelab.kernels.sparse import sampled_product
 
 _TILE_ROWS, _TILE_SCORES = 1024, 2**24  # the larger of a product's parts, in rows and in scores

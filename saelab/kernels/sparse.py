@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 
 _GATHER_ROWS = 4096
 

@@ -8,7 +8,7 @@ lowered. Masks equal those of the dense fp32 product: where rounding could decid
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 from saelab.kernels.selection import PAD, bf16_bounds, dense_rows, fp32_bound, products, shortlist_pays
 from saelab.kernels.sparse import sampled_product
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 from saelab.kernels.selection import (
     bf16_bounds,
     candidate_count,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from saelab import checks
-from saelab.errors import ConfigError
+from saelab.base import checks
+from saelab.base.errors import ConfigError
 from saelab.models.backends import Bridge, Hooked
 from saelab.models.families import KNOWN, Side, block_list, family_of
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import ConfigError, DataError, SiteError
+from saelab.base.errors import ConfigError, DataError, SiteError
 from saelab.models.blocks import Found, block_lists, ends, measured
 from saelab.models.families import (
     EMBEDDING,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saelab import cache
-from saelab.errors import ConfigError
-from saelab.files import cache_folder, sha256
+from saelab.base import cache
+from saelab.base.errors import ConfigError
+from saelab.base.files import cache_folder, sha256
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from saelab.errors import InterventionError
+from saelab.base.errors import InterventionError
 
 
 def recomputing() -> bool:

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saelab import cache, checks
-from saelab.errors import ConfigError, DataError, SiteError
+from saelab.base import cache, checks
+from saelab.base.errors import ConfigError, DataError, SiteError
 from saelab.models import identity, sites
 from saelab.models.hooks import first_runs, interventions_silent, open_interventions
 from saelab.models.wrappers import eager

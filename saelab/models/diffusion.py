@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import ConfigError, DataError
-from saelab.files import user_path
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.files import user_path
 from saelab.models.wrappers import looked_through
 
 BUNDLED = Path(__file__).parent / "denoisers"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab import checks
-from saelab.errors import ConfigError, DataError
+from saelab.base import checks
+from saelab.base.errors import ConfigError, DataError
 from saelab.models.texts import given
 from saelab.models.tokens import Tokens, padded
 from saelab.models.where import prompt

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import InterventionError, SiteError
+from saelab.base.errors import InterventionError, SiteError
 from saelab.models.checkpointing import Call, Recomputed, recomputing
 from saelab.models.families import Side
 from saelab.models.reach import opened, reached

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from saelab.errors import ConfigError, InterventionError
+from saelab.base.errors import ConfigError, InterventionError
 from saelab.models.hooks import open_interventions
 
 if TYPE_CHECKING:

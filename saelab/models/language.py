@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from saelab import checks
-from saelab.errors import ConfigError, DataError, InterventionError, SiteError
+from saelab.base import checks
+from saelab.base.errors import ConfigError, DataError, InterventionError, SiteError
+from saelab.base.lazy import provided
+from saelab.base.protocols import Receipt
 from saelab.models import generation, identity, loading
 from saelab.models.backends import backend_of
 from saelab.models.families import Side
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from saelab.models.splice import Splice
-    from saelab.steering.operations import Operation
-    from saelab.steering.receipt import Receipt
 
 
 def load_model(
@@ -111,7 +111,7 @@ class LanguageModel:
         self.compared: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # see `identity.warn_of_other_weights`
 
     @property
-    def receipts(self) -> "list[Receipt]":
+    def receipts(self) -> list[Receipt]:
         """Of the steering contexts that are open for the caller, outermost first."""
         return [item for item in reached() if getattr(item, "lm", None) is self]
 
@@ -243,7 +243,7 @@ class LanguageModel:
 
         return splice(self, sae, error_term, edit, site)
 
-    def steer(self, *operations: "Operation") -> "contextlib.AbstractContextManager[Receipt]":
+    def steer(self, *operations: Any) -> contextlib.AbstractContextManager[Receipt]:
         """Context manager: every forward pass of the wrapped model is steered by the operations of `saelab.steering`.
 
         Gives a `Receipt` (calls, positions touched, relative size of the change, latent before and after). Operations at
@@ -260,9 +260,7 @@ class LanguageModel:
         ...     text = lm.generate("The state of the union is", max_new_tokens=40, seed=0)
         >>> receipt.to_pandas()  # doctest: +SKIP
         """
-        from saelab.steering.apply import steer
-
-        return steer(self, *operations)
+        return provided("steer")(self, *operations)
 
     # text
 

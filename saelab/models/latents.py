@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saelab import checks
-from saelab.errors import DataError
+from saelab.base import checks
+from saelab.base.errors import DataError
 from saelab.models.sites import flat
 from saelab.models.splice import check_width, eligible, sae_site
 from saelab.models.where import Where

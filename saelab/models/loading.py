@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from saelab.errors import ConfigError
-from saelab.files import user_path
+from saelab.base.errors import ConfigError
+from saelab.base.files import user_path
 from saelab.models.tasks import OTHERWISE
 
 BUNDLED = "smollm2-135m"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import SiteError
+from saelab.base.errors import SiteError
 from saelab.models.families import MODULE, Side
 from saelab.models.hooks import editing, first_runs
 from saelab.models.tokens import Tokens

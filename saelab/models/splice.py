@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab import checks
-from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.base import checks
+from saelab.base.errors import ConfigError, InterventionError, SiteError
 from saelab.models.checkpointing import recomputing
 from saelab.models.hooks import plus
 from saelab.models.identity import warn_of_other_weights

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 
 OTHERWISE = " (saelab.models.sites.record(model, path, ...) and .intervene read and change any torch module)"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import DataError
+from saelab.base.errors import DataError
 from saelab.models.tokens import Text, Tokens, checked_text, is_messages, padded
 
 _NO_LISTS = (str, bytes, bytearray, memoryview, Set, io.IOBase, nn.Module)  # iterable, but no list of texts or ids

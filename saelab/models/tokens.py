@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
 
 Messages = Sequence[Mapping[str, Any]]  # one conversation: [{"role": "user", "content": "..."}, ...]
 Text = str | Messages

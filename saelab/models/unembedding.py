@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saelab.errors import ConfigError, SiteError
+from saelab.base.errors import ConfigError, SiteError
 from saelab.models.attention import Norm
 from saelab.models.hooks import _hooked, first_runs, interventions_silent
 from saelab.models.sites import Site, flat

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saelab.errors import InterventionError
+from saelab.base.errors import InterventionError
 from saelab.models.callers import Running, running_generation
 
 _prompt_width: ContextVar[int | Tensor | None] = ContextVar("prompt_width", default=None)

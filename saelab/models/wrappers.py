@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 
 
 def looked_through(model: nn.Module) -> nn.Module:

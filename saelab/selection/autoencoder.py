@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.selection.dense import DenseLinks
+from saelab.selection.dense_twin import DenseLinks
 from saelab.selection.links import Links, heavy_ball
 from saelab.selection.streams import GROWTH, INIT, stream
 from saelab.training.checkpoint import part

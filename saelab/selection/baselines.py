@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.surroundings import OwnRandomness
+from saelab.base.surroundings import OwnRandomness
 
 
 def laplacian_score(X: Any, *, neighbors: int = 5) -> np.ndarray:

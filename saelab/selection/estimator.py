@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from saelab import checks
-from saelab.errors import ConfigError, DataError
-from saelab.files import user_path
-from saelab.locks import locked
+from saelab.base import checks
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.files import user_path
+from saelab.base.locks import locked
 from saelab.selection.autoencoder import Autoencoder, Recipe
 from saelab.selection.runs import FINISHED, Folder, Run, Stability, aggregated, ranking_of
 from saelab.selection.samples import Samples, check_samples

@@ -2,7 +2,7 @@
 
 Shapes: D features, H hidden units, B samples, L links. Both layers are kept by feature, as [D, H] in compressed rows, so
 that one set of kernels serves them: `to_hidden` is W^T x, `to_features` is W h, and the gradient of a link is a dot product
-over the samples. Nothing of size D x H is ever made; `saelab.selection.dense` is the slow twin.
+over the samples. Nothing of size D x H is ever made; `saelab.selection.dense_twin` is the slow twin.
 
 The kernels are those of sparse codes (`saelab.kernels.sparse`), the fastest of those at hand. Nanoseconds per link for 100
 samples in fp32 on one core, at 500 and at 20,000 features (`benchmarks/quickselection.py kernels`):
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
+from saelab.base.codes import SparseCodes
 from saelab.kernels.sparse import decode, sampled_product
 
 VALUE_STD = 0.1  # of new links; by our notes the paper says "standard normal", and its code divides by 10

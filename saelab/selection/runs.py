@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from saelab import cache
-from saelab.errors import CheckpointError, DataError
+from saelab.base import cache
+from saelab.base.errors import CheckpointError, DataError
 from saelab.selection.autoencoder import Autoencoder, Recipe
 from saelab.selection.samples import Samples
 from saelab.selection.streams import DROPOUT, stream

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.errors import DataError
+from saelab.base.errors import DataError
 from saelab.selection.streams import FRESH_NOISE, NOISE, ORDER, stream
 
 FEATURES_AT_ONCE = 4096

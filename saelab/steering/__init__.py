@@ -8,10 +8,10 @@ add(direction, 0.2 residual_norm)
 
 from typing import TYPE_CHECKING
 
-from saelab.lazy import lazily
+from saelab.base.lazy import lazily
 
 _PUBLIC = {
-    "Direction": "saelab.steering.directions",
+    "Direction": "saelab.steering.vectors",
     "Operation": "saelab.steering.operations",
     "Receipt": "saelab.steering.receipt",
     "Scope": "saelab.steering.scope",
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from saelab.steering.apply import steer_rows as steer_rows
     from saelab.steering.contrast import difference as difference
     from saelab.steering.contrast import measured as measured
-    from saelab.steering.directions import Direction as Direction
     from saelab.steering.experiments import load_sweep as load_sweep
     from saelab.steering.experiments import sweep as sweep
     from saelab.steering.operations import Operation as Operation
@@ -66,3 +65,4 @@ if TYPE_CHECKING:
     from saelab.steering.search import find as find
     from saelab.steering.sweep_table import Sweep as Sweep
     from saelab.steering.units import unit_size as unit_size
+    from saelab.steering.vectors import Direction as Direction

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError, InterventionError, SiteError
+from saelab.base.errors import ConfigError, InterventionError, SiteError
 from saelab.models.checkpointing import recomputing
 from saelab.models.identity import warn_of_other_weights
 from saelab.models.reach import opened

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
 from saelab.models.tokens import Tokens, padded
 from saelab.models.where import Where
-from saelab.steering.directions import Direction
 from saelab.steering.program import coordinate
 from saelab.steering.scope import Scope
+from saelab.steering.vectors import Direction
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel

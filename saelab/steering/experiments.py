@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelab import checks
-from saelab.activations.corpus import load_corpus
-from saelab.errors import CheckpointError, ConfigError
-from saelab.files import user_path
+from saelab.base import checks
+from saelab.base.errors import CheckpointError, ConfigError
+from saelab.base.files import user_path
 from saelab.models.identity import refuse_interventions, weights_digest
 from saelab.models.splice import check_width, sae_site
 from saelab.models.texts import given
+from saelab.reading.corpus import load_corpus
 from saelab.steering import grid, records
 from saelab.steering.grid import NONE, RANDOM_DIRECTION, Cell
 from saelab.steering.sweep_table import Sweep

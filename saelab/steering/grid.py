@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
-from saelab.errors import ConfigError
+from saelab.base.codes import SparseCodes
+from saelab.base.errors import ConfigError
 
 WITH_UNIT = ("add", "clamp", "cap")
 WITH_STRENGTH = (*WITH_UNIT, "scale")

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.codes import SparseCodes
-from saelab.errors import InterventionError
+from saelab.base.codes import SparseCodes
+from saelab.base.errors import InterventionError
 from saelab.models.generation import continuation_text, generate_ids
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens, padded
 from saelab.models.where import prompt
-from saelab.steering import measures
+from saelab.steering import text_measures as measures
 from saelab.steering.grid import RANDOM_DIRECTION, RANDOM_LATENT, Cell
 from saelab.steering.records import OF_THE_TEXT
 

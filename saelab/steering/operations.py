@@ -23,11 +23,11 @@ from typing import Any
 
 from torch import Tensor
 
-from saelab import checks
-from saelab.errors import ConfigError
-from saelab.steering.directions import Direction, check_direction, is_sae
+from saelab.base import checks
+from saelab.base.errors import ConfigError
 from saelab.steering.scope import Scope
 from saelab.steering.units import UNITS
+from saelab.steering.vectors import Direction, check_direction, is_sae
 
 KINDS = ("add", "clamp", "scale", "ablate", "project_out", "cap")
 WITH_UNIT = ("add", "clamp", "cap")

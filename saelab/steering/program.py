@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 from saelab.models.hooks import plus
 from saelab.steering.operations import SETTERS, Operation
 from saelab.steering.scope import Scope

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saelab import __version__
-from saelab.errors import InterventionError
-from saelab.files import whole_file
+from saelab.base.errors import InterventionError
+from saelab.base.files import whole_file
+from saelab.base.version import __version__
 from saelab.models.generation import Generation
 from saelab.steering.operations import Operation
 from saelab.steering.program import Part, Program, Touched, coordinate, latent_codes
@@ -85,7 +85,7 @@ class Receipt:
         self.rows = rows
         self.every = every
         self.tallies: list[Tally] = []
-        self.generations: list[tuple[Generation, list[Receipt]]] = []
+        self.generations: list[tuple[Generation, list[Any]]] = []
         self._waiting: list[tuple[Program, Kept]] = []
         self._lock = threading.Lock()  # several threads may be steered by one context
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import CheckpointError, FormatError
-from saelab.files import check_free, remove_left_over, user_path, whole_file
-from saelab.locks import locked
-from saelab.manifests import COUNT, INTEGER, NUMBER, TEXT, Kind, Schema, exactly, read_json
+from saelab.base.errors import CheckpointError, FormatError
+from saelab.base.files import check_free, remove_left_over, user_path, whole_file
+from saelab.base.locks import locked
+from saelab.base.manifests import COUNT, INTEGER, NUMBER, TEXT, Kind, Schema, exactly, read_json
 from saelab.steering.grid import BASELINES, STEERED
 from saelab.training.checkpoint import check_fingerprint
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelab.errors import ConfigError, FormatError
-from saelab.files import user_path
-from saelab.manifests import (
+from saelab.base.errors import ConfigError, FormatError
+from saelab.base.files import user_path
+from saelab.base.manifests import (
     COUNT,
     FIGURE,
     FLAG,
@@ -28,10 +28,10 @@ from saelab.models.generation import generate_text
 from saelab.models.identity import weights_digest
 from saelab.models.tokens import padded
 from saelab.steering.apply import steer, steer_rows
-from saelab.steering.directions import Direction
 from saelab.steering.operations import Operation
 from saelab.steering.receipt import FORMAT
 from saelab.steering.scope import Scope
+from saelab.steering.vectors import Direction
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel

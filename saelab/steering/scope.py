@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab import checks
-from saelab.errors import ConfigError, InterventionError
+from saelab.base import checks
+from saelab.base.errors import ConfigError, InterventionError
 from saelab.models.where import Where
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens
 from saelab.models.unembedding import unembedding, written_share
-from saelab.steering import measures
+from saelab.steering import text_measures as measures
 from saelab.steering.contrast import ordinary_where
 from saelab.steering.scope import Scope
 
@@ -122,9 +122,9 @@ def input_scores(
 
     >>> input_scores(lm, sae, [123, 9], saelab.load_corpus("sotu"))  # doctest: +SKIP
     """
-    from saelab.activations.corpus import contexts_for
-    from saelab.activations.harvest import stream
     from saelab.models.splice import sae_site
+    from saelab.reading.corpus import contexts_for
+    from saelab.reading.harvest import stream
 
     place = lm.site(sae_site(sae, site))
     whole = contexts_for(sae, lm, corpus, split)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.base.errors import ConfigError, DataError
 from saelab.models.splice import check_width, eligible, sae_site
 from saelab.steering.contrast import batches, ordinary_where
 

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 from saelab.steering.grid import RANDOM_DIRECTION, RANDOM_LATENT, STEERED
 from saelab.steering.ranks import against_random
 from saelab.steering.records import MEASURES

@@ -119,15 +119,15 @@ class Sweep:
     def plot(self, kind: str = "effect", effect: str = "rise_text", kl: str = "kl_text") -> Any:
         """A plotly figure: "effect" (strength against effect, the band is the random directions' mean and standard
         deviation) or "frontier" (KL against effect). Raises `ConfigError` for another kind or an unknown column."""
-        from saelab.steering.figures import figure
+        from saelab.steering.sweep_figures import figure
 
         return figure(self.to_pandas(), self.settings, kind, effect, kl)
 
     def to_html(self, path: str | Path, effect: str = "rise_text", kl: str = "kl_text", budget: float = 1.0) -> Path:
         """Write one self-contained page: summary, curves, and texts side by side. It needs no network and runs no
         script; whatever the texts hold is shown, not obeyed. Raises `CheckpointError` on a full or read-only disk."""
-        from saelab.files import user_path, whole_file
-        from saelab.steering.report import page
+        from saelab.base.files import user_path, whole_file
+        from saelab.steering.sweep_page import page
 
         target = user_path(path)
         with whole_file(target) as temporary:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from saelab.steering.operations import Operation

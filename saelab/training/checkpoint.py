@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from saelab.autoencoders import serialization
-from saelab.errors import CheckpointError, FormatError
-from saelab.files import (
+from saelab.base.errors import CheckpointError, FormatError
+from saelab.base.files import (
     MANIFEST,
     check_free,
     check_replaceable,
@@ -27,9 +27,9 @@ from saelab.files import (
     whole_file,
     whole_folder,
 )
-from saelab.locks import locked as locked
-from saelab.manifests import ALL, COUNT, FIGURE, SCALAR, TABLE, exactly, read_json, read_manifest, read_tensors
-from saelab.tensors import save_tensors
+from saelab.base.locks import locked as locked
+from saelab.base.manifests import ALL, COUNT, FIGURE, SCALAR, TABLE, exactly, read_json, read_manifest, read_tensors
+from saelab.base.tensors import save_tensors
 
 RUN, HISTORY, TENSORS = "run.json", "history.json", "tensors.safetensors"
 KEEP = 2

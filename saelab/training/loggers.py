@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from saelab.errors import ConfigError
+from saelab.base.errors import ConfigError
 
 
 class Logger(Protocol):

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from saelab import checks, distributed
-from saelab.activations.corpus import load_corpus
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
-from saelab.errors import CheckpointError, ConfigError
-from saelab.files import user_path
-from saelab.surroundings import torch_defaults
+from saelab.base import checks
+from saelab.base import processes as distributed
+from saelab.base.errors import CheckpointError, ConfigError
+from saelab.base.files import user_path
+from saelab.base.surroundings import torch_defaults
+from saelab.reading.corpus import load_corpus
 from saelab.training import checkpoint, running
-from saelab.training.inputs import open_input
 from saelab.training.loggers import Logger, open_logger
+from saelab.training.opening import open_input
 from saelab.training.run import Run, Sweep, load_run
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer

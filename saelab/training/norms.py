@@ -7,8 +7,8 @@ training above `max_norm` times the running median norm; what they were is count
 import torch
 from torch import Tensor
 
-from saelab import distributed
-from saelab.errors import DataError
+from saelab.base import processes as distributed
+from saelab.base.errors import DataError
 
 _PER_OCTAVE, _LOWEST, _OCTAVES = 64, -64, 128
 

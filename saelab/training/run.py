@@ -4,17 +4,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from saelab.autoencoders.sae import SAE
 from saelab.autoencoders.serialization import architecture, of_state
-from saelab.errors import CheckpointError, ConfigError, FormatError
-from saelab.files import user_path, write_csv
-from saelab.manifests import read_text
+from saelab.base.errors import CheckpointError, ConfigError, FormatError
+from saelab.base.files import user_path, write_csv
+from saelab.base.lazy import provided
+from saelab.base.manifests import read_text
+from saelab.base.protocols import Dashboard
 from saelab.training import checkpoint
-
-if TYPE_CHECKING:
-    from saelab.dashboards.dashboard import Dashboard
 
 COLUMNS = ["step", "tokens", "loss", "l0", "explained_variance", "dead", "lr", "tokens_per_second"]
 
@@ -65,16 +64,14 @@ class Run:
 
     def dashboard(
         self, path: str | os.PathLike | None = None, lm: Any = None, corpus: Any = None, **options: Any
-    ) -> "Dashboard":
+    ) -> Dashboard:
         """A dashboard of the run's SAE, 512 latents of it unless `latents=`: `dashboard.html` in the run's folder, or `path`.
 
         Model and corpus are those of the training unless given; `options` are those of `saelab.dashboards.build`.
 
         >>> saelab.load_run("runs/demo").dashboard(latents=64, effects=None)  # doctest: +SKIP
         """
-        from saelab.dashboards.showing import of_run
-
-        return of_run(self, path, lm, corpus, **options)
+        return provided("of_run")(self, path, lm, corpus, **options)
 
     def __repr__(self) -> str:
         if not self.rows:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-import saelab
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
-from saelab.errors import ConfigError, SiteError
+from saelab.base.errors import ConfigError, SiteError
+from saelab.base.version import __version__
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 
@@ -84,7 +84,7 @@ def history_row(trainer: Trainer, figures: dict[str, Any], step: int, tokens: in
 
 def versions() -> dict[str, str]:
     return {
-        "saelab": saelab.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "saelab": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
     }  # fmt: skip
 

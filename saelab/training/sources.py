@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.activations.buffer import ActivationBuffer
-from saelab.autoencoders.codes import check_finite
-from saelab.errors import ConfigError, DataError
-from saelab.surroundings import OwnRandomness
+from saelab.base.codes import check_finite
+from saelab.base.errors import ConfigError, DataError
+from saelab.base.surroundings import OwnRandomness
+from saelab.reading.buffer import ActivationBuffer
 from saelab.training.norms import NormFilter
 
 Rows = dict[str, Tensor]
@@ -223,7 +223,7 @@ def model_pieces(
     lm: Any, contexts: Any, columns: dict[str, str], *, skip_positions: int, gradients: bool, batch_size: int
 ) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
     """Pieces of a model's activations; `columns` maps "x" (and "target") to sites, the cursor counts contexts."""
-    from saelab.activations.harvest import stream
+    from saelab.reading.harvest import stream
 
     sites = list(dict.fromkeys(columns.values()))
 

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from saelab import distributed
 from saelab.autoencoders.architecture import Architecture, Batch, Params
-from saelab.autoencoders.codes import SparseCodes
 from saelab.autoencoders.sae import SAE
-from saelab.errors import DataError
+from saelab.base import processes as distributed
+from saelab.base.codes import SparseCodes
+from saelab.base.errors import DataError
 from saelab.kernels import sparse
 from saelab.training.schedule import Schedule
 

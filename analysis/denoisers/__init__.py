@@ -1,0 +1,1 @@
+"""Denoisers from inside: Jacobian spectra, feature dynamics, probes, exact oracles."""

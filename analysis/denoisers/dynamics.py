@@ -1,0 +1,76 @@
+"""How a denoiser's features change from step to step, at any of its sites.
+
+After Li et al. ("Faster Diffusion", NeurIPS 2024) and Ma et al. (DeepCache, CVPR 2024), with the relative change in place
+of the raw one, because scales differ between blocks. Their reading, that encoder features change little and decoder
+features much, is not clean in small networks: look, do not assume.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.base.errors import DataError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from saelab.hspace.trajectory import Trajectory
+    from saelab.models.denoiser import Denoiser
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """`table`: a row for each site and pair of neighbouring steps (`t` -> `t_next`): `relative` |f' - f| / |f|, `cosine`,
+    `mse`, and the `norm` of f, means over samples. `cosines` [S, S] for each site: the mean cosine of its features at every
+    two steps."""
+
+    table: "DataFrame"
+    cosines: dict[str, Float[Tensor, "S S"]]
+
+    def to_pandas(self) -> "DataFrame":
+        """The whole table."""
+        return self.table
+
+    def summary(self) -> "DataFrame":
+        """Means over the steps, a row a site, and the share of pairs of steps whose cosine is above .95 (DeepCache's
+        figure)."""
+        means = self.table.groupby("site", sort=False)[["relative", "cosine", "norm"]].mean()
+        share = [float((self.cosines[site] > 0.95).float().mean()) for site in means.index]
+        return means.assign(similar=share).reset_index()
+
+
+@torch.no_grad()
+def feature_dynamics(denoiser: "Denoiser", trajectory: "Trajectory", sites: Sequence[str]) -> Dynamics:
+    """Features at each site on the x_t of a trajectory, compared between steps.
+
+    Raises `DataError` where x was not recorded or there is one step, `SiteError` for a site that is not there.
+
+    >>> import saelab
+    >>> denoiser = saelab.load_denoiser("digits-unet")
+    >>> trajectory = saelab.hspace.sample(denoiser, n=2, steps=4, seed=0)
+    >>> feature_dynamics(denoiser, trajectory, ["mid_block"]).table.shape
+    (3, 7)
+    """
+    import pandas
+
+    if trajectory.x is None or len(trajectory.timesteps) < 2:
+        raise DataError('feature dynamics read x_t of two steps or more: sample with record=("x", ...)')
+    timesteps = trajectory.timesteps.tolist()
+    recorded = [denoiser.record(trajectory.x[:, s], t, list(sites), trajectory.cond) for s, t in enumerate(timesteps)]
+    rows, cosines = [], {}
+    for site in sites:
+        f_SNd = torch.stack([found[site].flatten(1) for found in recorded])
+        unit_SNd = torch.nn.functional.normalize(f_SNd, dim=2)
+        cosines[site] = torch.einsum("snd,tnd->st", unit_SNd, unit_SNd) / f_SNd.shape[1]
+        norms_SN = f_SNd.norm(dim=2)
+        for s in range(len(timesteps) - 1):
+            change_Nd = f_SNd[s + 1] - f_SNd[s]
+            rows.append({"site": site, "t": timesteps[s], "t_next": timesteps[s + 1],
+                         "relative": float((change_Nd.norm(dim=1) / norms_SN[s].clamp(min=1e-12)).mean()),
+                         "cosine": float(cosines[site][s, s + 1]), "mse": float(change_Nd.square().mean()),
+                         "norm": float(norms_SN[s].mean())})  # fmt: skip
+    return Dynamics(pandas.DataFrame(rows), cosines)

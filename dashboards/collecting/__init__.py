@@ -1,0 +1,1 @@
+"""What a dashboard shows, collected in one pass over the corpus."""

@@ -1,0 +1,1 @@
+"""The architectures, one file each: what differs of scores, allocation, selection and losses."""

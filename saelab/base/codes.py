@@ -1,0 +1,139 @@
+"""SparseCodes: which latents fire on which tokens, and how strongly."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saelab.base.errors import ConfigError, DataError
+
+DENSE_LIMIT = 8 * 2**30
+
+
+class ByLatent(NamedTuple):
+    """The same entries grouped by latent: `order` [nnz] into the entries, `offsets` [n_latents + 1]."""
+
+    order: Tensor
+    offsets: Tensor
+
+
+class SparseCodes:
+    """Codes of n tokens over n_latents latents, in compressed rows.
+
+    `values` [nnz] are the activations, `indices` [nnz] the latents, ascending within a token, and
+    `offsets` [n + 1] where each token's entries begin. Nothing else is kept: no zero is stored.
+
+    >>> import torch
+    >>> codes = SparseCodes.from_dense(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]]))
+    >>> codes.values, codes.indices, codes.offsets
+    (tensor([2., 1., 3.]), tensor([1, 0, 2]), tensor([0, 1, 3]))
+    >>> codes.l0
+    1.5
+    """
+
+    def __init__(self, values: Tensor, indices: Tensor, offsets: Tensor, n_latents: int) -> None:
+        self.values, self.indices, self.offsets, self.n_latents = values, indices, offsets, n_latents
+        self._rows: Tensor | None = None
+        self._by_latent: ByLatent | None = None
+
+    @classmethod
+    def from_rows(cls, values_NK: Tensor, indices_NK: Tensor, n_latents: int) -> "SparseCodes":
+        """At most K entries a token, `indices_NK` ascending within a row; values at or below zero are dropped."""
+        n, k = values_NK.shape
+        keep_NK = values_NK > 0
+        if k and bool(keep_NK.all()):
+            offsets = torch.arange(0, n * k + 1, k, device=values_NK.device)
+            return cls(values_NK.reshape(-1), indices_NK.reshape(-1), offsets, n_latents)
+        return cls(values_NK[keep_NK], indices_NK[keep_NK], _offsets(keep_NK.sum(1)), n_latents)
+
+    @classmethod
+    def from_dense(cls, codes_NF: Tensor) -> "SparseCodes":
+        """The positive entries of a dense [n, n_latents] matrix."""
+        rows, indices = (codes_NF > 0).nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=codes_NF.shape[0])
+        return cls(codes_NF[rows, indices], indices, _offsets(counts), codes_NF.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"SparseCodes({len(self):,} tokens, {self.n_latents:,} latents, l0 {self.l0:.4g})"
+
+    @property
+    def l0(self) -> float:
+        """Mean number of latents that fire on a token."""
+        return len(self.indices) / max(len(self), 1)
+
+    def rows(self) -> Tensor:
+        """The token [nnz] that each entry belongs to."""
+        if self._rows is None:
+            counts = self.offsets.diff()
+            self._rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        return self._rows
+
+    def by_latent(self) -> ByLatent:
+        """The entries grouped by latent, tokens ascending; one sort, shared by every weight gradient."""
+        if self._by_latent is None:
+            order = self.indices.argsort(stable=True)
+            counts = torch.bincount(self.indices, minlength=self.n_latents)
+            self._by_latent = ByLatent(order, _offsets(counts))
+        return self._by_latent
+
+    def with_values(self, values: Tensor) -> "SparseCodes":
+        """Other activations at the same places."""
+        codes = SparseCodes(values, self.indices, self.offsets, self.n_latents)
+        codes._rows, codes._by_latent = self._rows, self._by_latent
+        return codes
+
+    def where(self, keep: Tensor) -> "SparseCodes":
+        """The entries for which `keep` [nnz] is true."""
+        counts = torch.bincount(self.rows()[keep], minlength=len(self))
+        return SparseCodes(self.values[keep], self.indices[keep], _offsets(counts), self.n_latents)
+
+    def positive(self) -> "SparseCodes":
+        """The entries above zero: all of them, but in the training of rules that also learn from those just below."""
+        keep = self.values > 0
+        return self if bool(keep.all()) else self.where(keep)
+
+    def to_dense(self) -> Tensor:
+        """The dense [n, n_latents] matrix.
+
+        Raises `ConfigError`, with the number of bytes, when it would take more than 8 GiB.
+        """
+        refuse_dense(len(self), self.n_latents, self.values.element_size())
+        dense = self.values.new_zeros(len(self), self.n_latents)
+        return dense.index_put((self.rows(), self.indices), self.values)
+
+    def row(self, i: int) -> tuple[Tensor, Tensor]:
+        """The (values, latents) of token i."""
+        start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
+        return self.values[start:stop], self.indices[start:stop]
+
+
+def refuse_dense(n: int, n_latents: int, itemsize: int) -> None:
+    """Raise `ConfigError` when a dense [n, n_latents] matrix would not reasonably fit."""
+    size = n * n_latents * itemsize
+    if size > DENSE_LIMIT:
+        raise ConfigError(
+            f"dense codes of {n:,} tokens by {n_latents:,} latents would take {size:,} bytes, more than "
+            f"{DENSE_LIMIT:,}: use `encode_sparse`, or encode fewer tokens at a time"
+        )
+
+
+def check_finite(x: Tensor, what: str) -> None:
+    """Raise `DataError` naming the first row that holds NaN or infinity; so for a tensor without values."""
+    if x.is_meta:
+        raise DataError(f"{what}: the rows are on the device meta, without values: load them")
+    bad = ~torch.isfinite(x).all(-1)
+    if bool(bad.any()):
+        first = int(bad.flatten().nonzero()[0])
+        raise DataError(
+            f"{what}: {int(bad.sum()):,} of {bad.numel():,} rows hold NaN or infinity, the first is row {first:,}; "
+            "leave them out, or look for an overflow in a low-precision model"
+        )
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    offsets = counts.new_zeros(len(counts) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets

@@ -1,0 +1,139 @@
+"""The demo: a TopK SAE on a real language model, its evaluation, a first look at its latents, and a page of them."""
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+import saelab
+
+if TYPE_CHECKING:
+    from saelab.autoencoders.sae import SAE
+    from saelab.models.language import LanguageModel
+    from saelab.reading.corpus import Corpus
+    from saelab.training.run import Run
+
+SITE = "blocks.3.hook_resid_post"
+
+
+def demo(
+    tokens: int = 500_000,
+    d_sae: int = 4096,
+    out: str = "runs/demo",
+    k: int = 32,
+    model: Any = "smollm2-135m",
+    corpus: Any = "sotu",
+    site: str = SITE,
+    look_at: int = 30_000,
+    pages: int = 64,
+    page_tokens: int = 16_384,
+) -> "Run":
+    """Train, evaluate and look into an SAE with `d_sae` latents of which `k` fire on a token; prints as it goes.
+
+    `model` and `corpus` are names or what `load_model` and `load_corpus` gave; `look_at` held-out tokens are read
+    to find the most active latents; the page shows `pages` latents on `page_tokens` tokens, with their effects on the loss.
+    Interrupted training ends it early.
+
+    >>> saelab.cli.demonstration.demo(tokens=20_000, d_sae=512, out="runs/tiny")  # doctest: +SKIP
+    """
+    start = time.perf_counter()
+    print("[1/5] load the model and the corpus", flush=True)
+    lm = saelab.load_model(model) if isinstance(model, str) else model
+    corpus = saelab.load_corpus(corpus)
+
+    print(f"[2/5] train {d_sae:,} latents on {tokens:,} tokens at {site} (Ctrl-C stops; again to go on)", flush=True)
+    run = saelab.train(lm, corpus, site=site, sae=saelab.TopK(k=k, d_sae=d_sae), tokens=tokens, seed=0, out=out)
+    if run.interrupted:
+        return run
+
+    print("[3/5] evaluate on text held out of training", flush=True)
+    report = saelab.evaluate(run.sae, lm, corpus, tokens=8_192, sparsity_tokens=look_at)
+    print(report.to_pandas().T.to_string(header=False))
+
+    print(f"[4/5] the ten most active latents on {look_at:,} held-out tokens", flush=True)
+    for latent in most_active(run.sae, lm, corpus, site=site, tokens=look_at):
+        print(latent)
+
+    print(f"[5/5] a page of {pages} latents: examples, logits, neighbours and effects on the loss", flush=True)
+    page = run.dashboard(lm=lm, corpus=corpus, latents=pages, tokens=page_tokens, evaluation=report)
+    print(f"open it in a browser: {page.path.absolute().as_uri()}")
+    print(f"\ndone in {(time.perf_counter() - start) / 60:.1f} min; the run is in {run.path}: saelab.load_run({out!r})")
+    return run
+
+
+class Latent(NamedTuple):
+    """One latent: how often it fires, its mean activation where it does, and what fires it most.
+
+    >>> print(Latent(7, 0.012, 3.5, [(" union", 9.0), ("Union", 8.0)], "state of the[ union]"))
+    latent     7 fires on  1.20%, mean   3.50:  ' union' 9.0  'Union' 8.0
+                 | state of the[ union]
+    """
+
+    latent: int
+    density: float
+    mean: float
+    tokens: list[tuple[str, float]]
+    example: str
+
+    def __str__(self) -> str:
+        tokens = "  ".join(f"{text!r} {value:.1f}" for text, value in self.tokens)
+        head = f"latent {self.latent:5d} fires on {self.density:6.2%}, mean {self.mean:6.2f}:  {tokens}"
+        return f"{head}\n             | {self.example}"
+
+
+def most_active(
+    sae: "SAE",
+    lm: "LanguageModel",
+    corpus: "Corpus",
+    site: str,
+    tokens: int,
+    latents: int = 10,
+    top: int = 6,
+    before: int = 8,
+) -> list[Latent]:
+    """The `latents` with the largest summed activation on held-out text, and the `top` distinct tokens of each.
+
+    A token that fires a latent many times is listed once, with its largest activation. `before` tokens lead
+    up to the strongest one in the example. Positions that the SAE does not replace are left out.
+    """
+    from saelab.reading.corpus import contexts_for
+
+    as_trained: dict[str, Any] = {name: sae.metadata.get(name) for name in ("context_length", "prepend_bos")}
+    store: Any = saelab.harvest(lm, corpus, site=site, tokens=tokens, split="heldout", **as_trained)
+    chunks = [_entries(sae, store, begin) for begin in range(0, len(store), 4096)]
+    rows, indices, values = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    mass = torch.zeros(sae.d_sae).index_add_(0, indices, values)
+    contexts = contexts_for(sae, lm, corpus, "heldout")
+    found = []
+    for latent in mass.topk(min(latents, sae.d_sae)).indices.tolist():
+        mine = indices == latent
+        if not mine.any():
+            break
+        strongest, order = values[mine].sort(descending=True, stable=True)
+        ids = store.tokens[rows[mine]][order].tolist()
+        best: dict[int, float] = {}
+        for token, value in zip(ids, strongest.tolist(), strict=True):
+            best.setdefault(token, value)
+        row = int(rows[mine][order[0]])
+        context, position = int(store.contexts[row]), int(store.positions[row])
+        lead = contexts.ids[context, max(0, position - before) : position].tolist()
+        found.append(
+            Latent(
+                latent,
+                density=len(ids) / len(store),
+                mean=float(strongest.mean()),
+                tokens=[(lm.tokenizer.decode([token]), value) for token, value in list(best.items())[:top]],
+                example=" ".join(f"{lm.tokenizer.decode(lead)}[{lm.tokenizer.decode([ids[0]])}]".split()),
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def _entries(sae: "SAE", store: Any, begin: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row in the store, latent and value of every code of one chunk."""
+    x = store[begin : begin + 4096].float()
+    codes = sae.encode_sparse(x)
+    rows = codes.rows()
+    kept = sae.replaceable(x)[rows]
+    return begin + rows[kept], codes.indices[kept], codes.values[kept]

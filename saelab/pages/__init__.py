@@ -1,0 +1,1 @@
+"""One shell, style and escape for every page that saelab writes."""

@@ -1,0 +1,71 @@
+"""The demo on a small model, and the ranking of its latents against a direct count."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import saelab
+from saelab.cli.demonstration import demo, most_active
+from tests import tiny
+
+SITE = "blocks.1.hook_resid_post"
+TEXTS = [f"{number}. {text}" for number in range(1_000) for text in tiny.TEXTS]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAELAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield saelab.load_corpus(TEXTS)
+
+
+def test_the_demo_runs_from_end_to_end(tiny_llama, corpus, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    run = demo(
+        tokens=10_000, d_sae=64, k=4, out=out, model=tiny_llama, corpus=corpus, site=SITE, look_at=1_000, pages=5,
+        page_tokens=1_000,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    for line in (
+        "[1/5]",
+        "[2/5]",
+        "[3/5]",
+        "[4/5]",
+        "[5/5]",
+        "dashboard.html",
+        "explained_variance",
+        "fires on",
+        "done in",
+    ):
+        assert line in shown
+    again = saelab.load_run(out).sae
+    assert torch.equal(again.W_dec, run.sae.W_dec)
+
+
+def test_most_active_against_a_direct_count(tiny_llama, corpus):
+    sae = saelab.train(
+        torch.randn(2_000, 32), sae=saelab.TopK(k=4, d_sae=16), tokens=2_000, batch_size=250, progress=False
+    ).sae
+    found = most_active(sae, tiny_llama, corpus, site=SITE, tokens=500, latents=3, top=2, before=4)
+    store = saelab.harvest(tiny_llama, corpus, site=SITE, tokens=500, split="heldout", progress=False)
+    x = store[: len(store)]
+    codes = sae.encode(x).detach() * sae.replaceable(x)[:, None]
+    mass = codes.sum(0)
+    assert [latent.latent for latent in found] == mass.topk(3).indices.tolist()
+    first = found[0]
+    assert first.density == pytest.approx(float((codes[:, first.latent] > 0).float().mean()))
+    strongest = int(codes[:, first.latent].argmax())
+    assert first.tokens[0] == (
+        tiny_llama.tokenizer.decode([int(store.tokens[strongest])]),
+        pytest.approx(float(codes[:, first.latent].max())),
+    )
+    assert len({text for text, _ in first.tokens}) == len(first.tokens) == 2
+
+
+def test_an_interrupted_demo_stops_after_training(monkeypatch, capsys):
+    monkeypatch.setitem(saelab.__dict__, "load_model", lambda name: None)
+    monkeypatch.setitem(saelab.__dict__, "load_corpus", lambda name: None)
+    monkeypatch.setitem(saelab.__dict__, "train", lambda *a, **k: SimpleNamespace(interrupted=True))
+    assert demo().interrupted
+    assert "[3/5]" not in capsys.readouterr().out
