@@ -81,7 +81,8 @@ def build(
         corpus: what `saelab.load_corpus` gives or takes.
         path: `.html` makes a single file (at most 100 MiB), anything else a folder; `bundle` overrides that.
         latents: how many live latents have a page (evenly over the ranks of their density, chosen by `seed`), a list
-            of them, or None for all.
+            of them, or None for all. Those with a page are compared with all latents (nearest, duplicates, matches,
+            other seeds), so that None takes time with the square of the SAE's size.
         tokens: tokens of the corpus to read, rounded up to whole contexts; a corpus that has fewer is read whole, with
             a warning.
         windows, window: examples a latent, tokens an example (at most 255).
@@ -97,7 +98,7 @@ def build(
         compare: a second SAE of the same model, read on the same pass, with an index and pages of its own.
         evaluation: True prints `saelab.evaluate` on 2,048 held-out tokens (20,000 for silent latents), a
             `saelab.Report` that one, None nothing.
-        seeds: SAEs of other seeds; latents that they have too (decoder cosine at least 0.9) get a badge.
+        seeds: SAEs of other seeds; latents with a page that they have too (decoder cosine at least 0.9) get a badge.
         null: a re-initialised model (`LanguageModel`) whose figures stand behind the real ones; it is read once too.
         sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
             latents' pages.

@@ -116,7 +116,7 @@ def manifest(**arguments: Any) -> dict[str, Any]:
             "heads": arguments.get("heads"), "firings": 6_400_000, "l0": 32.0, "explained_variance": 0.81, "dead": 1,
             "silent": 1,            "dense": 1, "duplicates": max(d_sae // 50, 1),
             "evaluation": {"l0": 31.9, "explained_variance": 0.803, "ce_clean": 3.31, "ce_sae": 3.52, "ce_score": 0.97,
-                           "kl": 0.21, "tokens": 8192.0, "dead_fraction": None},
+                           "kl": 0.21, "tokens": 8192.0, "dead_fraction": None, "selection": "plain"},
             "effects": {"mode": "first-order", "rank_correlation": 0.93, "n": 3 * pages, "contexts": 3}
             if arguments.get("effects", True) else None,
             "seeds": {"others": 3, "threshold": 0.9} if extras else None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = 10
 LOGITS = 10
 LOGIT_BINS = 40
-_BLOCK = 1024
+_BLOCK, _CELLS = 1024, 2**26  # rows compared at once, and cosines
 
 
 @dataclass(frozen=True)
@@ -131,25 +131,25 @@ def unit_rows(W_FD: Tensor) -> Tensor:
 
 
 def neighbours(
-    W_FD: Tensor, queries: np.ndarray | None = None, n: int = NEIGHBOURS, other: Tensor | None = None
+    W_FD: Tensor, queries: np.ndarray, n: int = NEIGHBOURS, other: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(latents, cosines) [queries, n]: the nearest rows by cosine, best first, a row itself left out; -1 and NaN where
-    there are fewer. With `other`, nearest among its rows, none left out."""
+    """(latents, cosines) [queries, n]: of each queried row the nearest rows by cosine, best first, itself left out; -1 and
+    NaN where there are fewer. With `other`, nearest among its rows, none left out."""
     unit = unit_rows(W_FD)
     table = unit if other is None else unit_rows(other)
-    asked = np.arange(len(unit)) if queries is None else queries
-    ids, cosines = np.full((len(asked), n), -1, np.int64), np.full((len(asked), n), np.nan)
+    ids, cosines = np.full((len(queries), n), -1, np.int64), np.full((len(queries), n), np.nan)
     available = min(n, len(table) - (other is None))
     if available < 1:
         return ids, cosines
-    for start in range(0, len(asked), _BLOCK):
-        mine = torch.from_numpy(np.asarray(asked[start : start + _BLOCK])).to(unit.device)
+    block = max(1, min(_BLOCK, _CELLS // len(table)))
+    for start in range(0, len(queries), block):
+        mine = torch.from_numpy(queries[start : start + block]).to(unit.device)
         cosine = unit[mine] @ table.T
         if other is None:
             cosine[torch.arange(len(mine)), mine] = -torch.inf
         best = cosine.topk(available, dim=1)
-        ids[start : start + _BLOCK, :available] = best.indices.cpu().numpy()
-        cosines[start : start + _BLOCK, :available] = best.values.cpu().numpy()
+        ids[start : start + block, :available] = best.indices.cpu().numpy()
+        cosines[start : start + block, :available] = best.values.cpu().numpy()
     return ids, cosines
 
 

@@ -87,7 +87,8 @@ class Part:
 
     @cached_property
     def decoder_neighbours(self) -> tuple[np.ndarray, np.ndarray]:
-        return weights.neighbours(self.sae.W_dec)
+        """(latents, cosines) [pages, 10], over all latents."""
+        return weights.neighbours(self.sae.W_dec, self.pages)
 
     @cached_property
     def path(self) -> weights.ToLogits | None:
@@ -111,7 +112,7 @@ class Part:
         flags[self.pages] |= PAGE
         flags[count == 0] |= SILENT | (DEAD if counted >= ENOUGH else 0)
         flags[count > DENSE_ABOVE * counted] |= DENSE
-        flags[self.decoder_neighbours[1][:, 0] > DUPLICATE_ABOVE] |= DUPLICATE
+        flags[self.pages[self.decoder_neighbours[1][:, 0] > DUPLICATE_ABOVE]] |= DUPLICATE
         return flags
 
     def explain(self, mode: str, progress: bool) -> None:
@@ -194,7 +195,8 @@ class Part:
         found: dict[str, list[np.ndarray]] = {"acts": [], "logits": []}
         for i, latents in enumerate(self._chunks()):
             mine = slice(i * PER_CHUNK, i * PER_CHUNK + len(latents))
-            columns, miss = self._page_columns(latents, [table[mine] for table in (*both, *encoder)])
+            tables = [table[mine] for table in (*both, *self.decoder_neighbours, *encoder)]
+            columns, miss = self._page_columns(latents, tables)
             found["acts"].append(columns["tok"].ids)
             if "top" in columns:
                 found["logits"].append(columns["top"].ids)
@@ -212,15 +214,17 @@ class Part:
     def _more_index_columns(self) -> dict[str, Any]:
         ids, cosines = self.decoder_neighbours
         columns: dict[str, Any] = {
-            "dec_norm": Half(self.norms.dec), "enc_dec": self.norms.cosine.astype("<f2"), "near": latent_ids(ids[:, 0]),
-            "near_cos": cosines[:, 0].astype("<f2"), "contexts": self.index.contexts.astype("<u4"),
+            "dec_norm": Half(self.norms.dec), "enc_dec": self.norms.cosine.astype("<f2"),
+            "near": self._spread(latent_ids(ids[:, 0])), "near_cos": self._spread(cosines[:, 0].astype("<f2")),
+            "contexts": self.index.contexts.astype("<u4"),
         }  # fmt: skip
         if self.rival is not None:
-            matches, match_cos = weights.neighbours(self.sae.W_dec, n=1, other=self.rival.W_dec)
-            columns |= {"match": latent_ids(matches[:, 0]), "match_cos": match_cos[:, 0].astype("<f2")}
+            matches, match_cos = weights.neighbours(self.sae.W_dec, self.pages, 1, self.rival.W_dec)
+            columns |= {"match": self._spread(latent_ids(matches[:, 0])),
+                        "match_cos": self._spread(match_cos[:, 0].astype("<f2"))}  # fmt: skip
         if self.others:
-            nearest = [weights.neighbours(self.sae.W_dec, n=1, other=sae.W_dec)[1][:, 0] for sae in self.others]
-            columns["seeds"] = np.sum([cosine >= SEED_COSINE for cosine in nearest], axis=0).astype("u1")
+            nearest = [weights.neighbours(self.sae.W_dec, self.pages, 1, sae.W_dec)[1][:, 0] for sae in self.others]
+            columns["seeds"] = self._spread(np.sum([cosine >= SEED_COSINE for cosine in nearest], 0).astype("u1"))
         if self.null is not None:
             highest = np.zeros(self.null.d_sae)
             for first, last in self.null.ranges():
@@ -229,8 +233,15 @@ class Part:
             columns |= {"null_count": self.null.counts.astype("<u4"), "null_max": Half(highest)}
         return columns
 
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        """A column [d_sae] of values that only latents with a page have."""
+        none = np.nan if values.dtype.kind == "f" else none_of(values.dtype)
+        column = np.full(self.collection.d_sae, none, values.dtype)
+        column[self.pages] = values
+        return column
+
     def _page_columns(self, latents: np.ndarray, tables: list[np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
-        co, co_both, before, after, lag, enc, enc_cos = tables
+        co, co_both, before, after, lag, dec, dec_cos, enc, enc_cos = tables
         f = self.collection.take(latents)
         first, number, hist = figures.histograms(f)
         columns: dict[str, Any] = {
@@ -257,7 +268,6 @@ class Part:
         norms = self.norms
         columns |= {"dec_norm": norms.dec[latents], "enc_norm": norms.enc[latents], "enc_dec": norms.cosine[latents],
                     "b_enc": norms.bias[latents]}  # fmt: skip
-        dec, dec_cos = (table[latents] for table in self.decoder_neighbours)
         columns |= {"dec_near": latent_ids(dec), "dec_cos": dec_cos.astype("<f2"), "enc_near": latent_ids(enc),
                     "enc_cos": enc_cos.astype("<f2"), "coact": latent_ids(co), "coact_both": co_both.astype("<u4"),
                     "coact_contexts": np.where(co >= 0, self.index.contexts[co], 0).astype("<u4"),

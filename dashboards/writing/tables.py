@@ -80,7 +80,7 @@ def _rows(data: Data, sae: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, l
         "sae": [which] * n, "latent": list(range(n)), "label": [labels.get(i) for i in range(n)],
         **{k: index[k].tolist() for k in ("count", "max", "mean", "flags")},
         **{f"token_{j}": data.words(index[f"tok{j}"]) for j in range(3)},
-        **{k: v.tolist() for k, v in more.items()},
+        **{k: _known(v) for k, v in more.items()},
     }  # fmt: skip
     groups = [group["name"] for group in data.manifest["groups"]]
     for columns, _ in data.pages(sae):
@@ -98,6 +98,15 @@ def _rows(data: Data, sae: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, l
                      for (_, n), stop, s in zip(spans, stops, scale, strict=True)],
         }  # fmt: skip
         yield from _lists(data, columns, which)
+
+
+def _known(column: np.ndarray) -> list[Any]:
+    """The values, None where there is none."""
+    return (
+        [None if v == codec.none_of(column.dtype) else v for v in column.tolist()]
+        if column.dtype.kind == "u"
+        else column.tolist()
+    )
 
 
 def _sources(columns: dict[str, Any]) -> dict[str, list[Any]]:

@@ -268,18 +268,21 @@ def test_two_saes_seeds_null_and_sweeps(tiny_llama, sae, corpus, tmp_path):
         parquet=True,
     )
     table = pandas.read_parquet(tmp_path / "a.parquet" / "features.parquet")
-    assert table.groupby("sae").seeds.count().to_dict() == {"a": 48, "b": 0}
+    assert table.groupby("sae").seeds.count().to_dict() == {"a": 6, "b": 0}
     data = page.data
     first, second = data.manifest["saes"]
     assert (first["matches"], second["matches"], second["prefix"], second["d_sae"]) == ("b-", "", "b-", 20)
     unit = [s.W_dec.detach() / s.W_dec.detach().norm(dim=1, keepdim=True) for s in (sae, rival)]
     cosine = unit[0] @ unit[1].T
-    np.testing.assert_allclose(data["idx-1"]["match_cos"], cosine.amax(1), atol=1e-3)
-    matched = torch.from_numpy(data["idx-1"]["match"].astype(np.int64))
-    np.testing.assert_allclose(cosine.gather(1, matched[:, None])[:, 0], cosine.amax(1), atol=1e-6)
-    matched = torch.from_numpy(data["b-idx-1"]["match"].astype(np.int64))
-    np.testing.assert_allclose(cosine.gather(0, matched[None])[0], cosine.amax(0), atol=1e-6)
-    assert data["idx-1"]["seeds"].min() >= 1  # the twin has them all
+    for prefix, own in (("", cosine), ("b-", cosine.T)):
+        pages, more = data[prefix + "pages"]["latent"].astype(np.int64), data[prefix + "idx-1"]
+        np.testing.assert_allclose(more["match_cos"][pages], own[pages].amax(1), atol=1e-3)
+        matched = torch.from_numpy(more["match"][pages].astype(np.int64))
+        np.testing.assert_allclose(own[pages].gather(1, matched[:, None])[:, 0], own[pages].amax(1), atol=1e-6)
+        others = np.delete(np.arange(len(more["match"])), pages)  # without a page: not compared
+        assert (more["match"][others] == 0xFFFFFFFF).all() and np.isnan(more["near_cos"][others]).all()
+    seeds = data["idx-1"]["seeds"]
+    assert (seeds < 255).sum() == 6 and seeds.min() >= 1  # the twin has them all
     assert first["seeds"] == {"others": 2, "threshold": 0.9} and second["seeds"] is None
 
     alone = make(sae, null, corpus, tmp_path / "null.html", latents=None).data

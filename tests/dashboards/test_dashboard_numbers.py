@@ -8,7 +8,7 @@ import torch
 
 import saelab
 from saelab.dashboards.assembly import build
-from saelab.dashboards.collecting import effects
+from saelab.dashboards.collecting import effects, weights
 from saelab.dashboards.collecting.one_pass import TILE_TOKENS
 from saelab.dashboards.collecting.priority import priorities
 from saelab.dashboards.writing import codec
@@ -90,6 +90,15 @@ def test_explained_variance_against_the_evaluation_module(made, tiny_llama):
     with torch.no_grad():
         part.add(x, sae(x))
     assert data.manifest["saes"][0]["explained_variance"] == pytest.approx(part.explained_variance, abs=1e-5)
+
+
+def test_neighbours_are_the_same_in_blocks(monkeypatch):
+    table = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    asked = np.array([3, 7, 40])
+    whole = weights.neighbours(table, asked)
+    monkeypatch.setattr(weights, "_CELLS", 60)  # a row at a time
+    for one, other in zip(whole, weights.neighbours(table, asked), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_the_index(made):

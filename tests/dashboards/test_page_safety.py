@@ -115,6 +115,8 @@ def test_prompt_and_comparison_show_hostile_strings(browser, page):  # noqa: F81
         )
         watched.go("#view=compare")
         assert HOSTILE[0] in watched.text() and HOSTILE[1] in watched.text()
+        row = watched.page.locator("tr", has_text="selection")
+        assert row.locator("td").all_text_contents() == ["selection", "plain", "plain"]  # text, among figures
         assert watched.verdict() == []
 
 

@@ -3,7 +3,7 @@
 /** @import { Numbers } from "./types.d.ts" */
 /** @import { Sae } from "./feature-data.js" */
 
-import { FLAG } from "./feature-data.js";
+import { at, FLAG } from "./feature-data.js";
 import { latentsOf, notes } from "./notes.js";
 import { search } from "./search.js";
 
@@ -78,7 +78,9 @@ async function sortColumn(sae, key) {
     return ranks;
   }
   const more = await sae.openMore().catch(() => undefined);
-  return more?.[key] ?? index.count;
+  const column = more?.[key];
+  if (column instanceof Uint8Array) return Float32Array.from(column, (_, i) => at(column, i) ?? Number.NaN);
+  return column ?? index.count;
 }
 
 /** @type {[key: string, words: string][]} */

@@ -5,6 +5,7 @@
 
 import { all, el, replace } from "./dom.js";
 import { examplesView } from "./examples-view.js";
+import { at } from "./feature-data.js";
 import { exportFeatures } from "./feature-export.js";
 import { featureHead, notesPanel } from "./feature-head.js";
 import { currentOrder } from "./index-columns.js";
@@ -71,12 +72,13 @@ function noSuchLatent(sae) {
  * @param {Columns} [more]
  */
 function withoutPage(sae, latent, more) {
+  const near = at(more?.near, latent);
   const figures = [
     ["density", density(sae.density(latent))],
     ["largest activation", number(sae.index.max[latent])],
     ["mean", number(sae.index.mean[latent])],
     ["fires on", tokenChips(sae, latent)],
-    ["nearest", more && latentLink(sae, more.near[latent])],
+    ["nearest", near === null ? undefined : latentLink(sae, near)],
   ];
   const hint = [
     "No page was made for this latent; these are its figures in the index. Name it in ",

@@ -31,7 +31,11 @@ export function saeCards(sae) {
       `${count(info.silent)} silent in ${count(manifest.corpus.counted)} tokens`,
     ),
     card("dense", count(info.dense), "fire on over a tenth"),
-    card("duplicates", count(info.duplicates), "decoder cosine above 0.9"),
+    card(
+      "duplicates",
+      count(info.duplicates),
+      `decoder cosine above 0.9${info.pages < sae.size ? ", of those with a page" : ""}`,
+    ),
     card("L0", number(e.l0 ?? info.l0), `latents a token${info.null ? `; null ${number(info.null.l0)}` : ""}`),
     card(
       "variance explained",
@@ -146,7 +150,7 @@ export function indexColumns(sae, view) {
         "seeds",
         "seeds",
         3.6,
-        later((l, more) => `${more.seeds[l]} of ${info.seeds?.others}`),
+        later((l, more) => `${at(more.seeds, l) ?? "–"} of ${info.seeds?.others}`),
       ),
   ];
   return all.filter((c) => !!c).filter((c) => !compact || ["pin", "id", "label", "density"].includes(c.key));

@@ -65,6 +65,7 @@ export function tokenChips(sae, latent) {
 export function badges(sae, latent, more) {
   const flags = sae.index.flags[latent];
   const seeds = sae.info.seeds;
+  const found = at(more?.seeds, latent);
   return [
     flags & FLAG.dead
       ? el("span.badge.warn", null, "dead")
@@ -84,14 +85,14 @@ export function badges(sae, latent, more) {
           more ? [" of ", latentLink(sae, more.near[latent])] : "",
         )
       : null,
-    seeds && more?.seeds
+    seeds && found !== null
       ? el(
           "span.badge",
           {
-            class: more.seeds[latent] === seeds.others ? "badge good" : "badge",
+            class: found === seeds.others ? "badge good" : "badge",
             title: `decoder cosine at least ${seeds.threshold} with a latent of that seed's SAE`,
           },
-          `in ${more.seeds[latent]} of ${seeds.others} other seeds`,
+          `in ${found} of ${seeds.others} other seeds`,
         )
       : null,
     more?.null_count

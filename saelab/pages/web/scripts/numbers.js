@@ -1,11 +1,12 @@
 // Numbers as people read them.
 
 /**
- * Three significant digits, without noise: 0.00123, 12.3, 4,560.
- * @param {number | null | undefined} x
+ * Three significant digits, without noise: 0.00123, 12.3, 4,560. What is text stays what it is.
+ * @param {number | string | null | undefined} x
  * @param {number} [digits]
  */
 export function number(x, digits = 3) {
+  if (typeof x === "string") return x;
   if (x === null || x === undefined || Number.isNaN(x)) return "–";
   if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
   const size = Math.abs(x);
@@ -23,9 +24,9 @@ export function number(x, digits = 3) {
 export const count = (n) => (n === undefined || n === null ? "–" : Number(n).toLocaleString("en-US"));
 /** @param {number | null} x @param {number} [digits] */
 export const signed = (x, digits = 3) => ((x ?? 0) > 0 ? "+" : "") + number(x, digits);
-/** @param {number | null | undefined} x @param {number} [digits] */
+/** @param {number | string | null | undefined} x @param {number} [digits] */
 export const percent = (x, digits = 3) =>
-  x === undefined || x === null || Number.isNaN(x) ? "–" : `${number(100 * x, digits)}%`;
+  typeof x !== "number" || Number.isNaN(x) ? number(x) : `${number(100 * x, digits)}%`;
 /** Densities run over five decades: percent where one reads it, one in n below. @param {number} x */
 export const density = (x) => (x === 0 ? "0" : x >= 1e-4 ? percent(x, 2) : `1 in ${count(Math.round(1 / x))}`);
 /** @param {number} n @param {string} one @param {string} [many] */

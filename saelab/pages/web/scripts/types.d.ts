@@ -56,7 +56,7 @@ export interface SaeInfo {
   silent: number;
   dense: number;
   duplicates: number;
-  evaluation: Record<string, number | null> | null;
+  evaluation: Record<string, number | string | null> | null;
   effects: Effects | null;
   seeds: { others: number; threshold: number } | null;
   null: { name: string; l0: number } | null;

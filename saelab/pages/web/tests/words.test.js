@@ -27,6 +27,10 @@ test("numbers as people read them", () => {
     [null, undefined, Number.NaN, Infinity, -Infinity].map((x) => number(x)),
     ["–", "–", "–", "∞", "−∞"],
   );
+  assert.deepEqual(
+    ["n/a", "−∞", "1e3 tokens"].map((x) => number(x)),
+    ["n/a", "−∞", "1e3 tokens"],
+  );
   assert.deepEqual([signed(2), signed(-2), signed(0)], ["+2.00", "−2.00", "0"]);
   assert.deepEqual([percent(0.1234), percent(null)], ["12.3%", "–"]);
   assert.deepEqual([density(0), density(0.25), density(1 / 40_000)], ["0", "25%", "1 in 40,000"]);
