@@ -85,7 +85,8 @@ def build(
             other seeds), so that None takes time with the square of the SAE's size.
         tokens: tokens of the corpus to read, rounded up to whole contexts; a corpus that has fewer is read whole, with
             a warning.
-        windows, window: examples a latent, tokens an example (at most 255).
+        windows: examples a latent.
+        window: tokens an example, at most 255.
         effects: what ablating the latent does to the loss. For "direct" and "full" every shown token gets the
             first-order effect -f (d . gradient), and three contexts of up to 32 latents (of fewer where few
             contexts are read) are ablated in full, their
@@ -93,7 +94,9 @@ def build(
             late and attention sites, "full" ablates three contexts of every latent. None leaves effects out: they take
             a backward pass of every context that is shown.
         prompts: texts that get a page of their own.
-        context_length, prepend_bos: of the contexts, and BOS of the prompts, where not those of the SAE's training.
+        split: "train", "heldout" or "all" of the corpus.
+        context_length: tokens in a context, where not that of the SAE's training.
+        prepend_bos: whether contexts and prompts begin with the model's BOS, where not as in the SAE's training.
         labels: text by latent, or a JSON file of such.
         compare: a second SAE of the same model, read on the same pass, with an index and pages of its own.
         evaluation: True prints `saelab.evaluate` on 2,048 held-out tokens (20,000 for silent latents), a
@@ -103,6 +106,8 @@ def build(
         sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
             latents' pages.
         parquet: also write tables.
+        title: of the page.
+        seed: of the latents and examples that are chosen.
         shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collecting.collect`): a killed build goes on in
             `work` (a folder in the cache by default), and the result is the same for any of them.
 

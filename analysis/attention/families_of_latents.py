@@ -69,8 +69,15 @@ def latent_families(
     - `persistence`: how many of the firings have another of the same latent at the next position;
     - `top_token_share`: how many of the firings have the latent's commonest strongest source token (`top_token`).
 
-    `shuffled` puts the ordinary tokens of each text into random order before the model reads it: a control in which there is no
-    content, though copies of tokens are still there for a real induction head to find.
+    Args:
+        tokens: tokens of the corpus to read.
+        context_length: tokens in a context, where not that of the SAE's training.
+        split: "heldout", "train" or "all".
+        shuffled: put the ordinary tokens of each text into random order before the model reads it: a control in which there is
+            no content, though copies of tokens are still there for a real induction head to find.
+        seed: of that order.
+        batch_size: contexts a forward pass.
+        progress: show a bar with the rate and the time left.
 
     Raises `ConfigError` for another site or model, `DataError` where the split has no context or nothing fires.
 

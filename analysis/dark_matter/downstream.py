@@ -50,6 +50,14 @@ def downstream_cost(
     The positions replaced are those of `saelab.evaluate`; others keep the model's activation. Contexts should be none that the
     map was fitted on: those of the held-out split, or of `unseen_documents`.
 
+    Args:
+        tokens: tokens that go through the model, in each setting.
+        site: that of the SAE's metadata unless given.
+        context_length: tokens in a context, that of the SAE's training unless given.
+        batch_size: contexts a forward pass.
+        split: "heldout", "train" or "all".
+        progress: show a bar with the rate and the time left.
+
     A pandas.DataFrame indexed by setting ("clean", "sae", "sae + linear", "sae + nonlinear"): `ce`, `delta_ce` = CE - CE of the
     clean model and `kl` = KL(clean || intervened), in nats a token; `recovered` = 100 (CE_sae - CE) / (CE_sae - CE_clean);
     each with its standard error over contexts (too small where they are of few documents); and, to compare with it, the

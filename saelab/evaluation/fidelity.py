@@ -50,9 +50,7 @@ def evaluate(
 ) -> Report:
     """Evaluate an SAE in its model: reconstruction, sparsity, and what the model's predictions lose.
 
-    Contexts of the split are read whole, from its start: at least `tokens` tokens through the whole model (clean, and
-    with the SAE, zeros, the mean, and zeros everywhere in place of the activation), up to `sparsity_tokens` through the
-    model as far as the site, for dead latents and the mean. Replaced are exactly the positions that the SAE is for:
+    Contexts of the split are read whole, from its start. Replaced are exactly the positions that the SAE is for:
     neither padding nor special, past `skip_positions`, within the norm limit of the training; zero and mean ablation
     replace the same ones. The field ablates every position, the first too, where a residual stream holds the sink:
     `ce_score_all` is that figure.
@@ -60,14 +58,23 @@ def evaluate(
     each figure. Of a transcoder, what is replaced, explained and ablated is the target, at the positions whose input it
     is for.
 
-    `selection` is how the latents are chosen: "plain", as `sae.encode` does and anyone will who uses the SAE; for a
-    `GradientTopK` also with the gradient of the loss at labels drawn from the model ("grad_model") or at the true next
-    tokens ("grad_true"), as it was trained (`select_with_gradient`). The last leaks the answer into the choice: both are
-    diagnostics. Dead latents are those of the plain selection always.
-
-    `corpus` is what `load_corpus` gives or takes. `site`, `context_length` (else 256, or the model's maximum),
-    `skip_positions` (else 1) and `prepend_bos` (else as the tokenizer does) default to those of `sae.metadata`. Of a corpus
-    with fewer than 20 documents the held-out split is unseen contexts of the documents trained on (`Corpus.contexts`).
+    Args:
+        corpus: what `load_corpus` gives or takes. Of one with fewer than 20 documents the held-out split is unseen contexts of
+            the documents trained on (`Corpus.contexts`).
+        tokens: at least so many go through the whole model: clean, and with the SAE, zeros, the mean, and zeros everywhere in
+            place of the activation.
+        sparsity_tokens: up to so many go through the model as far as the site, for dead latents and the mean.
+        site: where the SAE is put, that of `sae.metadata` unless given.
+        context_length: tokens in a context; that of `sae.metadata` unless given, else 256 or the model's maximum.
+        skip_positions: first positions of each context that keep the model's activation; as in `sae.metadata`, else 1.
+        prepend_bos: whether each context begins with the model's BOS; as in `sae.metadata`, else as the tokenizer does.
+        batch_size: contexts a forward pass.
+        split: "heldout", "train" or "all".
+        selection: how the latents are chosen: "plain", as `sae.encode` does and anyone will who uses the SAE; for a
+            `GradientTopK` also with the gradient of the loss at labels drawn from the model ("grad_model") or at the true
+            next tokens ("grad_true"), as it was trained (`select_with_gradient`). The last leaks the answer into the choice:
+            both are diagnostics. Dead latents are those of the plain selection always.
+        progress: show a bar with the rate and the time left.
 
     Warns when the SAE was trained on the tokens that are read, and when the split ends short of `tokens`.
 

@@ -120,14 +120,21 @@ def edit(
 ) -> Trajectory:
     """Make the run again from the same x_T and noise with strength * scale * direction added to h at every step.
 
-    `strength` is in units of the direction's scale: a number, a tensor [n] with one a sample, or a list with one such a
-    direction; several directions add up. `mode` "symmetric" (Haas et al. 2024) uses the edited epsilon throughout the step;
-    "asymmetric" (Asyrp, Kwon et al. 2023) only in the predicted clean image, at the cost of a second pass of the network.
-    `window` (high, low) edits at timesteps high >= t >= low. `mask` [h, w] or [n, h, w] weighs the places of h.
-    `normalize_gain` divides an asymmetric edit, whose effect grows with the number of steps, by (steps of this run) / (steps
-    that the direction was made at, 50 for one without); a symmetric edit has about the same effect at any number of steps and
-    is left alone. Steps take the vector of the nearest timestep. An earlier edit of the trajectory is not kept: give its
-    direction along. `record` names what is read (default: what the trajectory has).
+    Steps take the vector of the nearest timestep; several directions add up. An earlier edit of the trajectory is not kept:
+    give its direction along.
+
+    Args:
+        strength: in units of the direction's scale: a number, a tensor [n] with one a sample, or a list with one such a
+            direction.
+        mode: "symmetric" (Haas et al. 2024) uses the edited epsilon throughout the step; "asymmetric" (Asyrp, Kwon et al. 2023)
+            only in the predicted clean image, at the cost of a second pass of the network.
+        window: (high, low) edits at timesteps high >= t >= low.
+        mask: [h, w] or [n, h, w], weighs the places of h.
+        normalize_gain: divide an asymmetric edit, whose effect grows with the number of steps, by (steps of this run) / (steps
+            that the direction was made at, 50 for one without); a symmetric edit has about the same effect at any number of
+            steps and is left alone.
+        record: what is read, by default what the trajectory has.
+        progress: show a bar with the rate and the time left.
 
     Raises `ConfigError` for directions of another denoiser, site or shape, and for arguments that cannot work.
 

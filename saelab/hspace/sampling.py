@@ -45,10 +45,18 @@ def sample(
 ) -> Trajectory:
     """Draw `n` samples and keep what it takes to draw them again.
 
-    `eta` 0 is DDIM, 1 DDPM; below the timestep `boost_below` it is 1 (Asyrp's quality boosting). `record` names what is read
-    at each step: "h" at `site` (before any edit), "x", "x0", "epsilon". `cond` as in `Denoiser.epsilon`, one row or n.
-    Sample i takes x_T and noise from two streams of its own, seeded by (seed, i): it does not depend on `n`, and to the bit
-    not within batches of one size.
+    Args:
+        n: samples.
+        steps: steps of denoising.
+        eta: 0 is DDIM, which draws no noise, 1 DDPM, which has more to find directions in.
+        seed: sample i takes x_T and noise from two streams of its own, seeded by (seed, i): it does not depend on `n`, and to
+            the bit not within batches of one size.
+        cond: as in `Denoiser.epsilon`, one row or n.
+        record: what is read at each step: "h" at `site` (before any edit), "x", "x0", "epsilon".
+        site: where h is.
+        boost_below: below this timestep eta is 1 (Asyrp's quality boosting).
+        batch_size: samples a forward pass.
+        progress: show a bar with the rate and the time left.
 
     Raises `ConfigError` for arguments that cannot work, `SiteError` for an unknown site.
 

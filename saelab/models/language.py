@@ -401,11 +401,17 @@ class LanguageModel:
     ) -> Any:
         """The continuation: a string for a string or one conversation, a list for a list or for tokens.
 
-        At temperature 0 the likeliest token; else row i draws from a generator seeded by (seed, i), whatever the
-        batch. Ends at the end-of-text token. Padding is on the left inside, and the key-value cache is used unless
-        told otherwise (models of TransformerLens 3 and before run without). Raises `DataError` when prompt and
-        continuation do not fit into the context, `ConfigError` for arguments that cannot work. `prepend_bos`: see
-        `prepends_bos`.
+        Ends at the end-of-text token. Padding is on the left inside.
+
+        Args:
+            max_new_tokens: tokens to generate.
+            temperature: at 0 the likeliest token is taken, else one is drawn.
+            seed: row i draws from a generator seeded by (seed, i), whatever the batch.
+            use_cache: use the key-value cache; models of TransformerLens 3 and before run without.
+            prepend_bos: see `prepends_bos`.
+
+        Raises `DataError` when prompt and continuation do not fit into the context, `ConfigError` for arguments that cannot
+        work.
         """
         return generation.generate_text(self, prompts, max_new_tokens, temperature, seed, use_cache, prepend_bos)
 

@@ -169,23 +169,24 @@ def harvest(
 
     Rows are ordinary tokens past the first `skip_positions` of their context: no padding, no special token.
 
-    Parameters
-    ----------
-    corpus: what `load_corpus` gives or takes.
-    site, sites: one site gives a store, several give a dict of stores whose rows are aligned.
-    tokens: the number of rows. A corpus that has fewer ends the harvest early, with a warning that gives both.
-    gradients: True also stores d(summed next-token loss) / d(activation) at each row, as `store.gradients`, of the true
-        next tokens; "sampled", of labels drawn from the model's own distribution. A context's last position is left
-        out then: its gradient is zero.
-    out: a folder, in which a harvest that was killed goes on, to the same bits, when called again, and a finished
-        one is opened. Without it rows are kept in memory up to 2 GiB, beyond that in a temporary folder that is
-        removed with the stores.
-    context_length: of a corpus of text, 256 unless given (or the model's maximum, where that is less).
-    prepend_bos: whether each context begins with the model's BOS; None follows the tokenizer.
-    dtype: of the stored rows: float32 unless given.
-    split: "train", "heldout" or "all".
-    seed: of the order in which contexts are read, so of which ones are when the corpus has more than enough.
-    batch_size: contexts a forward pass.
+    Args:
+        corpus: what `load_corpus` gives or takes.
+        site, sites: one site gives a store, several give a dict of stores whose rows are aligned, read in one pass.
+        tokens: the number of rows. A corpus that has fewer ends the harvest early, with a warning that gives both.
+        gradients: True also stores d(summed next-token loss) / d(activation) at each row, as `store.gradients`, of the true
+            next tokens; "sampled", of labels drawn from the model's own distribution. A context's last position is left
+            out then: its gradient is zero.
+        out: a folder, in which a harvest that was killed goes on, to the same bits, when called again, and a finished
+            one is opened. Without it rows are kept in memory up to 2 GiB, beyond that in a temporary folder that is
+            removed with the stores.
+        context_length: tokens in a context of a corpus of text, 256 unless given (or the model's maximum, where that is less).
+        skip_positions: first positions of each context that are left out.
+        prepend_bos: whether each context begins with the model's BOS; None follows the tokenizer.
+        dtype: of the stored rows: float32 unless given.
+        split: "train", "heldout" or "all".
+        seed: of the order in which contexts are read, so of which ones are when the corpus has more than enough.
+        batch_size: contexts a forward pass.
+        progress: show a bar with the rate and the time left.
 
     Ctrl-C returns the rows so far, with a warning; with `out` it raises, and the complete shards stay.
 

@@ -62,25 +62,33 @@ def train(
             aligned stores or tensors (input, target), or an iterable of [n, d] tensors or of pairs, such as a `DataLoader` (a
             one-shot iterator serves one epoch). What an iterable draws from the global random generators is seeded by `seed`.
         corpus: what `load_corpus` gives or takes; its train split is read. Past its end a new epoch begins, which is said.
+        site: where the activations are read, e.g. "blocks.3.hook_resid_post".
+        target_site: what a transcoder predicts, e.g. "blocks.3.hook_mlp_out".
         sae: a configuration such as `saelab.TopK(k=32, d_sae=4096)`, or an `SAE` to go on with (a copy is trained).
         tokens: vectors to train on, those above `max_norm` times the running median norm not counted.
-        context_length: of a corpus of text: 256, or the model's maximum where that is less, unless given.
+        batch_size: vectors in a step.
+        context_length: tokens in a context of a corpus of text: 256, or the model's maximum where that is less, unless given.
         skip_positions: first positions of each context that are left out.
         prepend_bos: whether each context begins with the model's BOS: None follows the tokenizer (what it adds itself), True
             and False decide. Kept with the SAE and used wherever it is.
+        max_norm: vectors above this many running median norms are left out; None keeps them.
         buffer_tokens: capacity of the shuffling buffer of streamed sources, in vectors or as in "2GiB".
-        dtype, device: of the SAE; "float32" or `torch.float32`, "cuda:0" or "auto" (the GPU where there is one).
+        dtype: of the SAE, as "float32" or `torch.float32`.
+        device: of the SAE, as "cuda:0", "cpu", or "auto": the GPU where there is one.
+        seed: of everything that is drawn.
         lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14), times sqrt(16,000 / steps) where the
             run has fewer than 16,000 steps, 8 at most (`Schedule.short_run_boost`).
         out: folder for checkpoints and the result. A run with the same arguments is continued to the same bits, a finished
             one is returned; another one is an error. A finished one with fewer `tokens` goes on for the rest: from its SAE,
             with a schedule of their own, and with the rows after those that it has read.
         resume: "auto", or "never" to refuse a folder that holds a run already.
-        checkpoint_every, log_every, evaluate_every: in tokens; by default a tenth of the run (at most once a minute), a
-            hundredth, and never.
-            `evaluate_every` adds the columns of `saelab.evaluate` to the history, for a source that is a model; SAEs that
-            fire by learnt thresholds are evaluated once they have some (after 20% of the run).
+        checkpoint_every: tokens between checkpoints: a tenth of the run, at most one a minute, unless given.
+        log_every: tokens between rows of the history: a hundredth of the run unless given.
+        evaluate_every: tokens between evaluations, none unless given. They add the columns of `saelab.evaluate` to the history,
+            for a source that is a model; SAEs that fire by learnt thresholds are evaluated once they have some (after 20%
+            of the run).
         loggers: "wandb", "tensorboard", or an object with `log(row)` and `close()`; one of them or a list.
+        progress: show a bar with the rate and the time left.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns a `Run` with `.interrupted`; a second one raises.
 
