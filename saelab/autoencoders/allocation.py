@@ -1,6 +1,6 @@
 """Which token-latent pairs fire: rules that spend a budget over the score matrix [n_tokens, d_sae]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,12 @@ class PreActivations:
     def of(self, latents: Tensor) -> Tensor:
         """All of these latents [m]: [n, m], differentiable."""
         return torch.nn.functional.linear(self.x_ND, self.W_FD[latents], self.b_F[latents])
+
+    def parts(self) -> Iterator[Tensor]:
+        """All of them a few rows at a time, [m, d_sae], in the same memory: use one before the next. Not differentiable."""
+        with torch.no_grad():
+            for _, scores_MF in selection.products(self.x_ND, self.W_FD, self.b_F):
+                yield scores_MF
 
     def dense(self) -> Tensor:
         """All of them, [n, d_sae], differentiable, computed once; `ConfigError` where that would not fit."""

@@ -226,7 +226,7 @@ def _together(
         return [
             data.fingerprint | {
                 "sae": cfg.to_dict(), "continues": digest, "tokens": tokens, "batch_size": batch_size, "lr": rate,
-                "dtype": str(module.dtype), "device": str(module.device),
+                "dtype": str(module.dtype),
             }
             for cfg, digest, rate, module in zip(cfgs, digests, rates, modules, strict=True)
         ]  # fmt: skip

@@ -234,13 +234,14 @@ class Trainer:
         return tensors | {"done": torch.tensor(self.done)}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken, on the device that the SAE is on now."""
         self.sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
         for i, parameter in enumerate(self.parameters):
             prefix = f"optimizer.{i}."
-            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if found:
-                self.optimizer.state[parameter] = found
+            for name in (name for name in tensors if name.startswith(prefix)):
+                dtype = parameter.dtype if tensors[name].ndim else None  # the count of steps keeps its own
+                kept = tensors[name].to(parameter.device, dtype)
+                self.optimizer.state[parameter][name.removeprefix(prefix)] = kept
         for name in ("covariance", "target_sum", "target_rows"):
             getattr(self, name).copy_(tensors[name])
         self.done = int(tensors["done"])

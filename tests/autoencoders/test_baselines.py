@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 import saelab
 from saelab import SAE, BatchTopK, ConfigError, Gated, JumpReLU, Matryoshka, MultiTopK, ReLU, TopK
 from saelab.autoencoders import objectives, penalty
+from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.architecture import Batch
 from saelab.autoencoders.architectures import jumprelu
 from saelab.base.codes import SparseCodes
+from saelab.kernels import selection
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 from tests.training.test_train import interrupting, planted, run_on
@@ -336,9 +338,24 @@ def test_the_shift_finds_the_target_in_a_histogram():
     cfg = JumpReLU(target_l0=2, d_sae=10)
     sae = SAE(cfg, D)
     p = torch.rand(5000, 10) * 3
-    cfg._observe(p, sae.state, 1.0)
+    cfg._observe(PreActivations(p, torch.eye(10), torch.zeros(10)), sae.state, 1.0)
     shift = cfg._shift(sae.state)
     assert float((p > math.exp(shift)).sum()) / 5000 == pytest.approx(2, rel=0.01)
+
+
+def test_jumprelu_needs_no_dense_scores(monkeypatch):
+    """To the bits of a run whose batch is one part: here the dense scores would be refused, and come in parts of 128 rows."""
+    arguments = {"sae": JumpReLU(target_l0=4, d_sae=64), "tokens": 30_000, "batch_size": 1000}
+    whole = run_on(planted(), **arguments).sae
+    monkeypatch.setattr("saelab.base.codes.DENSE_LIMIT", 4 * 1000 * 64 - 1)
+    monkeypatch.setattr(selection, "_TILE_SCORES", 64 * 64)
+    assert [len(part) for part in PreActivations(torch.ones(300, 2), torch.ones(64, 2), torch.ones(64)).parts()] == [
+        100
+    ] * 3
+    for name, tensor in run_on(planted(), **arguments).sae.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
+    with pytest.raises(ConfigError, match="dense codes of 1,024 tokens by 64"):
+        run_on(planted(), sae=ReLU(l1=1.0, d_sae=64), tokens=2000, batch_size=1000)
 
 
 def with_dead_latents(cfg, n_dead=24):

@@ -157,17 +157,19 @@ class JumpReLU(Architecture):
         t_F = params.extra["log_threshold"]
         state.threshold.copy_(t_F.exp())
         if progress >= CALIBRATE_FROM or progress + 1.5 * share > 1:
-            self._observe(self.scores(params, batch).dense(), state, 0.5 ** (share / HALF_LIFE))
+            self._observe(self.scores(params, batch), state, 0.5 ** (share / HALF_LIFE))
         if progress + 1.5 * share > 1:  # the last step
             state.threshold.copy_(t_F.add_(self._shift(state)).exp())
 
-    def _observe(self, p_NF: Tensor, state: State, decay: float) -> None:
+    def _observe(self, scores: PreActivations, state: State, decay: float) -> None:
         """Add a batch to the histogram of log p - t, by which L0 is known as a function of a shift of all t."""
-        ratio_NF = p_NF / state.threshold
-        logs = ratio_NF[ratio_NF > math.exp(-REACH)].log().clamp_max(REACH)
-        counts_C = torch.histc(logs.float(), CELLS, -REACH, REACH).double()
+        counts_C = torch.zeros_like(state.histogram)
+        for p_NF in scores.parts():
+            ratio_NF = p_NF / state.threshold
+            logs = ratio_NF[ratio_NF > math.exp(-REACH)].log().clamp_max(REACH)
+            counts_C += torch.histc(logs.float(), CELLS, -REACH, REACH)
         state.histogram.mul_(decay if float(state.histogram_rows) else 0.0).add_(distributed.sum_(counts_C))
-        state.histogram_rows.mul_(decay).add_(len(p_NF) * distributed.world_size())
+        state.histogram_rows.mul_(decay).add_(distributed.total(len(scores.x_ND)))
 
     def _shift(self, state: State) -> float:
         """The shift of all t after which `target_l0` fire."""

@@ -1,0 +1,47 @@
+"""A run moves between devices."""
+
+import json
+
+import pytest
+import torch
+
+import saelab
+from saelab.training.schedule import Schedule
+from saelab.training.step import Trainer
+from tests.standin import DEVICE, StandIn
+from tests.training.test_train import interrupting, planted, run_on
+
+
+def trainer(device, dtype=torch.float32):
+    return Trainer(saelab.SAE(saelab.TopK(k=4, d_sae=64), 16).to(device, dtype), Schedule(64 * 20, 64))
+
+
+@pytest.mark.parametrize("there, here", [(DEVICE, DEVICE), (DEVICE, "cpu"), ("cpu", DEVICE)])
+def test_a_checkpoint_goes_on_where_the_sae_is_now(there, here):
+    with StandIn():
+        one, other = trainer(there), trainer(here)
+        x = torch.randn(64, 16)
+        one.initialise({"x": x.to(there)})
+        one.step({"x": x.to(there)})
+        other.load_state_dict({name: tensor.to("cpu") for name, tensor in one.state_dict().items()})  # as a file has it
+        found = [float(t.step({"x": x.to(d)})["loss"]) for t, d in ((one, there), (other, here))]
+        assert found[0] == found[1]
+        assert torch.equal(one.sae.W_dec.to("cpu"), other.sae.W_dec.to("cpu"))
+
+
+def test_the_stand_in_refuses_to_mix():
+    with StandIn(), pytest.raises(RuntimeError, match="same device"):
+        torch.ones(2).to(DEVICE) + torch.ones(2)
+
+
+def test_the_device_is_no_part_of_what_a_run_is(tmp_path):
+    """Also for the runs of older versions, which wrote it down."""
+    whole = run_on(planted(1000), tokens=2000)
+    out = {"out": tmp_path / "run", "checkpoint_every": 256}
+    run_on(planted(1000), tokens=2000, loggers=interrupting(3), **out)
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    assert "device" not in record["fingerprint"]
+    record["fingerprint"]["device"] = "cuda:1"
+    path.write_text(json.dumps(record))
+    assert torch.equal(run_on(planted(1000), tokens=2000, **out).sae.W_dec, whole.sae.W_dec)
