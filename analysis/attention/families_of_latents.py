@@ -17,6 +17,7 @@ from torch import Tensor
 from saelab.analysis.attention.source_positions import at_positions
 from saelab.analysis.circuits import frozen
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.progress import progress_bar
 from saelab.models.tokens import Tokens
 from saelab.reading.corpus import contexts_for
 
@@ -85,7 +86,6 @@ def latent_families(
     >>> found.counts()["induction"], found.examples(found.table.induction.idxmax())  # doctest: +SKIP
     """
     import pandas as pd
-    from tqdm import tqdm
 
     block, _, _ = frozen.attention_site(sae, lm)
     if min(tokens, batch_size) < 1:
@@ -98,7 +98,7 @@ def latent_families(
         ids = torch.stack([_shuffled(*row, generator) for row in zip(ids, contexts.mask, strict=False)])
     chance = torch.stack([_shuffled(*row, generator) for row in zip(ids, contexts.mask, strict=False)])
     found: list[dict[str, Any]] = []
-    with torch.no_grad(), tqdm(total=count, desc="sources", unit="context", delay=2, disable=not progress) as bar:
+    with torch.no_grad(), progress_bar(count, "sources", "context", progress) as bar:
         for start in range(0, count, batch_size):
             rows = slice(start, min(start + batch_size, count))
             tokens_read = contexts.tokens(rows)

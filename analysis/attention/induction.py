@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saelab.analysis.attention.proxies import same_word
 from saelab.analysis.circuits import frozen
+from saelab.base import seeds
 from saelab.base.errors import ConfigError, DataError
 from saelab.models.tokens import Tokens
 from saelab.models.unembedding import unembedding
@@ -114,7 +115,7 @@ def long_prefix(
     last = next(name for name, module in lm.inner.named_modules() if module is out.module)
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
     for p in prefixes:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + p)
+        generator = torch.Generator().manual_seed(seeds.derived(seed, p))
         ids, destinations, sources = _copies(lm, p, examples, length, generator)
         for start in range(0, examples, BATCH):
             rows = slice(start, start + BATCH)

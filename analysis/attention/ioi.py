@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saelab.analysis.attention.ioi_prompts import Prompts, prompts
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.progress import progress_bar
 from saelab.models.splice import check_width, eligible, sae_site
 from saelab.models.where import Where
 
@@ -170,7 +171,6 @@ def ablate_latents(
     Raises `ConfigError` without a site, `SiteError` for another width, and `DataError` as `noising` does.
     """
     import pandas as pd
-    from tqdm import tqdm
 
     place = lm.site(sae_site(sae, site))
     check_width(place, sae.d_in, "input")
@@ -178,7 +178,7 @@ def ablate_latents(
     clean = _checked(lm, prompts, must_work).logit_difference
     variants, changes = _variants(lm, sae, prompts, place)
     found = []
-    with tqdm(total=len(variants), desc="ablating", unit="run", delay=2, disable=not progress) as bar:
+    with progress_bar(len(variants), "ablating", "run", progress) as bar:
         for start in range(0, len(variants), BATCH):
             numbers = torch.tensor([variant[0] for variant in variants[start : start + BATCH]])
             part, change = prompts[numbers], changes[start : start + BATCH]

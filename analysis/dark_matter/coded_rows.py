@@ -9,6 +9,8 @@ from torch import Tensor
 from saelab.analysis.dark_matter.rows import Chunk, Rows
 from saelab.base.codes import SparseCodes, check_finite
 from saelab.base.errors import ConfigError
+from saelab.base.moments import Spread
+from saelab.base.progress import progress_bar
 
 CODES_KEPT = 512 * 2**20  # bytes of sparse codes of held-out rows kept for the second pass; others are encoded again
 
@@ -25,9 +27,7 @@ class Reader:
 
     def read(self, what: str, again: bool = False) -> Iterator[tuple[Chunk, SparseCodes]]:
         """The chunks within the norm limit with their codes, counting what fires and is dropped; `again`: the second time."""
-        from tqdm import tqdm
-
-        with tqdm(total=len(self.rows) or None, desc=what, unit="row", delay=2, disable=not self.progress) as bar:
+        with progress_bar(len(self.rows) or None, what, "row", self.progress) as bar:
             number = 0
             for chunk in self.rows:
                 if chunk.x.shape[1] != self.sae.d_in:
@@ -37,7 +37,7 @@ class Reader:
                     continue
                 chunk, dropped = for_sae(self.sae, chunk, self.high_norm)
                 if not again:
-                    self.dropped.add(dropped)
+                    self.dropped.add(dropped.to("cpu", torch.float64))
                 if not len(chunk.x):
                     continue
                 codes = self._codes(number, chunk.x) if chunk.held else self.sae.encode_sparse(chunk.x)
@@ -57,26 +57,6 @@ class Reader:
             self.room -= size
             self.kept.append(SparseCodes(codes.values, codes.indices.int(), codes.offsets, codes.n_latents))
         return codes
-
-
-class Spread:
-    """Number, mean and sum of squared deviations of rows."""
-
-    def __init__(self, d: int) -> None:
-        self.n, self.mean, self.squares = 0, torch.zeros(d, dtype=torch.float64), 0.0
-
-    def add(self, x_ND: Tensor) -> None:
-        if len(x_ND):
-            x = x_ND.to("cpu", torch.float64)
-            self.merge(len(x), x.mean(0), float((x - x.mean(0)).square().sum()))
-
-    def merge(self, n: int, mean: Tensor, squares: float) -> None:
-        if not n:
-            return
-        shift = mean.cpu() - self.mean
-        self.squares += squares + self.n * n / (self.n + n) * float(shift.square().sum())
-        self.n += n
-        self.mean = self.mean + shift * (n / self.n)
 
 
 def for_sae(sae: Any, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Tensor]:

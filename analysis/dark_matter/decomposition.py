@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.analysis.dark_matter.coded_rows import Reader, Spread, for_sae, wide
+from saelab.analysis.dark_matter.coded_rows import Reader, for_sae, wide
 from saelab.analysis.dark_matter.controls import Control, controls
 from saelab.analysis.dark_matter.rows import LEARN, MAP, SCORE, Chunk, Rows
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
-from saelab.base.moments import LinearFit, Moments, TargetMoments, divided, merged
+from saelab.base.moments import LinearFit, Moments, Spread, TargetMoments, divided, merged
 
 PARTS = ("x", "sae", "error", "linear", "nonlinear")
 TOKENS_PER_DIMENSION = 40  # the paper has 150,000 / 3,584, by our notes
@@ -252,9 +252,9 @@ def _dropped_variance(dropped: Spread, *kept: Moments) -> float:
     everything = Spread(len(dropped.mean))
     everything.merge(dropped.n, dropped.mean, dropped.squares)
     for moments in kept:
-        everything.merge(moments.n, moments.mean_x, float(moments.xx.trace()))
-    around = dropped.squares + dropped.n * float((dropped.mean - everything.mean).square().sum())
-    return divided(around, everything.squares) if dropped.n else 0.0
+        everything.merge(moments.n, moments.mean_x.cpu(), moments.xx.diag().cpu())
+    around = dropped.squares + dropped.n * (dropped.mean - everything.mean).square()
+    return divided(float(around.sum()), float(everything.squares.sum())) if dropped.n else 0.0
 
 
 def _accumulator(device: torch.device) -> torch.device:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saelab.analysis.dark_matter.decomposition import Decomposition
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.progress import progress_bar
 from saelab.evaluation.fidelity import context_ce, context_kl, putting, ratio
 from saelab.models.splice import check_width, sae_site
 from saelab.reading.corpus import contexts_for, load_corpus
@@ -68,18 +69,13 @@ def downstream_cost(
 
     >>> downstream_cost(dark_matter.decompose(sae, x), lm, corpus, tokens=4_096)  # doctest: +SKIP
     """
-    from tqdm import tqdm
-
     sae = parts.sae
     place = lm.site(sae_site(sae, site))
     check_width(place, sae.d_in, "input")
     contexts = contexts_for(sae, lm, corpus, split, context_length)
     count = min(len(contexts), -(-tokens // contexts.ids.shape[1]))
     sums = _Sums(parts, lm, place)
-    with (
-        torch.no_grad(),
-        tqdm(total=count, desc="restoring parts", unit="context", delay=2, disable=not progress) as bar,
-    ):
+    with torch.no_grad(), progress_bar(count, "restoring parts", "context", progress) as bar:
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             sums.add(contexts, slice(start, stop))

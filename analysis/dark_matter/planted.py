@@ -11,6 +11,7 @@ from saelab.analysis.dark_matter.decomposition import TOKENS_PER_DIMENSION
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.base.moments import Moments
+from saelab.base.progress import progress_bar
 
 SIGMAS = (0.0, 1.0, 2.0, 3.0, 4.0)
 
@@ -69,7 +70,6 @@ def planted_experiment(
     ((2, 2), 4)
     """
     import pandas
-    from tqdm import tqdm
 
     if not all(0 <= share < 1 for share in ablated):
         raise ConfigError(f"ablated is {tuple(ablated)}: shares of the latents, from 0 to below 1")
@@ -84,7 +84,7 @@ def planted_experiment(
         noise, introduced = (torch.randn(truth_ND.shape, generator=generator).to(truth_ND) * unit for _ in range(2))
         missing = [truth_ND - sae.decode(_without(codes, mean_F, share)) for share in ablated]
         table = []
-        for dense in tqdm(sigmas, desc="planting errors", delay=2, disable=not progress):
+        for dense in progress_bar(len(sigmas), "planting errors", "noise", progress, iterable=sigmas):
             made_of = torch.cat([dense * noise, introduced, *missing], 1)
             held, linear = _held_out(truth_ND + dense * noise, made_of, sae.d_in)
             for share, lost, of_lost in zip(ablated, held[2:], linear[2:], strict=True):

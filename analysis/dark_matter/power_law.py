@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -89,7 +90,7 @@ def fit_power_law(widths: list[int], fvu_W: Tensor, draws_BW: Tensor) -> PowerLa
     fvu_W = fvu_W.double()
     floor, factor, exponent, profile_M = (value[0] for value in _fits(width_W, fvu_W[None]))
     floor_B, factor_B, exponent_B, _ = _fits(width_W, draws_BW.double())
-    bootstrap = [_interval(values) for values in (floor_B, factor_B, exponent_B)]
+    bootstrap = [interval(values) for values in (floor_B, factor_B, exponent_B)]
     profile = _profile(profile_M, len(widths))
     reason = _unclear(float(floor), float(factor), bootstrap[2], profile)
     return PowerLaw(
@@ -135,7 +136,8 @@ def _over(width_W: Tensor, fvu_BW: Tensor, exponent_BM: Tensor) -> tuple[Tensor,
     return floor, factor * width_W.min() ** exponent_BM, squares
 
 
-def _interval(values_B: Tensor) -> tuple[float, float]:
+def interval(values_B: Float[Tensor, " B"]) -> tuple[float, float]:
+    """The 95% percentile interval of bootstrap draws."""
     low, high = values_B.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saelab.analysis.dark_matter.coded_rows import for_sae
 from saelab.analysis.dark_matter.decomposition import Decomposition, decompose
-from saelab.analysis.dark_matter.power_law import PowerLaw, fit_power_law
+from saelab.analysis.dark_matter.power_law import PowerLaw, fit_power_law, interval
 from saelab.analysis.dark_matter.rows import LEARN, SCORE
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.moments import Moments, divided
@@ -205,5 +205,4 @@ def _bootstrap(members: list[Decomposition], draws: int, seed: int) -> tuple[Ten
 
 def _slope(x_W: Tensor, y_W: Tensor, y_BW: Tensor) -> tuple[float, tuple[float, float]]:
     x = x_W - x_W.mean()
-    low, high = ((y_BW @ x) / x.square().sum()).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return float((y_W.double() @ x) / x.square().sum()), (low, high)
+    return float((y_W.double() @ x) / x.square().sum()), interval((y_BW @ x) / x.square().sum())

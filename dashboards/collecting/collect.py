@@ -7,8 +7,6 @@ the firings of a latent are its slices of all shards, one after the other: the s
 page shows is computed from those, exactly.
 """
 
-import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -21,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from saelab.base import cache
+from saelab.base import cache, digests
 from saelab.base.errors import ConfigError, DataError, disk_errors_named
 from saelab.base.files import cache_folder, user_path
+from saelab.base.progress import progress_bar
+from saelab.base.tensors import write_tensors
 from saelab.dashboards.collecting.one_pass import Reader, Tile
 from saelab.models.hooks import open_interventions
 
@@ -236,7 +236,7 @@ def collect(
     n_shards = min(shards or _default_shards(reader, l0), reader.n_tiles)
     edges = [reader.n_tiles * i // n_shards for i in range(n_shards + 1)]
     collected: list[list[dict[str, np.ndarray]]] = [[] for _ in reader.saes]
-    with _bar(reader.n_contexts, progress) as bar:
+    with progress_bar(reader.n_contexts, "reading the corpus", " contexts", progress) as bar:
         for first, last in zip(edges, edges[1:], strict=False):
             for mine, shard in zip(
                 collected, _shard(reader, folder, made_of, first, last, batch_tiles, bar), strict=True
@@ -265,15 +265,12 @@ def fingerprint(reader: Reader) -> str:
              torch.get_num_threads(), torch.__version__]  # fmt: skip
     for sae, site, target in zip(reader.saes, reader.sites, reader.targets, strict=True):
         counted = [sae.metadata.get(name) for name in ("skip_positions", "max_norm")]
-        facts.append([sae_digest(sae), sae.cfg.to_dict(), site.name, target.name, counted, str(sae.dtype)])
+        facts.append(
+            [digests.of_tensors(sae.state_dict()), sae.cfg.to_dict(), site.name, target.name, counted, str(sae.dtype)]
+        )
     if open_interventions(reader.lm.runner):
         facts.append(secrets.token_hex())  # what they do is nowhere written down: never found again
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def sae_digest(sae: Any) -> str:
-    """SHA-256 of an SAE's weights and state."""
-    return cache.tensors_digest(sae.state_dict())
+    return digests.of_json(facts)
 
 
 def expected_l0(reader: Reader) -> float:
@@ -289,12 +286,6 @@ def expected_l0(reader: Reader) -> float:
         tiles = next(iter(reader.tiles(0, 1)))
         found += [len(tile.rows) / max(int(tile.counted.sum()), 1) for tile in tiles]
     return max(found)
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="reading the corpus", unit=" contexts", delay=2, disable=not progress)
 
 
 def _shard(
@@ -316,7 +307,7 @@ def _shard(
                 waiting = []
             bar.update(min(reader.tile_contexts, contexts - number * reader.tile_contexts))
         for path, sae, batches in zip(paths, reader.saes, grouped, strict=True):
-            cache.write(path, _transposed(batches, sae.d_sae), {"key": key})
+            write_tensors(path, _transposed(batches, sae.d_sae), {"key": key})
         found = [cache.read(path) for path in paths]
     else:
         bar.update(contexts)

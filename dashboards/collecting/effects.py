@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab.base.progress import progress_bar
 from saelab.dashboards.collecting.weights import ToLogits
 from saelab.models.families import ATTENTION
 from saelab.models.hooks import first_runs
@@ -236,23 +237,6 @@ def _loss(logits_LV: Tensor, ids_L: Tensor, mask_L: Tensor) -> float:
     return float(-log_p.gather(1, ids_L[1:, None])[_targets(mask_L)].double().sum())
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's, ties at their mean rank; None with fewer than three pairs or without variation.
-
-    >>> round(rank_correlation(np.array([1.0, 2, 3, 4]), np.array([10.0, 30, 20, 40])), 6)
-    0.8
-    """
-    ranks = [_ranks(x) for x in (a, b)]
-    if len(a) < 3 or not all(np.ptp(r) for r in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
 def _tokens(lm: "LanguageModel", contexts: "Contexts", numbers: np.ndarray) -> Tokens:
     return contexts.tokens(torch.from_numpy(numbers)).to(lm.device)
 
@@ -261,9 +245,7 @@ class _Bar:
     """Forward and backward passes; the first are timed, and what all will take is said before going on."""
 
     def __init__(self, total: int, progress: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, desc="effects", unit="pass", delay=2, disable=not progress)
+        self.bar = progress_bar(total, "effects", "pass", progress)
         self.total, self.began, self.told = total, time.perf_counter(), not progress
 
     def __enter__(self) -> "_Bar":

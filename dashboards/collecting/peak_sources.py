@@ -12,6 +12,7 @@ import torch
 from saelab.analysis.attention.source_positions import at_positions
 from saelab.analysis.circuits import frozen
 from saelab.base.errors import ConfigError
+from saelab.base.progress import progress_bar
 from saelab.dashboards.collecting.effects import Places
 from saelab.models.attention import attention_parts
 from saelab.models.sites import Site
@@ -49,14 +50,12 @@ def sources(
     lm: "LanguageModel", sae: Any, block: int, contexts: "Contexts", places: Places, progress: bool = True
 ) -> Sources:
     """Of each (latent, row); their values play no part."""
-    from tqdm import tqdm
-
     length = contexts.ids.shape[1]
     n = min(N, length)
     made = Sources(*(np.zeros((len(places), N), dtype) for dtype in ("<u2", "u1", "<f8")))
     by_context = places.by_context(length)
     needed = np.array(list(by_context), np.int64)
-    with tqdm(total=len(needed), desc="attention sources", unit="context", delay=2, disable=not progress) as bar:
+    with progress_bar(len(needed), "attention sources", "context", progress) as bar:
         for numbers in (needed[k : k + _BATCH] for k in range(0, len(needed), _BATCH)):
             tokens = contexts.tokens(torch.from_numpy(numbers)).to(lm.device)
             layer = frozen.read(lm, tokens, [block]).layers[block]

@@ -13,6 +13,7 @@ import torch
 
 from saelab.analysis.attention.heads import head_shares
 from saelab.base.errors import ConfigError
+from saelab.base.statistics import spearman
 from saelab.dashboards.collecting import effects as fx
 from saelab.dashboards.collecting import examples, weights
 from saelab.dashboards.collecting import latent_figures as figures
@@ -141,7 +142,8 @@ class Part:
             self.lm, self.sae, self.target, self.contexts, shown, full, straight, self.path, progress
         )
         estimate = self._effect_values[np.searchsorted(unique, (latent[in_full] << 32) | row[in_full])]
-        self.full_pairs, self.correlation = int(in_full.sum()), fx.rank_correlation(estimate, made[0].loss)
+        self.full_pairs, correlation = int(in_full.sum()), spearman(estimate, made[0].loss)
+        self.correlation = None if self.full_pairs < 3 or np.isnan(correlation) else correlation
         self.effects = fx.Changes.joined(made)
         explained = np.concatenate([np.flatnonzero(in_full), np.flatnonzero(directly)])
         self._explained = {int(latent[i]) << 32 | int(row[i]): n for n, i in enumerate(explained)}

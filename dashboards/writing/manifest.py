@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from saelab.dashboards.collecting.collect import sae_digest
+from saelab.base import digests
 from saelab.dashboards.collecting.effects import FULL_CONTEXTS
 from saelab.dashboards.collecting.given import plain
 from saelab.dashboards.collecting.one_pass import Reader
@@ -53,7 +53,7 @@ def _described(part: Part, parts: list[Part], evaluation: Any, effects: str | No
     mode = effects if effects != "direct" or any(part._methods == 1) else "first-order"
     return {
         "prefix": part.prefix, "name": str(sae.metadata.get("name") or ("B" if part.prefix else "A")),
-        "digest": sae_digest(sae), "architecture": type(sae.cfg).__name__,
+        "digest": digests.of_tensors(sae.state_dict()), "architecture": type(sae.cfg).__name__,
         "config": {key: plain(value) for key, value in sae.cfg.to_dict().items()},
         "site": part.site.name, "kind": part.site.kind, "d_in": sae.d_in, "d_sae": sae.d_sae, "pages": len(part.pages),
         "per_chunk": PER_CHUNK, "heads": part.target.heads, "firings": int(collection.counts.sum()), "l0": collection.l0,

@@ -23,8 +23,9 @@ from torch import Tensor
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.foreign import described
 from saelab.autoencoders.sae import SAE
+from saelab.base import digests
 from saelab.base.errors import FormatError
-from saelab.base.files import current, sha256, user_path, whole_folder
+from saelab.base.files import current, user_path, whole_folder
 from saelab.base.manifests import (
     ALL,
     FILE,
@@ -70,7 +71,7 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
             density = sae.latent_stats.density.clamp_min(1e-10)
             save_tensors(folder / SPARSITY, {"sparsity": density.log10()})
             names.append(SPARSITY)
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+        files = {name: digests.entry(folder / name) for name in names}
         (folder / CONFIG).write_text(json.dumps(_config(sae, files), indent=2))
 
 

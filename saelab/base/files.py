@@ -9,16 +9,16 @@ They are moved to their places, the manifest last, and the next write finishes w
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from saelab.base import digests
 from saelab.base.errors import CheckpointError, ConfigError, FormatError, disk_errors_named, existing
 from saelab.base.locks import lock
 
@@ -71,12 +71,6 @@ def user_path(path: Any, or_text: bool = False) -> Path:
         if error.errno not in _NOT_THERE and not (or_text and error.errno == errno.ENAMETOOLONG):
             raise ConfigError(f"{text[:300]} cannot be looked up: {error.strerror}. Give another path") from error
     return found
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
@@ -272,10 +266,7 @@ def whole_folder(
         with _temporary(target / "saelab" if target.exists() else target, folder=True) as temporary:
             yield temporary
             if manifest is not None:
-                described = {
-                    name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)}
-                    for name in _files(temporary)
-                }
+                described = {name: digests.entry(temporary / name) for name in _files(temporary)}
                 (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": described}, indent=1))
             for file in temporary.rglob("*"):
                 _fsync(file)
@@ -365,17 +356,3 @@ def write_csv(path: str | os.PathLike, frame: Any, index: bool = False) -> None:
     """Write a pandas.DataFrame as CSV, whole. Raises `CheckpointError` on a full or read-only disk."""
     with whole_file(path) as temporary:
         frame.to_csv(temporary, index=index)
-
-
-def write_tensors(path: str | os.PathLike, form: str, tensors: Mapping[str, Any], strings: Mapping[str, str]) -> None:
-    """Write one safetensors file, whole, whose header has its format `form`, the strings and a checksum; None is left out.
-
-    Raises `CheckpointError` on a full or read-only disk.
-    """
-    from saelab.base.cache import CHECKSUM, checksum
-    from saelab.base.tensors import save_tensors
-
-    kept = {name: value for name, value in tensors.items() if value is not None}
-    with whole_file(path) as temporary:
-        whole = {"format": form, **strings}
-        save_tensors(temporary, kept, {**whole, CHECKSUM: checksum(kept, whole)})

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.base import digests
 from saelab.base.errors import FormatError
-from saelab.base.files import MANIFEST, sha256, user_path
-from saelab.base.tensors import DTYPES
+from saelab.base.files import MANIFEST, user_path
+from saelab.base.tensors import CHECKSUM, DTYPES, checksum
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def verify_file(path: Path, size: int, digest: str) -> None:
     """Raise `FormatError` unless this is a plain file of this size and SHA-256."""
     verify_size(path, size)
     with _named(path):
-        found = sha256(path)
+        found = digests.of_file(path)
     if found != digest:
         raise FormatError(f"{path} does not have the checksum of its manifest: it was changed; make it again")
 
@@ -243,12 +244,10 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
 def read_tensors(
     path: str | os.PathLike, layout: Layout, form: str | None = None, strings: Schema = ANYTHING
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and the strings of its header; `form` is the format that `write_tensors` gave it.
+    """The tensors of a safetensors file, and the strings of its header; `form` is the format that its writer gave it.
 
     Raises `FormatError` for another file, part of one, and a header that does not fit; no tensor is made before it does.
     """
-    from saelab.base.cache import CHECKSUM, checksum
-
     path = user_path(path)
     with open_tensors(path) as file:
         found = file.metadata() or {}
@@ -257,7 +256,7 @@ def read_tensors(
         check(found, strings, f"the header of {path}")
         fit(shapes_of(file, str(path)), layout, str(path))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    said = found.pop(CHECKSUM, None) if form is not None else None  # files of before have none
+    said = found.pop(CHECKSUM, None)  # files of before, and of others, have none
     if said is not None and said != checksum(tensors, found):
         raise FormatError(f"{path} does not have the checksum of its header: it was changed; make it again")
     return tensors, found

@@ -6,6 +6,7 @@ Shapes: N rows, D regressors, M targets. What is kept is [D, D] and [D, M], howe
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 _SMALLEST = 1e-12  # of the eigenvalues of the correlations, relative to the largest: below it a direction is not fitted
@@ -20,6 +21,39 @@ class LinearFit(NamedTuple):
     def __call__(self, x_ND: Tensor) -> Tensor:
         """The prediction [n, m], in the dtype of x."""
         return x_ND @ self.map.to(x_ND) + self.bias.to(x_ND)
+
+
+class Spread:
+    """Number, mean [d] and sum of squared deviations [d] of rows, added chunk by chunk, in float64.
+
+    Each chunk is centred on its own mean and merged (Chan, Golub, LeVeque 1979): with a large mean sum x^2 - n mean^2
+    cancels.
+
+    >>> spread = Spread(1)
+    >>> spread.add(torch.tensor([[0.0]], dtype=torch.float64))
+    >>> spread.add(torch.tensor([[2.0], [4.0]], dtype=torch.float64))
+    >>> spread.n, spread.mean, spread.squares
+    (3, tensor([2.], dtype=torch.float64), tensor([8.], dtype=torch.float64))
+    """
+
+    def __init__(self, d: int) -> None:
+        self.n = 0
+        self.mean, self.squares = (torch.zeros(d, dtype=torch.float64) for _ in range(2))
+
+    def add(self, x_ND: Float[Tensor, "n d"]) -> None:
+        """Add rows."""
+        if len(x_ND):
+            mean = x_ND.mean(0)
+            self.merge(len(x_ND), mean, (x_ND - mean).square_().sum(0))
+
+    def merge(self, n: int, mean_D: Float[Tensor, " d"], squares_D: Float[Tensor, " d"]) -> None:
+        """Add the rows of which these are the figures."""
+        if not n:
+            return
+        shift = mean_D - self.mean
+        self.squares += squares_D + shift.square() * (self.n * n / (self.n + n))
+        self.n += n
+        self.mean = self.mean + shift * (n / self.n)
 
 
 class Moments:

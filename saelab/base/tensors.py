@@ -1,15 +1,22 @@
-"""Tensors to a safetensors file, byte for byte as the library of that name writes it.
+"""Tensors to a safetensors file, byte for byte as the library of that name writes it; `saelab.base.manifests` reads.
 
 The library's own function writes to a temporary file of its own, which a kill leaves behind, with mode 600 whatever the umask,
 and refuses tensors that share memory.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
+
+from saelab.base import digests
+from saelab.base.files import whole_file
+
+CHECKSUM = "saelab_checksum"
 
 DTYPES = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
@@ -19,7 +26,9 @@ DTYPES = {
 
 
 def save_tensors(
-    path: str | os.PathLike, tensors: Mapping[str, Tensor], strings: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Shaped[Tensor, "..."]],
+    strings: Mapping[str, str] | None = None,
 ) -> None:
     """Write the tensors, wherever they are, and strings for the header, to a file that is replaced.
 
@@ -42,6 +51,24 @@ def save_tensors(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = tensors[name].detach().cpu().contiguous()
-            if tensor.numel():
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(digests.content(tensors[name]))
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Shaped[Tensor, "..."]], strings: Mapping[str, str]
+) -> None:
+    """Write one safetensors file, whole, with the strings and a checksum of everything in its header.
+
+    Raises `CheckpointError` on a full or read-only disk.
+    """
+    with whole_file(path) as temporary:
+        save_tensors(temporary, tensors, {**strings, CHECKSUM: checksum(tensors, strings)})
+
+
+def checksum(tensors: Mapping[str, Shaped[Tensor, "..."]], strings: Mapping[str, str]) -> str:
+    """Hexadecimal SHA-256 over everything that a file of tensors and strings holds."""
+    digest = hashlib.sha256()
+    for name in sorted(strings):
+        digest.update(f"{len(name)}:{name}={len(strings[name])}:{strings[name]}".encode())
+    digest.update(digests.of_tensors(tensors).encode())
+    return digest.hexdigest()

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from saelab.autoencoders.architectures.gradient import select_with_gradient
-from saelab.base import checks
+from saelab.base import checks, statistics
 from saelab.base.errors import DataError
+from saelab.base.progress import progress_bar
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
 from saelab.evaluation.sparsity import Firing
@@ -109,7 +110,7 @@ def evaluate(
         )
         sums = _Fidelity(sae, lm, place, target, skip, mean, selection)
         count = _enough(contexts, tokens)
-        with _bar(count, "evaluating", progress) as bar:
+        with progress_bar(count, "evaluating", "context", progress) as bar:
             for start in range(0, count, batch_size):
                 rows = slice(start, min(start + batch_size, count))
                 sums.add(contexts, rows)
@@ -119,12 +120,6 @@ def evaluate(
 
 def _enough(contexts: "Contexts", tokens: int) -> int:
     return min(len(contexts), math.ceil(tokens / contexts.ids.shape[1]))
-
-
-def _bar(total: int, what: str, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=what, unit="context", delay=2, disable=not progress)
 
 
 def _warn_of_training_tokens(sae: Any, corpus: "Corpus", split: str) -> None:
@@ -161,7 +156,7 @@ def _sparsity(
     firing, total = Firing(sae.d_sae), torch.zeros(sae.d_out, dtype=torch.float64)
     sites, order = list(dict.fromkeys([site, target])), torch.arange(_enough(contexts, tokens))
     count = _enough(contexts, tokens)
-    with _bar(count, "counting firings", progress) as bar:
+    with progress_bar(count, "counting firings", "context", progress) as bar:
         for rows in stream(lm, contexts, sites, skip_positions=skip, batch_size=batch_size, order=order):
             x = rows.x[site].to(sae.W_dec)
             mine = sae.replaceable(x)
@@ -303,11 +298,8 @@ def context_ce(logits: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
 
 def context_kl(clean: Tensor, spliced: Tensor, mask: Tensor) -> Tensor:
     """KL(clean || spliced), summed over the real positions of each context, [batch]."""
-    sums = []
-    for p, q, real in zip(clean, spliced, mask, strict=True):
-        log_p, log_q = p[real].float().log_softmax(-1), q[real].float().log_softmax(-1)
-        sums.append((log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64).sum())
-    return torch.stack(sums)
+    rows = zip(clean, spliced, mask, strict=True)
+    return torch.stack([statistics.kl(p[real].float(), q[real].float()).sum() for p, q, real in rows])
 
 
 def ratio(sums: Tensor, counts: Tensor) -> tuple[float, float]:

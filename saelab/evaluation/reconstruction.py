@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
+from saelab.base.moments import Spread
+
 
 class Reconstruction:
     """Streaming explained variance, FVU and squared error of reconstructions.
 
     Sum, then divide: explained variance is 1 - sum ||x - x_hat||^2 / sum ||x - mean||^2, over all rows and dimensions
-    that were added, the mean over all rows. Averaging the ratios of batches would be another, wrong number. The
-    variance is merged batch by batch around the running mean (Chan, Golub, LeVeque 1979), because with a large mean
-    sum x^2 - n mean^2 cancels.
+    that were added, the mean over all rows. Averaging the ratios of batches would be another, wrong number.
 
     >>> part = Reconstruction(2)
     >>> part.add(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
@@ -20,27 +20,24 @@ class Reconstruction:
     """
 
     def __init__(self, d: int) -> None:
-        self.n = 0
-        self.mean = torch.zeros(d, dtype=torch.float64)
-        self._variation = torch.zeros(d, dtype=torch.float64)
+        self.x = Spread(d)
         self._error = torch.zeros(d, dtype=torch.float64)
 
     def add(self, x: Tensor, x_hat: Tensor) -> None:
         """Add rows: both [n, d]."""
-        if not len(x):
-            return
         x = x.to("cpu", torch.float64)
-        n, mean = len(x), x.mean(0)
-        shift = mean - self.mean
-        self._variation += (x - mean).square_().sum(0) + shift.square() * (self.n * n / (self.n + n))
-        self.mean = self.mean + shift * (n / (self.n + n))
-        self.n += n
+        self.x.add(x)
         self._error += (x - x_hat.to("cpu", torch.float64)).square_().sum(0)
+
+    @property
+    def n(self) -> int:
+        """Rows that were added."""
+        return self.x.n
 
     @property
     def fvu(self) -> float:
         """Fraction of the variance that is not explained; NaN where nothing varies."""
-        return float(self._error.sum() / self._variation.sum()) if self._variation.any() else float("nan")
+        return float(self._error.sum() / self.x.squares.sum()) if self.x.squares.any() else float("nan")
 
     @property
     def explained_variance(self) -> float:
@@ -53,8 +50,8 @@ class Reconstruction:
 
         Where one dimension holds most of the variance, this says how the others fare.
         """
-        varying = self._variation > 0
-        shares = 1.0 - self._error[varying] / self._variation[varying]
+        varying = self.x.squares > 0
+        shares = 1.0 - self._error[varying] / self.x.squares[varying]
         return float(shares.quantile(0.5)) if len(shares) else float("nan")
 
     @property

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, FormatError
-from saelab.base.files import write_tensors
 from saelab.base.manifests import ALL, FLOATS, TEXT, WHOLE, Layout, parse_json, read_tensors
+from saelab.base.tensors import write_tensors
 from saelab.base.version import __version__
 
 if TYPE_CHECKING:
@@ -189,13 +189,15 @@ class Directions(Sequence[Direction]):
             "explained": self.explained,
         }
         header = {
+            "format": FORMAT,
             "saelab": __version__,
             "denoiser": self.denoiser,
             "site": self.site,
             "method": self.method,
             "names": json.dumps(self.names),
         }
-        write_tensors(path, FORMAT, tensors | {_DETAIL + name: value for name, value in self.details.items()}, header)
+        tensors |= {_DETAIL + name: value for name, value in self.details.items()}
+        write_tensors(path, {name: value for name, value in tensors.items() if value is not None}, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike, denoiser: Any = None) -> "Directions":

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
+from saelab.base.progress import progress_bar
+from saelab.base.statistics import spearman
 from saelab.hspace.directions import Direction
 from saelab.hspace.editing import edit
 from saelab.hspace.effect_measures import CONTROLS, changes, judge, random_direction
@@ -55,8 +57,6 @@ class Effects:
         """For each direction with a target: Spearman's rank correlation of strength and the target's mean probability, and
         the probability at the least and at the greatest strength."""
         import pandas
-
-        from saelab.steering.summaries import spearman
 
         rows = []
         mine = self.table[(self.table.kind == EDIT) & self.table.target.notna()]
@@ -143,7 +143,6 @@ def effects(
     (1, 10)
     """
     import pandas
-    from tqdm.auto import tqdm
 
     directions = [directions] if isinstance(directions, Direction) else list(directions)
     names = [direction.name for direction in directions]
@@ -160,7 +159,7 @@ def effects(
     rows = []
     kept_images: dict[str, list[tuple[float, Tensor]]] = {}
     jobs = [(direction, s) for direction in directions for s in sorted(strengths)]
-    for direction, strength in tqdm(jobs, desc="editing", unit="edit", delay=2, disable=not progress):
+    for direction, strength in progress_bar(len(jobs), "editing", "edit", progress, iterable=jobs):
         variants = [(EDIT, 0, direction)]
         if strength:
             variants += [(kind, draw, random_direction(direction, trajectory, kind, seed + draw))

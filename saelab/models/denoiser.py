@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saelab.base import cache, checks
+from saelab.base import checks, digests
 from saelab.base.errors import ConfigError, DataError, SiteError
 from saelab.models import identity, sites
 from saelab.models.hooks import first_runs, interventions_silent, open_interventions
@@ -144,7 +144,7 @@ class Denoiser:
         if interventions := open_interventions(self.unet):
             words.append(f"{interventions} interventions")
         weights = {name: p.float() if p.is_floating_point() else p for name, p in self.unet.state_dict().items()}
-        return cache.tensors_digest(
+        return digests.of_tensors(
             weights | {"alphas": self.alphas_cumprod} | {word: torch.zeros(0, dtype=torch.float32) for word in words}
         )
 

@@ -1,6 +1,5 @@
 """Continue prompts token by token: key-value cache, padding on the left, one random generator a row."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.seeds import named_generator
 from saelab.models.texts import given
 from saelab.models.tokens import Tokens, padded
 from saelab.models.where import prompt
@@ -79,7 +79,7 @@ def generate_ids(
     seeds = list(seed) if isinstance(seed, (list, tuple)) else [(checks.seed(seed), i) for i in range(len(rows))]
     if len(seeds) != len(rows):
         raise ConfigError(f"{len(seeds)} seeds for {len(rows)} prompts: give one (seed, row) for each, or one number")
-    generators = [row_generator(*pair) for pair in seeds]
+    generators = [named_generator(f"{seed},{row}") for seed, row in seeds]
     continuations: list[list[int]] = [[] for _ in rows]
     open_rows = torch.ones(len(rows), dtype=torch.bool)
     ids, mask, cache = context.ids, context.mask, None
@@ -107,16 +107,6 @@ def generate_ids(
     return continuations
 
 
-def row_generator(seed: int, row: int) -> torch.Generator:
-    """The random generator of one row, the same in any batch and on any device.
-
-    >>> torch.rand(1, generator=row_generator(0, 1)) == torch.rand(1, generator=row_generator(0, 1))
-    tensor([True])
-    """
-    digest = hashlib.sha256(f"{seed},{row}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
 def pick(logits: Tensor, temperature: float, generators: list[torch.Generator]) -> Tensor:
     """One token for each row of logits [batch, vocabulary]: int64 [batch], on the CPU.
 
@@ -139,7 +129,7 @@ def drawn(logits: Tensor, seeds: Sequence[int]) -> Tensor:
     """
     rows = []
     for row, seed in zip(logits.detach(), seeds, strict=True):
-        draws = torch.rand(len(row), 1, generator=row_generator(seed, 0), dtype=torch.float64)
+        draws = torch.rand(len(row), 1, generator=named_generator(f"{seed},0"), dtype=torch.float64)
         rows.append(_at(row.double().cpu(), draws))
     return torch.stack(rows).to(logits.device)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from saelab.base import digests
 from saelab.base.errors import ConfigError, InterventionError
 from saelab.models.hooks import open_interventions
 
@@ -29,8 +30,7 @@ def weights_digest(model: nn.Module) -> str:
                     f"the weights {name} are not in memory (device meta): load the model without offloading"
                 )
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
+            digest.update(digests.content(tensor))
     return digest.hexdigest()
 
 
@@ -42,7 +42,7 @@ def state_digest(model: nn.Module) -> str:
     (True, False)
     """
     weights, beside = weights_digest(model), circumstances(model)
-    return hashlib.sha256(json.dumps([weights, *beside]).encode()).hexdigest() if beside else weights
+    return digests.of_json([weights, *beside]) if beside else weights
 
 
 def circumstances(model: nn.Module) -> list[str]:
@@ -126,4 +126,4 @@ def tokenizer_digest(tokenizer: Any) -> str:
         state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
     else:
         state = {"vocabulary": tokenizer.get_vocab(), "special": sorted(tokenizer.all_special_ids)}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return digests.of_json(state)

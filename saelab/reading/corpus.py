@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saelab.base import checks
-from saelab.base.cache import tensors_digest
+from saelab.base.digests import of_tensors
 from saelab.base.errors import ConfigError, DataError
 from saelab.models.texts import digested, given
 from saelab.models.tokens import Messages, Text, chat_text, real_places
@@ -96,7 +96,7 @@ def _from_ids(ids: Tensor, mask: Tensor | None, seed: int, name: str) -> "Corpus
         for i in range(len(rows))
     ]
     real = None if mask is None else mask.clone().cpu()
-    return Corpus(name or f"token ids {list(ids.shape)}", tensors_digest(parts), seed, None, rows, digests, real)
+    return Corpus(name or f"token ids {list(ids.shape)}", of_tensors(parts), seed, None, rows, digests, real)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

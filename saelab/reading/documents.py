@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from saelab.base.errors import DataError
 from saelab.base.files import user_path
+from saelab.base.progress import progress_bar
 from saelab.models.texts import UNFILLED, Given, chosen_column, given
 from saelab.models.tokens import padded
 
@@ -218,7 +219,6 @@ _FORMATS: dict[str, Callable[[Path, str | None, int | None], Any]] = {
 
 def _from_hub(name: str, column: str | None, limit: int | None, config: str | None, data_split: str) -> Given:
     from datasets import load_dataset
-    from tqdm import tqdm
 
     try:
         records = iter(load_dataset(name, config, split=data_split, streaming=True))
@@ -230,7 +230,7 @@ def _from_hub(name: str, column: str | None, limit: int | None, config: str | No
         ) from error
     rows = records if first is None else itertools.chain([first], records)
     wanted = limit or _HUB_DOCUMENTS
-    bar = tqdm(itertools.islice(rows, wanted), total=wanted, desc=f"reading {name}", unit="document", delay=2)
+    bar = progress_bar(wanted, f"reading {name}", "document", iterable=itertools.islice(rows, wanted))
     found = given(list(bar), column=column, nulls=True)
     if limit is None and next(records, None) is not None:
         warnings.warn(

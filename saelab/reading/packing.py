@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.base import cache
+from saelab.base import cache, digests
 from saelab.base.errors import DataError
 from saelab.base.files import cache_folder
+from saelab.base.progress import progress_bar
+from saelab.base.tensors import write_tensors
 from saelab.models.tokens import Tokens, checked
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Contexts:
         ids, documents = ids.to(torch.int32), documents.to(torch.int32)
         mask = real & ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=torch.int32))
         tensors = {"ids": ids, "documents": documents, "mask": mask} | ({} if bool(real.all()) else {"real": real})
-        return cls(ids, documents, mask, real, cache.tensors_digest(tensors), prepend_bos)
+        return cls(ids, documents, mask, real, digests.of_tensors(tensors), prepend_bos)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,20 +124,16 @@ def tokenize_documents(
     if found := cache.read(path):
         return found[0]["ids"], found[0]["lengths"]
     ids, lengths = _tokenize(documents, lm.tokenizer, progress)
-    cache.write(path, {"ids": ids, "lengths": lengths}, {})
+    write_tensors(path, {"ids": ids, "lengths": lengths}, {})
     return ids, lengths
 
 
 def _tokenize(documents: Sequence[str], tokenizer: Any, progress: bool) -> tuple[Tensor, Tensor]:
-    from tqdm import tqdm
-
     if tokenizer is None:
         raise DataError("this model has no tokenizer: give load_model a tokenizer=, or the corpus as token ids")
     encode = _encoder(tokenizer)
     parts, lengths = [], []
-    with tqdm(
-        total=sum(map(len, documents)), desc="tokenizing", unit="char", unit_scale=True, delay=2, disable=not progress
-    ) as bar:
+    with progress_bar(sum(map(len, documents)), "tokenizing", "char", progress, unit_scale=True) as bar:
         for batch in _batches(documents):
             for ids in encode(batch):
                 parts.append(torch.tensor(ids, dtype=torch.int32))

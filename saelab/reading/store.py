@@ -28,7 +28,6 @@ A harvest of m sites is one folder:
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -38,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.base import digests
 from saelab.base.errors import CheckpointError, ConfigError, FormatError
 from saelab.base.files import MANIFEST, user_path
 from saelab.base.manifests import ANYTHING, COUNT, FILE, FLAG, METADATA, SIZE, TABLE, TEXT, check, exactly, read_json
@@ -141,14 +141,14 @@ class ActivationStore:
             columns = [self.tokens, self.positions, self.documents, self.contexts, *self]
             content = hashlib.sha256()
             for chunk in columns if self.gradients is None else [*columns, *self.gradients]:
-                content.update(chunk.view(torch.uint8).numpy().data)
+                content.update(digests.content(chunk))
             parts: Any = content.hexdigest()
         else:
             parts = [
                 [shard["files"][part]["sha256"] for part in ("rows", self._part)] for shard in self._manifest["shards"]
             ]
         described = {"fingerprint": self._manifest["fingerprint"], "site": self.site, "content": parts}
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return digests.of_json(described)
 
     def verify(self) -> None:
         """Check the SHA-256 of every file now; `FormatError` names the one that is not what was written."""

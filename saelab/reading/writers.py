@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from saelab.base import digests
 from saelab.base.errors import CheckpointError
-from saelab.base.files import MANIFEST, check_free, remove_left_over, sha256, try_folder, user_path, whole_file
+from saelab.base.files import MANIFEST, check_free, remove_left_over, try_folder, user_path, whole_file
 from saelab.base.locks import locked
 from saelab.base.tensors import save_tensors
 from saelab.reading.shards import Block
@@ -154,7 +155,7 @@ class FolderWriter:
             path = self._folder / file_name(part, number)
             with whole_file(path) as temporary:
                 save_tensors(temporary, tensors)
-            files[part] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            files[part] = digests.entry(path)
         shard = {"rows": self._block.rows, "cursor": self.cursor, "files": files}
         manifest = {**self._manifest, "shards": [*self._manifest["shards"], shard]}
         self._write_manifest(manifest)

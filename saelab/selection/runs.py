@@ -11,6 +11,8 @@ import torch
 
 from saelab.base import cache
 from saelab.base.errors import CheckpointError, DataError
+from saelab.base.progress import progress_bar
+from saelab.base.tensors import write_tensors
 from saelab.selection.autoencoder import Autoencoder, Recipe
 from saelab.selection.samples import Samples
 from saelab.selection.streams import DROPOUT, stream
@@ -55,13 +57,8 @@ class Run:
         self, samples: Samples, recipe: Recipe, stability: Stability | None, folder: "Folder | None", progress: bool
     ) -> None:
         """Go on to the end. The first Ctrl-C finishes the epoch and writes the checkpoint; a second one raises."""
-        from tqdm.auto import tqdm
-
         self.ended = None
-        bar = tqdm(
-            total=self.epochs, initial=len(self.losses), desc="QuickSelection", unit=" epochs", delay=2,
-            disable=not progress,
-        )  # fmt: skip
+        bar = progress_bar(self.epochs, "QuickSelection", " epochs", progress, initial=len(self.losses))
         with first_interrupt_noted() as interrupt, torch.no_grad(), bar:
             while self.ended is None:
                 epoch = len(self.losses) + 1
@@ -109,7 +106,7 @@ class Folder:
         tensors["losses"] = torch.tensor(run.losses, dtype=torch.float64)
         tensors["strengths"] = torch.from_numpy(np.array(run.strengths))
         about = {"fingerprint": json.dumps(self.fingerprint), "seed": str(run.seed), "ended": run.ended or ""}
-        cache.write(self.path, tensors, about)
+        write_tensors(self.path, tensors, about)
         self.saved = time.monotonic()
 
     def load(self, run: Run) -> None:

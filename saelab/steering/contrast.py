@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.progress import progress_bar
 from saelab.models.tokens import Tokens, padded
 from saelab.models.where import Where
 from saelab.steering.program import coordinate
@@ -90,11 +91,9 @@ def ordinary_where(tokens: Tokens) -> Where:
 
 def batches(lm: "LanguageModel", texts: Any, progress: bool) -> Iterator[Tokens]:
     """The texts in batches of a few, under a progress bar where it takes long."""
-    from tqdm import tqdm
-
     rows = _listed(lm, texts)
     starts = range(0, len(rows), BATCH)
-    for start in tqdm(starts, desc="reading", unit="batch", delay=2, disable=not progress):
+    for start in progress_bar(len(starts), "reading", "batch", progress, iterable=starts):
         yield padded(rows[start : start + BATCH], 0).to(lm.device)
 
 

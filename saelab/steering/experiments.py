@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saelab.base import checks
 from saelab.base.errors import CheckpointError, ConfigError
 from saelab.base.files import user_path
+from saelab.base.progress import progress_bar
 from saelab.models.identity import refuse_interventions, weights_digest
 from saelab.models.splice import check_width, sae_site
 from saelab.models.texts import given
@@ -178,13 +179,11 @@ def _maker(source: grid.Extended, site: str, unit: str | None, scope: "Scope | N
 
 def _run(setting: Any, cells: list[Cell], store: "records.Records", batch_size: int, progress: bool) -> None:
     """Runs the cells that the store does not hold yet, batch by batch, to the end or the first Ctrl-C."""
-    from tqdm.auto import tqdm
-
     from saelab.steering.observe import generate, observe
     from saelab.training.running import first_interrupt_noted
 
     unsteered = {(row["prompt_id"], row["seed"]): row["ids"] for row in store.rows.values() if row["baseline"] == NONE}
-    bar = tqdm(total=len(cells), initial=len(store.rows), desc="sweep", unit="text", delay=2, disable=not progress)
+    bar = progress_bar(len(cells), "sweep", "text", progress, initial=len(store.rows))
     with bar, first_interrupt_noted() as stop:
         for batch in batches(cells, setting.prompts, batch_size):
             todo = [cell for cell in batch if cell.row not in store.rows]

@@ -1,6 +1,5 @@
 """What a sweep runs: one cell a text, and the controls beside each latent."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
+from saelab.base.seeds import named_generator
 
 WITH_UNIT = ("add", "clamp", "cap")
 WITH_STRENGTH = (*WITH_UNIT, "scale")
@@ -111,19 +111,17 @@ def draw_controls(sae: Any, latents: Sequence[int], draws: int) -> Controls:
         return Controls({}, {})
     chosen, vectors = {}, {}
     for latent in latents:
-        order = torch.randperm(len(pool), generator=_generator(f"latents beside {latent}"))
+        order = torch.randperm(len(pool), generator=named_generator(f"latents beside {latent}"))
         chosen[latent] = pool[order[:beside]].tolist()
         rows = [
-            torch.randn(W_dec.shape[1], generator=_generator(f"direction {draw} beside {latent}"), dtype=torch.float64)
+            torch.randn(
+                W_dec.shape[1], generator=named_generator(f"direction {draw} beside {latent}"), dtype=torch.float64
+            )
             for draw in range(draws)
         ]
         norm = W_dec[latent].double().cpu().norm()
         vectors[latent] = torch.stack([norm * row / row.norm() for row in rows]).to(W_dec)
     return Controls(chosen, vectors)
-
-
-def _generator(name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little"))
 
 
 class Extended:

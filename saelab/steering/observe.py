@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import InterventionError
+from saelab.base.statistics import kl
 from saelab.models.generation import continuation_text, generate_ids
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens, padded
@@ -176,7 +177,7 @@ def _side_by_side(setting: Setting, cells: list[Cell], references: list[list[int
 
 
 def _of_the_logits(setting: Setting, cell: Cell, clean_TV: Tensor, steered_TV: Tensor) -> dict[str, float]:
-    divergence = measures.kl(clean_TV, steered_TV)
+    divergence = kl(clean_TV.double(), steered_TV.double())
     figures = {
         "kl_next": float(divergence[0]), "kl_text": float(divergence.mean()), "kl_max": float(divergence.max())
     }  # fmt: skip

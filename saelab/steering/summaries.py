@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from saelab.base.errors import ConfigError
+from saelab.base.statistics import spearman
 from saelab.steering.grid import RANDOM_DIRECTION, RANDOM_LATENT, STEERED
 from saelab.steering.ranks import against_random
 from saelab.steering.records import MEASURES
@@ -74,20 +75,6 @@ def area(points: "Sequence[tuple[float, float]]", budget: float) -> float:
         total += best * (divergence - reached)
         reached, best = divergence, max(best, effect)
     return (total + best * (budget - reached)) / budget
-
-
-def spearman(x: Any, y: Any) -> float:
-    """Rank correlation, ties at their mean rank; NaN for fewer than two points or a constant.
-
-    >>> spearman([1, 2, 3], [1, 4, 9])
-    1.0
-    """
-    import pandas as pd
-
-    ranks = pd.DataFrame({"x": x, "y": y}).astype(float).rank()
-    if len(ranks) < 2 or ranks.x.nunique() < 2 or ranks.y.nunique() < 2:
-        return math.nan
-    return round(float(ranks.x.corr(ranks.y)), 12)
 
 
 def interval(effects_P: "ndarray", resamples: int) -> dict[str, float]:

@@ -14,17 +14,6 @@ SCORE_TOKENS = 20  # of the output and the input score (Arad et al. 2025)
 LOOPING = 0.2  # 4-gram repetition above which a perplexity is not ranked: loops are cheap to predict
 
 
-def kl(clean_TV: Float[Tensor, "T V"], steered_TV: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
-    """KL(clean || steered) of the next-token distributions, nats, fp64 [T].
-
-    >>> import torch
-    >>> kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])).item()
-    0.0
-    """
-    log_p, log_q = clean_TV.double().log_softmax(-1), steered_TV.double().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
 def mass(logits_TV: Float[Tensor, "T V"], tokens_K: Int[Tensor, " K"]) -> Float[Tensor, " T"]:
     """Probability of the next token being one of `tokens_K`, fp64 [T].
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab.base import digests, seeds
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.surroundings import OwnRandomness
 from saelab.models.identity import refuse_interventions
@@ -16,7 +17,6 @@ from saelab.training.sources import (
     PIECE_ROWS,
     RowSource,
     StreamSource,
-    epoch_seed,
     iterable_pieces,
     model_pieces,
     pieces_of,
@@ -150,7 +150,7 @@ def _beginning(items: Iterable[Any], seed: int, n_rows: int) -> tuple[list[Any],
     """The first items of an iterable, those of `n_rows` rows or one, and a digest of their content."""
     found: list[Any] = []
     digest, rows = hashlib.sha256(), 0
-    with OwnRandomness(epoch_seed(seed, 0)):
+    with OwnRandomness(seeds.derived(seed, 0)):
         for number, item in enumerate(items):
             found.append(item)
             for name, column in pieces_of(item, number).items():
@@ -182,5 +182,5 @@ def _digest(rows: Any) -> str:
         return rows.digest
     digest = hashlib.sha256(f"{tuple(rows.shape)} {rows.dtype}".encode())
     for start in range(0, len(rows), 65_536):
-        digest.update(rows[start : start + 65_536].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(digests.content(rows[start : start + 65_536]))
     return digest.hexdigest()

@@ -14,7 +14,9 @@ import torch
 
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
+from saelab.base import digests
 from saelab.base.errors import ConfigError, SiteError
+from saelab.base.progress import progress_bar
 from saelab.base.version import __version__
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
@@ -51,7 +53,7 @@ def module_for(
 def weights_digest(sae: Any) -> str:
     digest = hashlib.sha256()
     for tensor in sae.state_dict().values():
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        digest.update(digests.content(tensor.float()))
     return digest.hexdigest()
 
 
@@ -98,9 +100,7 @@ def speaker(progress: bool) -> Any:
 
 
 def bar_of(tokens: int, done: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=tokens, initial=done, unit=" tokens", unit_scale=True, desc="train", disable=not progress)
+    return progress_bar(tokens, "train", " tokens", progress, initial=done, unit_scale=True, delay=0)
 
 
 @contextlib.contextmanager

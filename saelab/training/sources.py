@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab.base import seeds
 from saelab.base.codes import check_finite
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.surroundings import OwnRandomness
@@ -84,7 +85,7 @@ class RowSource:
         self._order = self._permutation()
 
     def _permutation(self) -> Tensor:
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(seeds.derived(self.seed, self.epoch))
         return self.kept[torch.randperm(len(self.kept), generator=generator)]
 
     def _rows(self, index: Tensor) -> Rows:
@@ -249,7 +250,7 @@ def iterable_pieces(
     """
 
     def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
-        own, count, end = OwnRandomness(epoch_seed(seed, epoch)), 0, object()
+        own, count, end = OwnRandomness(seeds.derived(seed, epoch)), 0, object()
         with own:
             iterator = iter(items)
         for number in itertools.count():
@@ -313,11 +314,6 @@ def check_aligned(columns: dict[str, Any]) -> None:
         raise DataError(
             f"the rows are not aligned: {', '.join(f'{n} has {length:,}' for n, length in lengths.items())}"
         )
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of the order in which an epoch is read."""
-    return seed * 1_000_003 + epoch
 
 
 def _new_epoch(epoch: int, rows: int) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import saelab
 from saelab import hspace, steering
-from saelab.base.cache import tensors_digest
+from saelab.base.digests import of_tensors
 from saelab.base.errors import CheckpointError, SaelabError
 from saelab.dashboards.result import Dashboard
 from saelab.dashboards.writing import bundle
@@ -71,7 +71,7 @@ def sae_content(sae):
     return (
         type(sae.cfg),
         sae.encode(x).tolist() if sae.cfg.usable(sae.state) else None,
-        tensors_digest(sae.state_dict()),
+        of_tensors(sae.state_dict()),
     )
 
 
@@ -86,13 +86,13 @@ def store_content(path):
     for store in open_stores(path).values():
         store.verify()
         columns = {name: getattr(store, name) for name in ("tokens", "documents", "contexts")}
-        found.append(tensors_digest({"x": store[:], **columns}))
+        found.append(of_tensors({"x": store[:], **columns}))
     return found
 
 
 def trajectory_content(path):
     made = hspace.Trajectory.load(path)
-    return repr(made), tensors_digest({k: v for k, v in vars(made[:1]).items() if torch.is_tensor(v)})
+    return repr(made), of_tensors({k: v for k, v in vars(made[:1]).items() if torch.is_tensor(v)})
 
 
 def directions_content(path):

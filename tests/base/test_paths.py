@@ -9,8 +9,9 @@ import torch
 
 import saelab
 from saelab import ConfigError, hspace, steering
-from saelab.base.files import cache_folder, user_path, write_tensors
+from saelab.base.files import cache_folder, user_path
 from saelab.base.manifests import FLOATS, read_tensors
+from saelab.base.tensors import write_tensors
 from saelab.dashboards.result import Dashboard
 from saelab.interop import scope_releases as scope
 from saelab.steering import replaying
@@ -65,7 +66,7 @@ def written(tiny_llama):
         "build": lambda out: saelab.dashboards.build(sae, tiny_llama, corpus, out, bundle=False, **page),
         "bundle": lambda out: saelab.dashboards.build(sae, tiny_llama, corpus, out, bundle=True, **page),
         "trajectory": lambda out: trajectory.save(out),
-        "tensors": lambda out: write_tensors(out, "test", {"x": x}, {}),
+        "tensors": lambda out: write_tensors(out, {"x": x}, {"format": "test"}),
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_reconstruction_by_hand():
     # means 3 and 12: variation (4 + 0 + 4) + (4 + 4 + 16), errors 1 + 9
     assert part.fvu == pytest.approx(10 / 32) and part.explained_variance == pytest.approx(22 / 32)
     assert part.explained_variance_median == pytest.approx((7 / 8 + 15 / 24) / 2)
-    assert part.mse == pytest.approx(10 / 6) and part.mean.tolist() == pytest.approx([3, 12])
+    assert part.mse == pytest.approx(10 / 6) and part.x.mean.tolist() == pytest.approx([3, 12])
 
 
 @settings(deadline=None, max_examples=40)

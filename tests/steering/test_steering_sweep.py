@@ -13,6 +13,7 @@ import torch
 
 import saelab
 from saelab import CheckpointError, ConfigError, InterventionError, steering
+from saelab.base.statistics import kl
 from saelab.models.generation import generate_ids
 from saelab.steering import experiments, grid, observe
 from saelab.steering import text_measures as measures
@@ -114,7 +115,7 @@ def test_figures_are_those_of_single_forward_passes(small, llama, trained):
         with llama.steer(verb(row, sae)):
             steered = llama.logits(text)[0, at]
             steered_x = llama.record(text, [toy_sweep.SITE, later])
-        divergence, top = measures.kl(clean, steered), tops[row.latent]
+        divergence, top = kl(clean.double(), steered.double()), tops[row.latent]
         expected = {"kl_next": divergence[0], "kl_text": divergence.mean(), "kl_max": divergence.max()}
         masses = measures.mass(clean, top), measures.mass(steered, top)
         expected |= {"mass_next": masses[1][0], "rise_text": (masses[1] - masses[0]).mean()}
