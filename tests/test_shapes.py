@@ -7,7 +7,10 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from tests.shapes import checked
+from tests.shapes import checked, rooms, without_shapes
+
+SHAPED = ["interop", "pages", "cli"]
+"""The rooms in which each public function that takes or gives a tensor says its shape."""
 
 
 class Unrelated(Protocol):
@@ -28,3 +31,22 @@ def test_shapes_that_differ_fail():
         product(torch.ones(2, 3), torch.ones(4, 5))
     with pytest.raises(TypeCheckError):
         product(torch.ones(2, 3), torch.ones(3, 4), c="not the protocol, which is not checked")
+
+
+@pytest.mark.parametrize("room", SHAPED)
+def test_every_public_function_with_tensors_says_their_shapes(room):
+    lacking = {str(path): without_shapes(path.read_text()) for path in sorted(rooms()[room].rglob("*.py"))}
+    assert lacking and not any(lacking.values()), {path: names for path, names in lacking.items() if names}
+
+
+def test_what_lacks_a_shape_is_found():
+    code = """
+def a(x: Float[Tensor, "n d"], f: Callable[[Float[Tensor, "n"]], float]) -> None: ...
+def b(x: "torch.Tensor | None" = None): ...
+def _c(x: Tensor): ...
+class D:
+    def __call__(self, x: Float[Tensor, "n"]) -> tuple[int, Tensor]: ...
+class _E:
+    def f(self, x: Tensor): ...
+"""
+    assert without_shapes(code) == ["b", "D.__call__"]
