@@ -1,5 +1,6 @@
 """From what the user passes to `train` to a source of rows, and what the run's manifest says of it."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,10 +13,15 @@ from torch import Tensor
 from saelab.base import digests, seeds
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.surroundings import OwnRandomness
+from saelab.evaluation.fidelity import evaluate
+from saelab.evaluation.report import Report
 from saelab.models.identity import refuse_interventions
+from saelab.training.settings import Settings
 from saelab.training.sources import (
     PIECE_ROWS,
+    Pieces,
     RowSource,
+    Source,
     StreamSource,
     iterable_pieces,
     model_pieces,
@@ -28,68 +34,16 @@ KNOWN_ROWS = 8192  # of an iterable, that its fingerprint holds
 
 
 class Input(NamedTuple):
-    source: RowSource | StreamSource
+    source: Source
     metadata: dict[str, Any]  # of the SAE: where its activations come from
     fingerprint: dict[str, Any]  # what must be the same for a run to be continued
+    evaluate: Callable[..., Report] | None = None  # an SAE, where the source is a model
 
 
-def open_input(
-    source: Any,
-    corpus: Any,
-    *,
-    site: str | None,
-    target_site: str | None,
-    context_length: int | None,
-    skip_positions: int,
-    prepend_bos: bool | None,
-    max_norm: float | None,
-    buffer_tokens: int | str,
-    batch_size: int,
-    tokens: int,
-    gradients: bool,
-    seed: int,
-    digests: bool,
-    say: Callable[[str], None],
-) -> Input:
+def open_source(source: Any, corpus: Any, settings: Settings, gradients: bool) -> Input:
     """Raises `ConfigError` for arguments that do not go together, `DataError` for data that cannot be trained on."""
-    common = {"site": site, "target_site": target_site, "max_norm": max_norm, "seed": seed}
     if hasattr(source, "tokenizer") and hasattr(source, "record"):
-        if corpus is None or site is None:
-            missing = " and ".join(name for name, value in (("corpus", corpus), ("site", site)) if value is None)
-            raise ConfigError(
-                f"training from a model needs {missing}: train(lm, corpus, site='blocks.3.hook_resid_post', ...)"
-            )
-        sites = {"x": site} | ({"target": target_site} if target_site else {})
-        if digests:
-            refuse_interventions(source, "a run with out=")
-        resolved = {name: source.site(path) for name, path in sites.items()}
-        contexts = corpus.contexts(source, context_length, split="train", prepend_bos=prepend_bos)
-        context_length = contexts.ids.shape[1]  # rows of token ids keep their own
-        widths = {name: found.width for name, found in resolved.items()}
-        if gradients:
-            widths["gradient"] = widths["x"]
-        pieces = model_pieces(
-            source, contexts, sites, skip_positions=skip_positions, gradients=gradients, batch_size=CONTEXTS_PER_FORWARD
-        )
-        stream = StreamSource(
-            pieces, widths, CONTEXTS_PER_FORWARD * context_length, buffer_tokens, seed, max_norm, tokens, say=say
-        )
-        stream.require(batch_size)
-        place = resolved["x"]
-        metadata = common | {
-            "model": source.name,
-            "model_digest": source.digest,
-            "heads": [place.heads, place.d_head] if place.heads else None,
-            "context_length": context_length,
-            "skip_positions": skip_positions,
-            "prepend_bos": contexts.prepend_bos,
-            "corpus": corpus.name,
-            "corpus_digest": corpus.digest,
-            "split": "train",
-            "trained_on": "language model",
-        }
-        return Input(stream, metadata, metadata | {"buffer_tokens": buffer_tokens})
-
+        return open_model(source, corpus, settings, gradients)
     if corpus is not None:
         raise ConfigError(
             f"a corpus goes with a model, and the source is a {type(source).__name__}: wrap a model with saelab.load_model"
@@ -98,41 +52,110 @@ def open_input(
         raise ConfigError("wrap the model with saelab.load_model(model, tokenizer=...) and pass a corpus and a site")
     parts: tuple[Any, ...] = source if isinstance(source, tuple) and len(source) == 2 else (source,)
     if all(isinstance(part, (Tensor, np.ndarray)) or _is_store(part) for part in parts):
-        parts = tuple(part if _is_store(part) else rows_of(part, "the source") for part in parts)
-        columns = dict(zip(("x", "target"), parts, strict=False))
-        if gradients:
-            columns["gradient"] = _gradients(parts[0])
-        rows = RowSource(columns, seed, max_norm, say=say)
-        metadata = {k: v for k, v in parts[0].metadata.items() if v is not None} if _is_store(parts[0]) else {}
-        if len(parts) == 2 and _is_store(parts[1]):
-            common["target_site"] = parts[1].metadata.get("site")
-        metadata = {**common, **metadata, "max_norm": max_norm, "seed": seed}
-        metadata["trained_on"] = "store" if _is_store(parts[0]) else "tensor"
-        fingerprint = metadata | ({"rows": [_digest(part) for part in parts]} if digests else {})
-        return Input(rows, metadata, fingerprint)
-
+        return open_rows(parts, settings, gradients)
     if isinstance(source, (str, bytes, Mapping)) or not hasattr(source, "__iter__"):
         raise ConfigError(
             f"cannot train on a {type(source).__name__}: pass a LanguageModel with corpus and site, an ActivationStore, a "
             "[n, d] tensor or NumPy array, a pair of them, or an iterable of [n, d] tensors"
         )
-    once = isinstance(source, Iterator)
-    first, known = _beginning(source, seed, KNOWN_ROWS if digests else 1)
-    items = _Resumed(first, source) if once else source
+    return open_iterable(source, settings)
+
+
+def open_model(lm: Any, corpus: Any, settings: Settings, gradients: bool) -> Input:
+    """The activations of a model, made while it reads the corpus."""
+    if corpus is None or settings.site is None:
+        missing = " and ".join(name for name, value in (("corpus", corpus), ("site", settings.site)) if value is None)
+        raise ConfigError(
+            f"training from a model needs {missing}: train(lm, corpus, site='blocks.3.hook_resid_post', ...)"
+        )
+    if settings.out is not None:
+        refuse_interventions(lm, "a run with out=")
+    sites = {"x": settings.site} | ({"target": settings.target_site} if settings.target_site else {})
+    places = {name: lm.site(path) for name, path in sites.items()}
+    contexts = corpus.contexts(lm, settings.context_length, split="train", prepend_bos=settings.prepend_bos)
+    context_length = contexts.ids.shape[1]  # rows of token ids keep their own
+    widths = {name: place.width for name, place in places.items()}
+    if gradients:
+        widths["gradient"] = widths["x"]
+    pieces = model_pieces(
+        lm,
+        contexts,
+        sites,
+        skip_positions=settings.skip_positions,
+        gradients=gradients,
+        batch_size=CONTEXTS_PER_FORWARD,
+    )
+    stream = _stream(pieces, widths, CONTEXTS_PER_FORWARD * context_length, settings)
+    metadata = _common(settings) | {
+        "model": lm.name,
+        "model_digest": lm.digest,
+        "heads": [places["x"].heads, places["x"].d_head] if places["x"].heads else None,
+        "context_length": context_length,
+        "skip_positions": settings.skip_positions,
+        "prepend_bos": contexts.prepend_bos,
+        "corpus": corpus.name,
+        "corpus_digest": corpus.digest,
+        "split": "train",
+        "trained_on": "language model",
+    }
+    score = functools.partial(evaluate, lm=lm, corpus=corpus, progress=False)
+    return Input(stream, metadata, metadata | {"buffer_tokens": settings.buffer_tokens}, score)
+
+
+def open_rows(parts: tuple[Any, ...], settings: Settings, gradients: bool) -> Input:
+    """A store, tensor or array, or a pair of them (input, target)."""
+    parts = tuple(part if _is_store(part) else rows_of(part, "the source") for part in parts)
+    columns = dict(zip(("x", "target"), parts, strict=False))
+    if gradients:
+        columns["gradient"] = _gradients(parts[0])
+    common = _common(settings)
+    if len(parts) == 2 and _is_store(parts[1]):
+        common["target_site"] = parts[1].metadata.get("site")
+    stored = {k: v for k, v in parts[0].metadata.items() if v is not None} if _is_store(parts[0]) else {}
+    metadata = {**common, **stored, "max_norm": settings.max_norm, "seed": settings.seed}
+    metadata["trained_on"] = "store" if _is_store(parts[0]) else "tensor"
+    rows = RowSource(columns, settings.seed, settings.max_norm, say=settings.say)
+    known = {} if settings.out is None else {"rows": [_digest(part) for part in parts]}
+    return Input(rows, metadata, metadata | known)
+
+
+def open_iterable(items: Iterable[Any], settings: Settings) -> Input:
+    """Anything that gives tensors or pairs of them, once or as often as it is asked."""
+    first, known = _beginning(items, settings.seed, 1 if settings.out is None else KNOWN_ROWS)
     widths = {name: column.shape[1] for name, column in pieces_of(first[0], 0).items()}
-    stream = StreamSource(
-        iterable_pieces(items, widths, seed), widths, PIECE_ROWS, buffer_tokens, seed, max_norm, tokens,
-        1 if once else math.inf, say,
-    )  # fmt: skip
-    stream.require(batch_size)
-    metadata = common | {"trained_on": "iterable"}
-    fingerprint = metadata | {"buffer_tokens": buffer_tokens} | ({"rows": known} if digests else {})
-    if digests:
-        say(
+    again, epochs = (_Resumed(first, items), 1) if isinstance(items, Iterator) else (items, math.inf)
+    stream = _stream(iterable_pieces(again, widths, settings.seed), widths, PIECE_ROWS, settings, epochs)
+    metadata = _common(settings) | {"trained_on": "iterable"}
+    fingerprint = metadata | {"buffer_tokens": settings.buffer_tokens}
+    if settings.out is not None:
+        fingerprint["rows"] = known
+        settings.say(
             f"the data of an iterable are told from others by their first {KNOWN_ROWS:,} rows: if what comes after those has "
             "changed, give another `out`"
         )
     return Input(stream, metadata, fingerprint)
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("site", "target_site", "max_norm", "seed")}
+
+
+def _stream(
+    pieces: Pieces, widths: dict[str, int], piece_rows: int, settings: Settings, epochs: float = math.inf
+) -> StreamSource:
+    source = StreamSource(
+        pieces,
+        widths,
+        piece_rows,
+        settings.buffer_tokens,
+        settings.seed,
+        settings.max_norm,
+        settings.tokens,
+        epochs,
+        settings.say,
+    )
+    source.require(settings.batch_size)
+    return source
 
 
 class _Resumed:

@@ -23,6 +23,7 @@ from saelab.training.norms import NormFilter
 
 Rows = dict[str, Tensor]
 Say = Callable[[str], None]
+Pieces = Callable[[int, int], Iterator[tuple[Rows, int]]]  # (epoch, cursor) -> (rows, next cursor) one after the other
 PIECE_ROWS = 2048
 
 
@@ -134,7 +135,7 @@ class StreamSource:
 
     def __init__(
         self,
-        pieces: Callable[[int, int], Iterator[tuple[Rows, int]]],
+        pieces: Pieces,
         widths: dict[str, int],
         piece_rows: int,
         buffer_tokens: int | str,
@@ -222,7 +223,7 @@ class StreamSource:
 
 def model_pieces(
     lm: Any, contexts: Any, columns: dict[str, str], *, skip_positions: int, gradients: bool, batch_size: int
-) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
+) -> Pieces:
     """Pieces of a model's activations; `columns` maps "x" (and "target") to sites, the cursor counts contexts."""
     from saelab.reading.harvest import stream
 
@@ -240,9 +241,7 @@ def model_pieces(
     return pieces
 
 
-def iterable_pieces(
-    items: Iterable[Any], widths: dict[str, int], seed: int
-) -> Callable[[int, int], Iterator[tuple[Rows, int]]]:
+def iterable_pieces(items: Iterable[Any], widths: dict[str, int], seed: int) -> Pieces:
     """Pieces of a re-iterable of [n, d] tensors (or pairs of them: input, target); the cursor counts pieces.
 
     What the iterable draws from the global random generators, as a shuffling DataLoader does, comes from generators of its

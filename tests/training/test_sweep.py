@@ -3,7 +3,7 @@ import torch
 
 import saelab
 from saelab import CheckpointError, ConfigError, MutualChoice, TopK
-from saelab.training import loop
+from saelab.training.session import Session
 from tests.training.test_train import planted
 
 SAES = [TopK(k=2, d_sae=40), TopK(k=4, d_sae=40), MutualChoice(k=2, d_sae=33)]
@@ -40,13 +40,13 @@ def test_a_killed_sweep_continues_to_the_same_bits(tmp_path, monkeypatch):
             raise RuntimeError("power cut")
         saved.append(real(*arguments))
 
-    real = loop._checkpoint
-    monkeypatch.setattr(loop, "_checkpoint", killed)
+    real = Session.checkpoint
+    monkeypatch.setattr(Session, "checkpoint", killed)
     with pytest.raises(RuntimeError):
         saelab.sweep(x, SAES, out=tmp_path / "s", checkpoint_every=2000, **ARGUMENTS)
     with pytest.raises(CheckpointError, match="unfinished sweep"):
         saelab.load_run(tmp_path / "s")
-    monkeypatch.setattr(loop, "_checkpoint", real)
+    monkeypatch.setattr(Session, "checkpoint", real)
     rest = saelab.sweep(x, SAES, out=tmp_path / "s", checkpoint_every=2000, **ARGUMENTS)
     again = saelab.sweep(x, SAES, out=tmp_path / "s", checkpoint_every=2000, **ARGUMENTS)
     for one, two, three in zip(whole, rest, again, strict=True):
