@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.shapes import checked, rooms, without_shapes
 
-SHAPED = ["interop", "pages", "cli"]
+SHAPED = ["kernels", "autoencoders", "interop", "pages", "cli"]
 """The rooms in which each public function that takes or gives a tensor says its shape."""
 
 

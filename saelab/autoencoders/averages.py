@@ -1,12 +1,17 @@
 """Averages that forget at a rate given in shares of the run, so that runs of every length do the same."""
 
-from typing import Any
-
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
 def average_(
-    total: Tensor, weight: Tensor, last: Tensor, progress: float, half_life: float, new: Any, by: Any = 1
+    total: Float[Tensor, "*shape"],
+    weight: Float[Tensor, ""],
+    last: Float[Tensor, ""],
+    progress: float,
+    half_life: float,
+    new: Float[Tensor, "*shape"] | Int64[Tensor, "*shape"],
+    by: float = 1,
 ) -> None:
     """Add to the sum and to its weight, in place, what is new at this progress, and forget what is old."""
     left = forgetting(last, progress, half_life)
@@ -15,7 +20,7 @@ def average_(
     weight.mul_(left).add_(by)
 
 
-def forgetting(last: Tensor, progress: float, half_life: float) -> float:
+def forgetting(last: Float[Tensor, ""], progress: float, half_life: float) -> float:
     """What is left, from 0 to 1, at this progress of a sum that was last added to at the progress `last`.
 
     0 where the progress has gone back: a new run began, and its average begins anew. Divided by a sum of weights that is

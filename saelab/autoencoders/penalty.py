@@ -4,19 +4,18 @@ A coefficient lambda is meant for inputs with E|x| = sqrt(d_in) and scales with 
 every site. Shapes: N tokens, D inputs, F latents.
 """
 
-from typing import Any
-
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.autoencoders.architecture import Architecture, Batch, Params, State, Tensors
 
 _ROWS = 1024
 
 
-def buffers() -> dict[str, Tensor]:
+def buffers() -> Tensors:
     """What the state keeps: E|x| / sqrt(d_in) of the scaled input (a transcoder: of its centred target), and the share of
-    the price that is asked now."""
+    the price that was asked last."""
     return {"input_norm": torch.ones(()), "price_share": torch.zeros(())}
 
 
@@ -27,7 +26,7 @@ def measure(batch: Batch, state: State) -> None:
     state.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
 
 
-def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
+def shrink_encoder(cfg: Architecture, params: Params, batch: Batch) -> None:
     """Multiply the encoder by the one number that makes the first reconstruction of a ReLU SAE best (our choice).
 
     Tied unit rows, half of which fire, would reconstruct several times the input.
@@ -39,11 +38,12 @@ def shrink_encoder(cfg: Any, params: Params, batch: Batch) -> None:
         params.W_enc.mul_(factor)
 
 
-def rise(state: State, progress: float, ramp: float) -> None:
-    """Let the price rise to its whole over that first share of the run; an SAE that is trained on has risen already."""
-    state.price_share.clamp_(min=min(1.0, progress / ramp))
+def share(batch: Batch, state: State, ramp: float) -> Float[Tensor, ""]:
+    """The share of the price that is asked: it rises to the whole over the first `ramp` of the run; an SAE that is trained on
+    has risen already."""
+    return state.price_share.clamp(min=min(1.0, batch.progress / ramp))
 
 
-def squared_error(batch: Batch, x_hat_ND: Tensor) -> Tensor:
+def squared_error(batch: Batch, x_hat_ND: Float[Tensor, "n d_out"]) -> Float[Tensor, ""]:
     """sum |x - x_hat|^2 / n: the mean over tokens of the squared distance."""
     return (batch.target - x_hat_ND).square().sum() / len(x_hat_ND)

@@ -1,7 +1,7 @@
 """SAE: one module for training and for inference. Shapes: N tokens, D inputs, F latents."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +28,16 @@ class LatentStats(NamedTuple):
     tokens on which it fires, `std` the standard deviation of the activation vector along its decoder direction.
     """
 
-    max: Tensor
-    mean: Tensor
-    density: Tensor
-    std: Tensor
+    max: Float[Tensor, " d_sae"]
+    mean: Float[Tensor, " d_sae"]
+    density: Float[Tensor, " d_sae"]
+    std: Float[Tensor, " d_sae"]
 
 
 class _Extra(nn.ParameterDict):
     """Parameters of which the vectors (thresholds, gains) keep their precision: bf16 could not hold their small steps."""
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "_Extra":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Extra":
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device) if tensor.ndim < 2 else fn(tensor), recurse)
 
 
@@ -105,23 +105,23 @@ class SAE(nn.Module):
         self.state = State(self.d_sae, cfg.buffers())
 
     @property
-    def W_enc(self) -> Tensor:
-        """[d_in, d_sae]"""
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """A latent's encoder is a column."""
         return self.encoder_weight.T if self.cfg.centres_input else self.encoder_weight.T * self._gain
 
     @property
-    def b_enc(self) -> Tensor:
-        """[d_sae], in raw units"""
+    def b_enc(self) -> Float[Tensor, " d_sae"]:
+        """In raw units."""
         return self.encoder_bias / self.state.target_scale
 
     @property
-    def b_dec(self) -> Tensor:
-        """[d_out], in raw units"""
+    def b_dec(self) -> Float[Tensor, " d_out"]:
+        """In raw units."""
         return self.decoder_bias / self.state.target_scale
 
     @property
-    def W_skip(self) -> Tensor | None:
-        """[d_out, d_in], what a transcoder adds of its input to its output; None where there is no such connection."""
+    def W_skip(self) -> Float[Tensor, "d_out d_in"] | None:
+        """What a transcoder adds of its input to its output; None where there is no such connection."""
         return self.extra["W_skip"] * self._gain if "W_skip" in self.extra else None
 
     @property

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture
@@ -59,11 +60,7 @@ UNBOUNDED = ("state.norm_limit", "state.direction_std")  # no limit is infinity,
 def save(sae: SAE, path: str | os.PathLike) -> None:
     """See `SAE.save`."""
     with whole_folder(path, listed=listed, what="an SAE folder") as folder:
-        weights = {"W_enc": sae.W_enc, sae.cfg.saelens_bias: sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-        if sae.W_skip is not None:
-            weights["W_skip"] = sae.W_skip
-        weights |= sae.cfg.saelens_tensors(sae.params(), sae.state)
-        save_tensors(folder / WEIGHTS, weights)
+        save_tensors(folder / WEIGHTS, _weights(sae))
         ours = {name: tensor for name, tensor in sae.state_dict().items() if name.startswith(("state.", "extra."))}
         save_tensors(folder / OURS, ours)
         names = [WEIGHTS, OURS]
@@ -73,6 +70,24 @@ def save(sae: SAE, path: str | os.PathLike) -> None:
             names.append(SPARSITY)
         files = {name: digests.entry(folder / name) for name in names}
         (folder / CONFIG).write_text(json.dumps(_config(sae, files), indent=2))
+
+
+def _weights(sae: SAE) -> dict[str, Tensor]:
+    """What SAELens reads, in units of the raw activation."""
+    weights = {"W_enc": sae.W_enc, _bias(sae.cfg): sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    if sae.W_skip is not None:
+        weights["W_skip"] = sae.W_skip
+    threshold = sae.cfg.thresholds(sae.state)
+    if threshold is not None and sae.cfg.usable(sae.state):
+        weights["threshold"] = (threshold / sae.state.target_scale).expand(sae.d_sae)
+    if "r_mag" in sae.extra:
+        weights |= {"r_mag": sae.extra["r_mag"], "b_mag": sae.extra["b_mag"] / sae.state.target_scale}
+    return weights
+
+
+def _bias(cfg: Architecture) -> str:
+    """What SAELens calls the bias of the encoder."""
+    return "b_gate" if cfg.to_saelens()["architecture"].startswith("gated") else "b_enc"
 
 
 def listed(folder: Path) -> list[str] | None:
@@ -98,7 +113,7 @@ def load(path: str | os.PathLike) -> SAE:
     cfg = architecture(ours["config"], where)
     d_in, d_out = config["d_in"], config.get("d_out", config["d_in"])
     plain = {
-        "W_enc": (FLOATS, f"{d_in} {cfg.d_sae}"), cfg.saelens_bias: (FLOATS, f"{cfg.d_sae}"),
+        "W_enc": (FLOATS, f"{d_in} {cfg.d_sae}"), _bias(cfg): (FLOATS, f"{cfg.d_sae}"),
         "W_dec": (FLOATS, f"{cfg.d_sae} {d_out}"), "b_dec": (FLOATS, f"{d_out}"), "W_skip?": (FLOATS, f"{d_out} {d_in}"),
         **{f"{name}?": (FLOATS, f"{cfg.d_sae}") for name in ("threshold", "r_mag", "b_mag")},
     }  # fmt: skip
@@ -115,7 +130,7 @@ def load(path: str | os.PathLike) -> SAE:
     tensors = {
         "encoder_weight": weights["W_enc"].T * (scale / rest["state.scale"]),
         "W_dec": weights["W_dec"],
-        "encoder_bias": weights[cfg.saelens_bias] * scale,
+        "encoder_bias": weights[_bias(cfg)] * scale,
         "decoder_bias": weights["b_dec"] * scale,
         **rest,
     }
@@ -162,7 +177,9 @@ def state_layout(sae: SAE) -> Layout:
     }
 
 
-def of_state(cfg: Architecture, tensors: Mapping[str, Tensor], metadata: dict[str, Any], where: str) -> SAE:
+def of_state(
+    cfg: Architecture, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dict[str, Any], where: str
+) -> SAE:
     """The SAE of this architecture that has this state_dict; `FormatError` unless it can."""
     shape = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     size = {"encoder_weight": (FLOATS, f"{cfg.d_sae} in"), "W_dec": (FLOATS, f"{cfg.d_sae} out"), "*": (ALL, "...")}
@@ -172,7 +189,7 @@ def of_state(cfg: Architecture, tensors: Mapping[str, Tensor], metadata: dict[st
     return filled(sae, tensors, metadata, where)
 
 
-def filled(sae: SAE, tensors: Mapping[str, Tensor], metadata: dict[str, Any], where: str) -> SAE:
+def filled(sae: SAE, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dict[str, Any], where: str) -> SAE:
     """The SAE of `unfilled` with the tensors of a state_dict, as copies: no file stays open.
 
     Raises `FormatError` where a weight is NaN or infinite, a scale is not above 0 or a count is below.

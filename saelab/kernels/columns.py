@@ -7,6 +7,7 @@ Shapes: N tokens, D inputs, F latents.
 """
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.base import processes as distributed
@@ -18,7 +19,13 @@ _SAMPLE = 256
 _COLUMNS = 64
 
 
-def per_latent(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor, shortlist: bool | None = None) -> SparseCodes:
+def per_latent(
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    m_F: Int64[Tensor, " f"],
+    shortlist: bool | None = None,
+) -> SparseCodes:
     """The codes of the `m_F[f]` largest positive pre-activations x W^T + b of each latent f; of equal ones, the lower
     token. A latent with fewer positive ones gets only those. Not differentiable.
 
@@ -56,7 +63,7 @@ def per_latent(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor, shortlist: 
         return as_codes(rows[keep], indices[keep], values[keep], n, n_latents)
 
 
-def keep_largest(codes: SparseCodes, m_F: Tensor) -> SparseCodes:
+def keep_largest(codes: SparseCodes, m_F: Int64[Tensor, " f"]) -> SparseCodes:
     """Of given codes, those of all processes, only the `m_F[f]` largest of each latent, of equal ones the lower token;
     differentiable."""
     indices, own = distributed.gathered(codes.indices)

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
@@ -33,7 +34,7 @@ def bf16_products_are_fast() -> bool:
     return bool(supported()) or bool(tiles())
 
 
-def shortlist_pays(x_ND: Tensor, W_FD: Tensor, k: int) -> bool:
+def shortlist_pays(x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], k: int) -> bool:
     """Whether a bf16 product first is the faster way for problems of this size on this processor."""
     return (
         x_ND.device.type == "cpu"
@@ -44,7 +45,13 @@ def shortlist_pays(x_ND: Tensor, W_FD: Tensor, k: int) -> bool:
     )
 
 
-def top_k(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, shortlist: bool | None = None) -> SparseCodes:
+def top_k(
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    k: int,
+    shortlist: bool | None = None,
+) -> SparseCodes:
     """The codes of the k largest positive pre-activations x W^T + b of each token, in fp32 (or fp64).
 
     `W_FD` is [n_latents, d_in], `b_F` [n_latents]. `shortlist=None` decides by processor and size. Not
@@ -79,7 +86,9 @@ def tiles(n: int, n_latents: int) -> list[slice]:
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def products(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def products(
+    x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], b_F: Float[Tensor, " f"]
+) -> Iterator[tuple[slice, Float[Tensor, "m f"]]]:
     """The dense scores part by part, (rows, scores [rows, n_latents]), all in the same memory: use one before the next."""
     parts = tiles(len(x_ND), len(W_FD))
     memory = x_ND.new_empty(max((part.stop - part.start for part in parts), default=0), len(W_FD))
@@ -95,7 +104,7 @@ def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Ten
     return values_NK, indices_NK
 
 
-def largest(scores_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(scores_NF: Float[Tensor, "n f"], k: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """The k largest of each row, ordered by index; torch's top-k leaves open which of equal values it takes."""
     top = scores_NF.topk(min(k + 1, scores_NF.shape[1]), dim=1)
     indices_NK = top.indices[:, :k]
@@ -132,7 +141,9 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     return values_NK, indices_NK
 
 
-def dense_rows(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, rows: Tensor) -> Tensor:
+def dense_rows(
+    x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], b_F: Float[Tensor, " f"], rows: Int64[Tensor, " m"]
+) -> Float[Tensor, "m f"]:
     """The dense product at these rows, with the bits that a product of all rows would have."""
     padded = torch.cat([rows, rows[:1].expand(-len(rows) % PAD)])
     return torch.nn.functional.linear(x_ND[padded], W_FD, b_F)[: len(rows)]
@@ -161,7 +172,7 @@ def _in_doubt(top_NK: Tensor, k: int, reach_N: Tensor, fp32_N: Tensor) -> Tensor
     return missed_N | near_zero_N | close_N | ~torch.isfinite(reach_N)
 
 
-def fp32_bound(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> Tensor:
+def fp32_bound(x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], b_F: Float[Tensor, " f"]) -> Float[Tensor, " n"]:
     """How far apart [n] two fp32 scores must be to keep their order in any order of summation.
 
     Products of D terms differ by far less than sqrt(D) u |x||W| (the probabilistic bound of Higham and Mary 2019).
@@ -170,7 +181,14 @@ def fp32_bound(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> Tensor:
     return 2 * x_ND.shape[1] ** 0.5 * torch.finfo(x_ND.dtype).eps / 2 * reach_N
 
 
-def bf16_bounds(x_ND: Tensor, x_low: Tensor, W_FD: Tensor, W_low: Tensor, b_F: Tensor, near_N: Tensor) -> Tensor:
+def bf16_bounds(
+    x_ND: Float[Tensor, "n d"],
+    x_low: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    W_low: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    near_N: Float[Tensor, " n"],
+) -> Float[Tensor, " n"]:
     """How far [n] a bf16 score of about `near_N` can lie from the fp32 one.
 
     With dx and dW the rounding of x and W, |xW - x'W'| <= |dx||W| + |x'||dW| (Cauchy-Schwarz, no assumption on the data),

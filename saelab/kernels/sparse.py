@@ -14,6 +14,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,7 +23,7 @@ from saelab.base.codes import SparseCodes
 _GATHER_ROWS = 4096
 
 
-def decode(codes: SparseCodes, W_FD: Tensor) -> Tensor:
+def decode(codes: SparseCodes, W_FD: Float[Tensor, "f d"]) -> Float[Tensor, "n d"]:
     """Sum of the rows of `W_FD` [n_latents, d] weighted by the codes: [n, d]; differentiable in both.
 
     >>> import torch
@@ -34,7 +35,9 @@ def decode(codes: SparseCodes, W_FD: Tensor) -> Tensor:
     return _Decode.apply(codes.values, W_FD, codes)
 
 
-def encode_at(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, codes: SparseCodes) -> SparseCodes:
+def encode_at(
+    x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], b_F: Float[Tensor, " f"], codes: SparseCodes
+) -> SparseCodes:
     """The codes at the same places with the values x . W[f] + b[f], differentiable in x, W and b.
 
     The values of `codes` are taken to be these products already; only their gradients are added.
@@ -42,7 +45,9 @@ def encode_at(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, codes: SparseCodes) -> Sp
     return codes.with_values(_EncodeAt.apply(x_ND, W_FD, b_F, codes.values, codes))
 
 
-def sampled_product(x_ND: Tensor, W_FD: Tensor, codes: SparseCodes) -> Tensor:
+def sampled_product(
+    x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], codes: SparseCodes
+) -> Float[Tensor, " nnz"]:
     """x[n] . W[f] [nnz] at the entries (n, f) of the codes."""
     if x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.float64):
         pattern = _csr(codes.offsets, codes.indices, x_ND.new_zeros(len(codes.indices)), (len(x_ND), len(W_FD)))
@@ -54,7 +59,9 @@ def sampled_product(x_ND: Tensor, W_FD: Tensor, codes: SparseCodes) -> Tensor:
     return out
 
 
-def sum_by_latent(values: Tensor, v_ND: Tensor, codes: SparseCodes) -> Tensor:
+def sum_by_latent(
+    values: Float[Tensor, " nnz"], v_ND: Float[Tensor, "n d"], codes: SparseCodes
+) -> Float[Tensor, "f d"]:
     """sum_n values[n, f] v[n]: [n_latents, d], the gradient of either weight matrix."""
     order, offsets = codes.by_latent()
     return _bag(codes.rows()[order], v_ND, offsets, values[order])

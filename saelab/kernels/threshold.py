@@ -6,6 +6,7 @@ lowered. Masks equal those of the dense fp32 product: where rounding could decid
 """
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
@@ -18,7 +19,12 @@ _MARGIN = 1.3  # how many times its share of the budget a sample is asked for
 
 
 def above(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, threshold: Tensor, shortlist: bool | None = None, floor: float = 0.0
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    threshold: Float[Tensor, "*f"],
+    shortlist: bool | None = None,
+    floor: float = 0.0,
 ) -> SparseCodes:
     """The codes of all pre-activations greater than `threshold`, a scalar or [n_latents], and than `floor`. Not
     differentiable.
@@ -34,7 +40,13 @@ def above(
         return as_codes(rows[keep], indices[keep], values[keep], len(x_ND), len(W_FD))
 
 
-def top_total(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int, shortlist: bool | None = None) -> SparseCodes:
+def top_total(
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    budget: int,
+    shortlist: bool | None = None,
+) -> SparseCodes:
     """The codes of the `budget` largest positive pre-activations of the whole batch; of equal ones, the first in
     row-major order. Not differentiable.
 
@@ -74,8 +86,12 @@ def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> float:
 
 
 def collect(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, cut_F: Tensor, shortlist: bool | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    cut_F: Float[Tensor, " f"],
+    shortlist: bool | None,
+) -> tuple[Int64[Tensor, " nnz"], Int64[Tensor, " nnz"], Float[Tensor, " nnz"]]:
     """Row-major (rows, indices, values) of at least all scores above the cuts; those near a cut have the dense value."""
     if not len(x_ND):
         none = torch.empty(0, dtype=torch.int64, device=x_ND.device)
@@ -120,8 +136,14 @@ def _entries(scores_NF: Tensor, cut_F: Tensor, loose_N: Tensor | None, first: in
 
 
 def settle(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, rows: Tensor, indices: Tensor, values: Tensor, near: Tensor
-) -> Tensor:
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    rows: Int64[Tensor, " nnz"],
+    indices: Int64[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"],
+    near: Bool[Tensor, " nnz"],
+) -> Float[Tensor, " nnz"]:
     """The values with those that are `near` a cut taken from the dense product."""
     if not bool(near.any()):
         return values
@@ -134,12 +156,16 @@ def settle(
     return values.masked_scatter(near, settled)
 
 
-def in_order(rows: Tensor, indices: Tensor, values: Tensor, f: int) -> tuple[Tensor, Tensor, Tensor]:
+def in_order(
+    rows: Int64[Tensor, " nnz"], indices: Int64[Tensor, " nnz"], values: Float[Tensor, " nnz"], f: int
+) -> tuple[Int64[Tensor, " nnz"], Int64[Tensor, " nnz"], Float[Tensor, " nnz"]]:
     order = (rows * f + indices).argsort()
     return rows[order], indices[order], values[order]
 
 
-def as_codes(rows: Tensor, indices: Tensor, values: Tensor, n: int, f: int) -> SparseCodes:
+def as_codes(
+    rows: Int64[Tensor, " nnz"], indices: Int64[Tensor, " nnz"], values: Float[Tensor, " values"], n: int, f: int
+) -> SparseCodes:
     offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
     return SparseCodes(values, indices, offsets, f)

@@ -8,6 +8,7 @@ score is above that is settled; the others go the exact way. Shapes: N tokens, D
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
@@ -38,11 +39,11 @@ class _Weighted(NamedTuple):
 
 
 def top_k_weighted(
-    x_ND: Tensor,
-    W_FD: Tensor,
-    b_F: Tensor,
-    gradient_ND: Tensor,
-    W_dec_FD: Tensor,
+    x_ND: Float[Tensor, "n d"],
+    W_FD: Float[Tensor, "f d"],
+    b_F: Float[Tensor, " f"],
+    gradient_ND: Float[Tensor, "n d"],
+    W_dec_FD: Float[Tensor, "f d"],
     strength: float,
     k: int,
     shortlist: bool | None = None,

@@ -36,9 +36,10 @@ class Trainer:
         self.sae, self.schedule = sae, schedule
         self.lr = self.rate(sae.cfg, schedule, lr)
         self.parameters = list(sae.requires_grad_(True).parameters())
-        factors = {id(sae.extra[name]): sae.cfg.rate_factor(name) for name in sae.extra}
-        groups = [{"params": [p], "factor": factors.get(id(p), 1.0)} for p in self.parameters]
-        self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=sae.cfg.betas, fused=True)
+        self.recipe = sae.cfg.recipe
+        rates = {id(sae.extra[name]): rate for name, rate in self.recipe.rates.items()}
+        groups = [{"params": [p], "factor": rates.get(id(p), 1.0)} for p in self.parameters]
+        self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=self.recipe.betas, fused=True)
         self.done = 0
         sae.state.dead_after.fill_(schedule.dead_after)
         for statistic in (sae.state.fires, sae.state.act_sum, sae.state.act_max, sae.state.stat_tokens):
@@ -50,7 +51,7 @@ class Trainer:
     @staticmethod
     def rate(cfg: Architecture, schedule: Schedule, lr: float | None) -> float:
         """The peak learning rate: as given, or the architecture's own for a run of that length."""
-        return cfg.learning_rate * schedule.short_run_boost if lr is None else lr
+        return cfg.recipe.learning_rate * schedule.short_run_boost if lr is None else lr
 
     def initialise(self, rows: dict[str, Tensor], fresh: bool = True) -> None:
         """Set the scales of input and target and, for a fresh SAE, what depends on data, from a sample of rows.
@@ -104,15 +105,13 @@ class Trainer:
         as they were.
         """
         sae, cfg, state = self.sae, self.sae.cfg, self.sae.state
-        progress = self.schedule.progress(self.done)
         batch = self._batch(rows)
+        batch.progress = progress = self.schedule.progress(self.done)
         x_ND, target_ND = batch.x, batch.target
 
         params = sae.params()
         batch.scores = cfg.scores(params, batch)
         codes = cfg.allocate(batch.scores, state, progress)
-        with torch.no_grad():
-            cfg.observe(codes, batch.scores, state, progress)
         decoded_ND = sparse.decode(codes, params.W_dec) if isinstance(codes, SparseCodes) else codes @ params.W_dec
         x_hat_ND = decoded_ND + params.base(x_ND)
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
@@ -124,17 +123,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.mean_gradients(self.parameters)
-        lr = self.lr * cfg.lr_factor(progress, self.schedule.lr_factor(self.done))
+        lr = self.lr * self.recipe.lr_factor(progress, self.schedule.lr_factor(self.done))
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         with torch.no_grad():
-            if cfg.unit_decoder:
+            if self.recipe.unit_decoder:
                 remove_parallel_gradient(sae.W_dec)
             self.optimizer.step()
-            if cfg.unit_decoder:
+            if self.recipe.unit_decoder:
                 normalise_rows(sae.W_dec)
             params = sae.params()
-            renewed = cfg.after_step(params, batch, codes, state, progress)
+            renewed = cfg.observe(batch, codes, params, state)
             if renewed is not None:
                 self._renew(renewed, params)
             fired = codes.positive() if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)

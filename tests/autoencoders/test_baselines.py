@@ -54,13 +54,16 @@ def jittered(cfg, dtype=torch.float64):
 def losses_of(sae, x, progress=0.5):
     """The terms as the trainer makes them, and the codes."""
     cfg, params = sae.cfg, sae.params()
-    batch = Batch(x, x)
+    batch = Batch(x, x, progress=progress)
     batch.scores = cfg.scores(params, batch)
     codes = cfg.allocate(batch.scores, sae.state, progress)
-    cfg.observe(codes, batch.scores, sae.state, progress)
     dense = codes if isinstance(codes, torch.Tensor) else codes.to_dense()
     x_hat = dense @ params.W_dec + params.b_dec
-    return cfg.losses(batch, codes, x_hat, params, sae.state), dense
+    terms = cfg.losses(batch, codes, x_hat, params, sae.state)
+    if "price_share" in sae.state._buffers:
+        with torch.no_grad():
+            cfg.observe(batch, codes, params, sae.state)
+    return terms, dense
 
 
 class Step(torch.autograd.Function):
@@ -203,7 +206,7 @@ def test_training_explains_and_saving_keeps_the_bits(cfg, tmp_path):
     explained = 1 - fvu(x, sae(x).detach())
     assert float(explained) > 0.6
     norms = sae.W_dec.detach().norm(dim=1)
-    assert torch.allclose(norms, torch.ones(F), atol=1e-5) == cfg.unit_decoder
+    assert torch.allclose(norms, torch.ones(F), atol=1e-5) == cfg.recipe.unit_decoder
     assert float(sae.state.scale) != 1
     sae.save(tmp_path / "sae")
     again = SAE.load(tmp_path / "sae")
@@ -338,7 +341,7 @@ def test_the_shift_finds_the_target_in_a_histogram():
     cfg = JumpReLU(target_l0=2, d_sae=10)
     sae = SAE(cfg, D)
     p = torch.rand(5000, 10) * 3
-    cfg._observe(PreActivations(p, torch.eye(10), torch.zeros(10)), sae.state, 1.0)
+    cfg._tally(PreActivations(p, torch.eye(10), torch.zeros(10)), sae.state, 1.0)
     shift = cfg._shift(sae.state)
     assert float((p > math.exp(shift)).sum()) / 5000 == pytest.approx(2, rel=0.01)
 
@@ -406,10 +409,12 @@ def test_a_resampled_latent_points_at_a_row_and_has_no_past(dtype):
 
 def test_the_rate_climbs_again_after_resampling():
     cfg = ReLU.attention_output(l1=1.0, d_sae=F)
-    assert cfg.lr_factor(0.19, 1.0) == 1.0
-    assert cfg.lr_factor(0.2, 1.0) == pytest.approx(0.1) and cfg.lr_factor(0.21, 1.0) == pytest.approx(0.55)
-    assert cfg.lr_factor(0.22, 1.0) == pytest.approx(1) and cfg.lr_factor(0.6, 0.5) == pytest.approx(0.05)
-    assert TopK(k=1, d_sae=2).lr_factor(0.2, 0.7) == 0.7
+    assert cfg.recipe.lr_factor(0.19, 1.0) == 1.0
+    assert cfg.recipe.lr_factor(0.2, 1.0) == pytest.approx(0.1) and cfg.recipe.lr_factor(0.21, 1.0) == pytest.approx(
+        0.55
+    )
+    assert cfg.recipe.lr_factor(0.22, 1.0) == pytest.approx(1) and cfg.recipe.lr_factor(0.6, 0.5) == pytest.approx(0.05)
+    assert TopK(k=1, d_sae=2).recipe.lr_factor(0.2, 0.7) == 0.7
     assert run_on(planted(), sae=cfg, tokens=25_600, lr=1e-3).history.lr.iloc[20] == pytest.approx(1e-4)
 
 
@@ -418,9 +423,8 @@ def test_an_encoder_starts_where_it_reconstructs():
     for cfg in (ReLU(l1=1.0, d_sae=200), Gated(l1=1.0, d_sae=200)):
         run = run_on(x, sae=cfg, tokens=256, lr=1e-12)
         assert run.history.explained_variance.iloc[0] > 0
-    state = run.sae.state
-    penalty.rise(state, 0.05, ramp=0.2)
-    assert float(state.price_share) == 0.25
+    batch = Batch(x, x, progress=0.05)
+    assert float(penalty.share(batch, run.sae.state, ramp=0.2)) == 0.25
 
 
 def test_relus_price_rises_as_the_source_has_it():

@@ -172,7 +172,7 @@ def test_latents_that_cannot_spend_k_are_refused():
 def test_an_average_forgets_and_begins_anew_with_a_new_run():
     total, weight, last = torch.tensor(8.0), torch.tensor(2.0), torch.tensor(0.5)
     assert forgetting(last, 0.6, 0.1) == pytest.approx(0.5) and float(last) == 0.5
-    average_(total, weight, last, 0.6, 0.1, 3, 4)
+    average_(total, weight, last, 0.6, 0.1, torch.tensor(3.0), 4)
     assert (float(total), float(weight), float(last)) == pytest.approx((7, 5, 0.6))
     assert forgetting(last, 0.0, 0.1) == 0
 
@@ -182,6 +182,16 @@ def test_an_average_forgets_and_begins_anew_with_a_new_run():
 
 def scores_of(sae, x):
     return sae.cfg.scores(sae.params(), Batch(x, x))
+
+
+def observed(sae, x, progress):
+    """The codes of a batch from which the SAE has learnt."""
+    batch = Batch(x, x, progress=progress)
+    batch.scores = scores_of(sae, x)
+    codes = sae.cfg.allocate(batch.scores, sae.state, progress)
+    with torch.no_grad():
+        sae.cfg.observe(batch, codes, sae.params(), sae.state)
+    return codes
 
 
 @pytest.mark.parametrize("rounding", ["systematic", "remainder"])
@@ -195,9 +205,7 @@ def test_each_latent_gets_its_budget_and_the_rest_is_counted(rounding, n):
         sae.encoder_bias[11] = 1e6  # always
     again = saelab.SAE(cfg, 16)
     again.load_state_dict(sae.state_dict())
-    scores = scores_of(sae, x)
-    codes = cfg.allocate(scores, sae.state, 0.0)
-    cfg.observe(codes, scores, sae.state, 0.0)
+    codes = observed(sae, x, 0.0)
     assert float(sae.state.rates.sum()) == pytest.approx(4) and float(sae.state.rates.max()) <= 0.5
     budgets, _ = cfg.whole_budgets(sae.state.rates, again.state.rounding_state, n)
     assert int(budgets.sum()) == 4 * n
@@ -211,13 +219,8 @@ def test_the_span_of_calibration_chooses_alike():
     cfg = FeatureChoice(k=4, d_sae=53, budgets="uniform", mutual_share=0)
     one, other = saelab.SAE(cfg, 16), saelab.SAE(cfg, 16)
     x = planted(300)
-    found = []
-    for sae, progress in ((one, 0.5), (other, 0.95)):
-        scores = scores_of(sae, x)
-        found.append(cfg.allocate(scores, sae.state, progress))
-        cfg.observe(found[-1], scores, sae.state, progress)
-    same(*found)
-    assert cfg.thresholds(one.state) is None and cfg.thresholds(other.state) is not None
+    same(observed(one, x, 0.5), observed(other, x, 0.95))
+    assert not cfg.usable(one.state) and cfg.usable(other.state)
 
 
 def zipfian(n, f=48, d=24, k=3.0, seed=0):

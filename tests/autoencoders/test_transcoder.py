@@ -1,6 +1,8 @@
 """Transcoders: every architecture between two sites, against the dense formula, the folded scales and the model."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 import saelab
 from saelab import ConfigError, SiteError, TopK, Transcoder
+from saelab.autoencoders.architecture import Architecture
 from saelab.training.schedule import Schedule
 from saelab.training.step import Trainer
 from tests.training.test_train import interrupting, run_on
@@ -30,6 +33,18 @@ def pair(n=3000, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = 20 * torch.randn(n, 12, generator=generator)
     return x, torch.relu(x @ torch.randn(12, 7, generator=generator)) / 100 + 3
+
+
+def test_it_says_what_the_architecture_of_its_latents_says():
+    """Whatever an architecture can override, but what is the same for all and what a transcoder adds."""
+    same = {"usable", "check", "to_dict", "from_dict"}
+    members = {name for name, what in vars(Architecture).items() if callable(what) or isinstance(what, property)}
+    own = {"extra_parameters", "to_saelens"}
+    of = saelab.JumpReLU(target_l0=2, d_sae=61)
+    for name in {name for name in members if not name.startswith("_")} - same - own:
+        assert getattr(Transcoder(of=of), name) == getattr(of, name), name
+    page = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)", page, re.M)) == {name for name in members if name[0] != "_"} - same
 
 
 def explained(y, y_hat):

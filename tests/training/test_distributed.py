@@ -11,7 +11,6 @@ import torch
 import torch.multiprocessing
 
 import saelab
-from saelab.autoencoders import objectives
 from saelab.autoencoders.architecture import Architecture, Batch
 from saelab.base.errors import ConfigError
 from saelab.training.schedule import Schedule
@@ -127,8 +126,6 @@ def test_an_architecture_that_learns_while_it_allocates_learns_nothing_at_infere
     @dataclass(frozen=True, repr=False, kw_only=True)
     class Impure(Architecture):
         k: int
-        aux_coefficient: float = 0.0
-        aux_k: int | None = None
 
         def buffers(self):
             return {"cut_sum": torch.zeros(())}
@@ -137,12 +134,6 @@ def test_an_architecture_that_learns_while_it_allocates_learns_nothing_at_infere
             codes = scores.per_batch(self.k * len(scores.x_ND))
             state.cut_sum.add_(codes.values.detach().amin())
             return codes
-
-        def losses(self, batch, codes, x_hat, params, state):
-            return objectives.reconstruction(self, batch, x_hat, params, state)
-
-        def to_saelens(self):
-            return {"architecture": "topk", "k": self.k}
 
     sae = saelab.SAE(Impure(k=2, d_sae=16), 8)
     codes = sae.encode(torch.randn(4, 8))

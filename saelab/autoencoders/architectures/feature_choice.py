@@ -5,13 +5,14 @@ not say is ours; see the docstring.)
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Params, State
+from saelab.autoencoders.architecture import Batch, Codes, Params, State, Tensors
 from saelab.autoencoders.architectures import zipf
 from saelab.autoencoders.architectures.mutual_choice import MutualChoice
 from saelab.autoencoders.averages import average_
@@ -28,10 +29,10 @@ _PER_OCTAVE, _LOWEST, _OCTAVES = 8, -10, 24  # of the histograms of log2 scores
 class _Plan(NamedTuple):
     """What a batch's budgets come from: each latent's rate, the law's a and b, whole budgets, the next rounding's state."""
 
-    rates: Tensor
-    law: Tensor
-    budgets: Tensor
-    rounding_state: Tensor
+    rates: Float[Tensor, " d_sae"]
+    law: Float[Tensor, "2"]
+    budgets: Int64[Tensor, " d_sae"]
+    rounding_state: UInt8[Tensor, " bytes"]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -106,7 +107,7 @@ class FeatureChoice(MutualChoice):
     def tracks_density(self) -> bool:
         return True
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         f, count = self.d_sae, torch.zeros((), dtype=torch.int64)
         return super().buffers() | {
             "rates": torch.zeros(
@@ -126,7 +127,7 @@ class FeatureChoice(MutualChoice):
         super().rescale(params, state, ratio)
         state.latent_cut.mul_(ratio)
 
-    def thresholds(self, state: State) -> Tensor | None:
+    def thresholds(self, state: State) -> Float[Tensor, "*d_sae"]:
         return state.latent_cut if bool(state.histogram_weight > 0) else super().thresholds(state)
 
     def unspent_share(self, state: State) -> float:
@@ -141,25 +142,30 @@ class FeatureChoice(MutualChoice):
             return scores.per_latent(budgets)
         return columns.keep_largest(self._wide(scores, state, progress), budgets)
 
-    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
+    def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> None:
+        progress, scores = batch.progress, batch.scores
+        assert isinstance(codes, SparseCodes)
         if progress == 0 or progress < self.mutual_share:  # a run that goes on with a trained SAE fits its own budgets
             state.rates.zero_()
             state.offered.zero_()
             state.unspent.zero_()
         if progress < self.mutual_share:
-            super().observe(codes, scores, state, progress)
-            return
-        plan = self._plan(scores, state, progress)
-        state.rates.copy_(plan.rates)
-        state.zipf.copy_(plan.law)
-        state.rounding_state.copy_(plan.rounding_state)
-        if progress >= CALIBRATE_FROM:
-            self._calibrate(self._wide(scores, state, progress), state, progress)
-        offered = distributed.total(self.k * len(scores.x_ND))
-        state.offered += offered
-        state.unspent += offered - distributed.total(len(codes.values))
+            self.learn_cut(codes, state, progress)
+        else:
+            plan = self._plan(scores, state, progress)
+            state.rates.copy_(plan.rates)
+            state.zipf.copy_(plan.law)
+            state.rounding_state.copy_(plan.rounding_state)
+            if progress >= CALIBRATE_FROM:
+                self._calibrate(self._wide(scores, state, progress), state, progress)
+            offered = distributed.total(self.k * len(scores.x_ND))
+            state.offered += offered
+            state.unspent += offered - distributed.total(len(codes.values))
+        self.learn_density(codes, state, progress)
 
-    def whole_budgets(self, rates: Tensor, rounding_state: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    def whole_budgets(
+        self, rates: Float[Tensor, " d_sae"], rounding_state: UInt8[Tensor, " bytes"], n: int
+    ) -> tuple[Int64[Tensor, " d_sae"], UInt8[Tensor, " bytes"]]:
         """How many tokens of n each latent [d_sae] may fire on; the sum is k n. Systematic rounding draws a number: the second
         is the state of its generator afterwards."""
         if self.rounding == "remainder":
@@ -186,7 +192,7 @@ class FeatureChoice(MutualChoice):
         wanted = torch.maximum((2 * n * plan.rates).ceil().long() + 4, plan.budgets).clamp_max(n)
         return scores.once("wide", lambda: scores.per_latent(wanted))
 
-    def expected_density(self, state: State, order: Tensor) -> Tensor:
+    def expected_density(self, state: State, order: Int64[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
         return state.rates if bool(state.rates.any()) else super().expected_density(state, order)
 
     def _share_out(self, state: State) -> tuple[Tensor, Tensor]:
@@ -219,7 +225,7 @@ class FeatureChoice(MutualChoice):
         state.latent_cut.copy_(exceeded(state.histogram, state.rates * state.histogram_weight))
 
 
-def exceeded(histogram: Tensor, count: Tensor) -> Tensor:
+def exceeded(histogram: Float[Tensor, "d_sae bins"], count: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
     """The scores [d_sae] that `count` [d_sae] entries of each latent's histogram exceed, the logarithm interpolated in its
     bin; 0 where the histogram has fewer entries than that.
 

@@ -1,14 +1,15 @@
 """Gated SAEs: one encoder decides which latents fire, and how strongly (Rajamanoharan et al. 2024a). Shapes as in `relu.py`."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Architecture, Batch, Params, State
+from saelab.autoencoders.architecture import Architecture, Batch, Codes, Params, State, Tensors, Terms
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
 
@@ -19,8 +20,8 @@ RAMP = 0.2  # of the run, over which the price rises from 0: our choice
 class GatePreActivations(PreActivations):
     """The gate's pre-activations pi, and what makes magnitudes of them: e^r (pi - b_gate) + b_mag."""
 
-    r_F: Tensor
-    b_mag_F: Tensor
+    r_F: Float[Tensor, " d_sae"]
+    b_mag_F: Float[Tensor, " d_sae"]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -47,16 +48,14 @@ class Gated(Architecture):
 
     l1: float
 
-    saelens_bias: ClassVar[str] = "b_gate"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(l1=checks.number("l1", self.l1, least=0))
 
-    def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
+    def extra_parameters(self, d_in: int, d_out: int) -> Tensors:
         return {"r_mag": torch.zeros(self.d_sae), "b_mag": torch.zeros(self.d_sae)}
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         return penalty.buffers()
 
     def prepare(self, params: Params, batch: Batch, state: State) -> None:
@@ -71,13 +70,10 @@ class Gated(Architecture):
         gate = super().scores(params, batch)
         return GatePreActivations(gate.x_ND, gate.W_FD, gate.b_F, params.extra["r_mag"], params.extra["b_mag"])
 
-    def allocate(self, scores: PreActivations, state: State, progress: float) -> Tensor:
+    def allocate(self, scores: PreActivations, state: State, progress: float) -> Float[Tensor, "n d_sae"]:
         assert isinstance(scores, GatePreActivations)
         pi_NF = scores.dense()
         return (pi_NF > 0) * ((pi_NF - scores.b_F) * scores.r_F.exp() + scores.b_mag_F).relu()
-
-    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
-        penalty.rise(state, progress, RAMP)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         assert isinstance(scores, GatePreActivations)
@@ -86,9 +82,11 @@ class Gated(Architecture):
         codes = pi.with_values((pi.values - scores.b_F[at]) * scores.r_F[at].exp() + scores.b_mag_F[at])
         return codes.where(codes.values > 0)
 
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        gate_NF = (batch.scores or self.scores(params, batch)).dense().relu()
-        price = self.l1 * state.input_norm * state.price_share
+    def losses(
+        self, batch: Batch, codes: Codes, x_hat: Float[Tensor, "n d_out"], params: Params, state: State
+    ) -> Terms:
+        gate_NF = batch.scores.dense().relu()
+        price = self.l1 * state.input_norm * penalty.share(batch, state, RAMP)
         by_gate_ND = gate_NF @ params.W_dec.detach() + params.base(batch.x).detach()
         return {
             "squared_error": penalty.squared_error(batch, x_hat),
@@ -96,8 +94,8 @@ class Gated(Architecture):
             "aux": penalty.squared_error(batch, by_gate_ND),
         }
 
+    def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> None:
+        state.price_share.copy_(penalty.share(batch, state, RAMP))
+
     def to_saelens(self) -> dict[str, Any]:
         return {"architecture": "gated"}
-
-    def saelens_tensors(self, params: Params, state: State) -> dict[str, Tensor]:
-        return {"r_mag": params.extra["r_mag"], "b_mag": params.extra["b_mag"] / state.target_scale}

@@ -4,14 +4,14 @@
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.autoencoders.architecture import Batch, Codes, Params, State, Tensors
 from saelab.autoencoders.architectures.topk import TopK
 from saelab.autoencoders.averages import average_, forgetting
 from saelab.base import checks
@@ -31,8 +31,8 @@ _SAMPLE = 512  # tokens of a batch that enter it
 class GradientPreActivations(PreActivations):
     """Pre-activations of which the gradient [n, d_in] of the model's loss is known; `W_dec_FD` are the directions."""
 
-    gradient_ND: Tensor
-    W_dec_FD: Tensor
+    gradient_ND: Float[Tensor, "n d_in"]
+    W_dec_FD: Float[Tensor, "d_sae d_in"]
 
     def per_token_by_influence(self, k: int, strength: float) -> SparseCodes:
         """The pre-activations z at the k largest relu(z)(1 + strength |gradient W_dec^T|) of each token, differentiable.
@@ -46,7 +46,7 @@ class GradientPreActivations(PreActivations):
         )  # fmt: skip
         return sparse.encode_at(self.x_ND, self.W_FD, self.b_F, chosen)
 
-    def influence(self, k: int) -> Tensor:
+    def influence(self, k: int) -> Float[Tensor, ""]:
         """Mean of |gradient W_dec^T| over the k largest pre-activations of a sample of the tokens; a scalar, computed once."""
         return self.once("influence", lambda: self._influence(k))
 
@@ -93,7 +93,7 @@ class GradientTopK(TopK):
         super().__post_init__()
         self.check(beta=checks.number("beta", self.beta, least=0))
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         zero = torch.zeros(())
         return {"influence_sum": zero, "influence_weight": zero.clone(), "influence_progress": zero.clone()}
 
@@ -116,10 +116,10 @@ class GradientTopK(TopK):
         total = state.influence_sum * left + scores.influence(self.k)  # this batch's is part of the mean
         return scores.per_token_by_influence(self.k, _strength(self.beta, total, state.influence_weight * left + 1))
 
-    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
-        assert isinstance(scores, GradientPreActivations)
+    def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> None:
+        assert isinstance(batch.scores, GradientPreActivations)
         total, weight, last = state.influence_sum, state.influence_weight, state.influence_progress
-        average_(total, weight, last, progress, HALF_LIFE, scores.influence(self.k))
+        average_(total, weight, last, batch.progress, HALF_LIFE, batch.scores.influence(self.k))
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.per_token(self.k)

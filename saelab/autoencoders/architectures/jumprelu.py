@@ -5,16 +5,17 @@ Shapes: N tokens, D inputs, F latents, E entries, C cells of the histogram.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Architecture, Batch, Params, State
+from saelab.autoencoders.architecture import Architecture, Batch, Codes, Params, Recipe, State, Tensors, Terms
 from saelab.base import checks
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
@@ -29,7 +30,7 @@ _PART = 512
 class JumpPreActivations(PreActivations):
     """Pre-activations with the threshold [d_sae] of each latent."""
 
-    theta_F: Tensor
+    theta_F: Float[Tensor, " d_sae"]
 
     def near(self, width: float) -> SparseCodes:
         """Those above the lower edge of their threshold's window, differentiable; computed once."""
@@ -84,13 +85,14 @@ class JumpReLU(Architecture):
             betas=checks.betas(self.betas),
         )
 
-    def extra_parameters(self, d_in: int, d_out: int) -> dict[str, Tensor]:
+    def extra_parameters(self, d_in: int, d_out: int) -> Tensors:
         return {"log_threshold": torch.zeros(self.d_sae)}
 
-    def rate_factor(self, name: str) -> float:
-        return 10.0
+    @property
+    def recipe(self) -> Recipe:
+        return replace(super().recipe, betas=self.betas, rates={"log_threshold": 10.0})
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         return {
             "threshold": torch.ones(self.d_sae),  # exp(t) after the last step
             "input_norm": torch.ones(()),
@@ -115,7 +117,7 @@ class JumpReLU(Architecture):
         state.threshold.mul_(ratio)
         state.input_norm.mul_(ratio)
 
-    def thresholds(self, state: State) -> Tensor | None:
+    def thresholds(self, state: State) -> Float[Tensor, "*d_sae"]:
         return state.threshold
 
     def scores(self, params: Params, batch: Batch) -> JumpPreActivations:
@@ -128,11 +130,10 @@ class JumpReLU(Architecture):
         width = self.bandwidth * float(state.input_norm)
         return jump(scores.near(width), scores.theta_F, width)
 
-    def select(self, scores: PreActivations, state: State) -> SparseCodes:
-        return scores.above(state.threshold)
-
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        scores = batch.scores if batch.scores is not None else self.scores(params, batch)
+    def losses(
+        self, batch: Batch, codes: Codes, x_hat: Float[Tensor, "n d_out"], params: Params, state: State
+    ) -> Terms:
+        scores = batch.scores
         assert isinstance(scores, JumpPreActivations)
         unit = state.input_norm
         price = (state.log_price + PROPORTIONAL * state.excess).exp() * unit.square()
@@ -145,7 +146,9 @@ class JumpReLU(Architecture):
             terms["dead_price"] = self.dead_coefficient * unit * missing
         return terms
 
-    def after_step(self, params: Params, batch: Batch, codes: Any, state: State, progress: float) -> None:
+    def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> None:
+        assert isinstance(codes, SparseCodes)
+        progress = batch.progress
         share = progress - float(state.seen_progress)  # of the run that a step takes
         state.seen_progress.fill_(progress)
         if share < 0:  # a new run of an SAE that was trained before
@@ -157,11 +160,11 @@ class JumpReLU(Architecture):
         t_F = params.extra["log_threshold"]
         state.threshold.copy_(t_F.exp())
         if progress >= CALIBRATE_FROM or progress + 1.5 * share > 1:
-            self._observe(self.scores(params, batch), state, 0.5 ** (share / HALF_LIFE))
+            self._tally(self.scores(params, batch), state, 0.5 ** (share / HALF_LIFE))
         if progress + 1.5 * share > 1:  # the last step
             state.threshold.copy_(t_F.add_(self._shift(state)).exp())
 
-    def _observe(self, scores: PreActivations, state: State, decay: float) -> None:
+    def _tally(self, scores: PreActivations, state: State, decay: float) -> None:
         """Add a batch to the histogram of log p - t, by which L0 is known as a function of a shift of all t."""
         counts_C = torch.zeros_like(state.histogram)
         for p_NF in scores.parts():
@@ -184,7 +187,7 @@ class JumpReLU(Architecture):
         return {"architecture": "jumprelu"}
 
 
-def quantiles(scores: PreActivations, firing: float) -> Tensor:
+def quantiles(scores: PreActivations, firing: float) -> Float[Tensor, " d_sae"]:
     """The threshold [d_sae] that each pre-activation exceeds on the share `firing` of the rows."""
     n = len(scores.x_ND)
     rank = min(n, max(1, round(firing * n)))
@@ -195,7 +198,7 @@ def quantiles(scores: PreActivations, firing: float) -> Tensor:
     return torch.cat(found)
 
 
-def jump(near: SparseCodes, theta_F: Tensor, width: float) -> SparseCodes:
+def jump(near: SparseCodes, theta_F: Float[Tensor, " d_sae"], width: float) -> SparseCodes:
     """p where p > theta, else 0; the gradient of theta is the straight-through one of a rectangle of that width.
 
     >>> import torch
@@ -206,7 +209,7 @@ def jump(near: SparseCodes, theta_F: Tensor, width: float) -> SparseCodes:
     return near.with_values(_Jump.apply(near.values, theta_F, near.indices, width))
 
 
-def count(near: SparseCodes, theta_F: Tensor, width: float) -> Tensor:
+def count(near: SparseCodes, theta_F: Float[Tensor, " d_sae"], width: float) -> Float[Tensor, ""]:
     """How many p > theta there are, with the straight-through gradient of theta and none of p.
 
     >>> import torch

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.autoencoders import objectives
-from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.autoencoders.architecture import Batch, Codes, Params, State, Terms
 from saelab.autoencoders.architectures.mutual_choice import MutualChoice
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
@@ -55,8 +55,11 @@ class Matryoshka(MutualChoice):
         edges = {round(share * self.d_sae) for share in accumulate(self.groups)}
         return tuple(sorted(edges - {0, self.d_sae})) + (self.d_sae,)
 
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        terms = objectives.reconstruction(self, batch, x_hat, params, state)
+    def losses(
+        self, batch: Batch, codes: Codes, x_hat: Float[Tensor, "n d_out"], params: Params, state: State
+    ) -> Terms:
+        assert isinstance(codes, SparseCodes)
+        terms = super().losses(batch, codes, x_hat, params, state)
         prefixes = [
             objectives.fraction_of_variance_unexplained(batch.target, x)
             for x in self.prefixes(codes, params, params.base(batch.x))
@@ -64,7 +67,9 @@ class Matryoshka(MutualChoice):
         whole = terms.pop("fvu")
         return {"prefix_fvu": torch.stack([*prefixes, whole]).mean(), **terms}
 
-    def prefixes(self, codes: SparseCodes, params: Params, base: Tensor) -> list[Tensor]:
+    def prefixes(
+        self, codes: SparseCodes, params: Params, base: Float[Tensor, "*n d_out"]
+    ) -> list[Float[Tensor, "n d_out"]]:
         """The reconstructions [n, d_out] by each prefix but the whole, on top of `base`: every entry is decoded once."""
         found: list[Tensor] = []
         x_hat, widths = base, (0, *self.widths)

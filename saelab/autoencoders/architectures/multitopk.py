@@ -1,12 +1,12 @@
 """Multi-TopK: a TopK SAE that also has to reconstruct with four times its budget (Gao et al. 2024, section 5)."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.autoencoders import objectives
-from saelab.autoencoders.architecture import Batch, Params, State
+from saelab.autoencoders.architecture import Batch, Codes, Params, State, Terms
 from saelab.autoencoders.architectures.topk import TopK
 from saelab.kernels import sparse
 
@@ -30,8 +30,10 @@ class MultiTopK(TopK):
     MultiTopK(k=32, d_sae=4096)
     """
 
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        wide = (batch.scores or self.scores(params, batch)).per_token(min(WIDER * self.k, self.d_sae))
+    def losses(
+        self, batch: Batch, codes: Codes, x_hat: Float[Tensor, "n d_out"], params: Params, state: State
+    ) -> Terms:
+        wide = batch.scores.per_token(min(WIDER * self.k, self.d_sae))
         x_hat_wide = sparse.decode(wide, params.W_dec) + params.base(batch.x)
         fvu_wide = objectives.fraction_of_variance_unexplained(batch.target, x_hat_wide)
         return {**super().losses(batch, codes, x_hat, params, state), "fvu_4k": WEIGHT * fvu_wide}

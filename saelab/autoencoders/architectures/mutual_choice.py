@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from saelab.autoencoders import objectives
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Architecture, Batch, Params, State
+from saelab.autoencoders.architecture import Batch, Codes, Params, State, Tensors
 from saelab.autoencoders.architectures import zipf
 from saelab.autoencoders.averages import average_
+from saelab.autoencoders.budgeted import Budgeted
 from saelab.base import checks
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
-from saelab.base.errors import ConfigError
 
 HALF_LIFE = 0.02  # of the threshold's average, in shares of the run
 LEARN_FROM = 0.2  # thresholds of earlier weights say little about the last ones
@@ -28,7 +28,7 @@ TARGETS_FROM, TARGETS_EVERY = 0.05, 0.01
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class MutualChoice(Architecture):
+class MutualChoice(Budgeted):
     """A Mutual Choice SAE: a batch of n tokens spends k n latents, on whichever tokens score highest.
 
     In training f keeps the k n largest of relu((x - b_dec) W_enc + b_enc) over the whole batch. At inference a latent fires
@@ -53,19 +53,14 @@ class MutualChoice(Architecture):
     MutualChoice(k=16, d_sae=1024)
     """
 
-    k: int
-    aux_coefficient: float = 1 / 32
-    aux_k: int | None = None
     aux: str = "k"
     tau: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(
-            k=checks.count("k", self.k, most=self.d_sae, of="d_sae"),
             aux=checks.choice("aux", self.aux, ("k", "zipf")),
             tau=checks.number("tau", self.tau, least=0),
-            **objectives.checked_aux(self),
         )
 
     @property
@@ -73,7 +68,7 @@ class MutualChoice(Architecture):
         """Whether the state keeps an average density of each latent."""
         return self.aux == "zipf"
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         buffers = {"cut_sum": torch.zeros(()), "cut_weight": torch.zeros(()), "cut_progress": torch.zeros(())}
         if self.tracks_density:
             buffers["density_sum"] = torch.zeros(self.d_sae, dtype=torch.float64)
@@ -84,16 +79,25 @@ class MutualChoice(Architecture):
     def rescale(self, params: Params, state: State, ratio: float) -> None:
         state.cut_sum.mul_(ratio)
 
-    def thresholds(self, state: State) -> Tensor | None:
-        return state.cut_sum / state.cut_weight if bool(state.cut_weight > 0) else None
-
-    def usable(self, state: State) -> bool:
-        return self.thresholds(state) is not None
+    def thresholds(self, state: State) -> Float[Tensor, "*d_sae"]:
+        return torch.where(state.cut_weight > 0, state.cut_sum / state.cut_weight, math.nan)
 
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         return scores.per_batch(self.k * len(scores.x_ND))
 
-    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
+    def revived(self, state: State) -> Bool[Tensor, " d_sae"]:
+        if self.aux == "k":
+            return state.dead
+        return zipf.aux_zipf_latents(state.dead, self.density(state), state.target, self.tau)
+
+    def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> None:
+        assert isinstance(codes, SparseCodes)
+        self.learn_cut(codes, state, batch.progress)
+        if self.tracks_density:
+            self.learn_density(codes, state, batch.progress)
+
+    def learn_cut(self, codes: SparseCodes, state: State, progress: float) -> None:
+        """Add the least of a batch's codes to the average that is the threshold."""
         if progress < LEARN_FROM:
             return
         values = codes.values.detach()
@@ -101,21 +105,8 @@ class MutualChoice(Architecture):
         cut = torch.where(cut < math.inf, cut, 0)  # a batch on which nothing fires
         average_(state.cut_sum, state.cut_weight, state.cut_progress, progress, HALF_LIFE, cut)
 
-    def select(self, scores: PreActivations, state: State) -> SparseCodes:
-        threshold = self.thresholds(state)
-        if threshold is None:
-            raise ConfigError("this SAE has learnt no threshold yet: it fires by one after 20% of its training")
-        return scores.above(threshold)
-
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        revived = None
-        if self.aux == "zipf":
-            revived = zipf.aux_zipf_latents(state.dead, self.density(state), state.target, self.tau)
-        return objectives.reconstruction(self, batch, x_hat, params, state, revived)
-
-    def after_step(self, params: Params, batch: Batch, codes: Any, state: State, progress: float) -> None:
-        if not self.tracks_density:
-            return
+    def learn_density(self, codes: SparseCodes, state: State, progress: float) -> None:
+        """Count on what share of the tokens each latent fires, and renew what the law makes of it."""
         fires = distributed.sum_(codes.by_latent().offsets.diff())
         last, tokens = state.density_progress, distributed.total(len(codes))
         average_(state.density_sum, state.density_weight, last, progress, DENSITY_HALF_LIFE, fires, tokens)
@@ -130,11 +121,11 @@ class MutualChoice(Architecture):
                 state.target[order[: self.d_sae - self.d_sae // 2]] = 0
                 state.target_progress.fill_(progress)
 
-    def density(self, state: State) -> Tensor:
+    def density(self, state: State) -> Float[Tensor, " d_sae"]:
         """Average share of the tokens [d_sae] on which each latent fires of late."""
         return state.density_sum / state.density_weight.clamp_min(1)
 
-    def expected_density(self, state: State, order: Tensor) -> Tensor:
+    def expected_density(self, state: State, order: Int64[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
         """What the law fitted to the densities gives each latent [d_sae]; `order` has the latents by rank."""
         a, b = zipf.fit(self.density(state))
         expected = torch.empty_like(state.density_sum)

@@ -5,15 +5,16 @@ SAEs": free rows whose length enters the price.) Shapes: N tokens, D inputs, F l
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Architecture, Batch, Params, State
+from saelab.autoencoders.architecture import Architecture, Batch, Codes, Params, Recipe, State, Tensors, Terms
 from saelab.base import checks
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
@@ -77,14 +78,12 @@ class ReLU(Architecture):
         """
         return cls(l1=l1, d_sae=d_sae, unit_decoder=True, resample=True, warm_restarts=True, betas=(0.0, 0.9999))
 
-    def lr_factor(self, progress: float, base: float) -> float:
-        since = [progress - at for at in RESAMPLE_AT if at <= progress]
-        if not self.warm_restarts or not since:
-            return base
-        climbed = (1 - math.cos(math.pi * min(1.0, since[-1] / RESTART_SHARE))) / 2
-        return base * (RESTART_FROM + (1 - RESTART_FROM) * climbed)
+    @property
+    def recipe(self) -> Recipe:
+        plain = replace(super().recipe, betas=self.betas, unit_decoder=self.unit_decoder)
+        return replace(plain, lr_factor=restarting) if self.warm_restarts else plain
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         return {**penalty.buffers(), "seen_progress": torch.zeros((), dtype=torch.float64)}
 
     def prepare(self, params: Params, batch: Batch, state: State) -> None:
@@ -94,30 +93,47 @@ class ReLU(Architecture):
     def rescale(self, params: Params, state: State, ratio: float) -> None:
         state.input_norm.mul_(ratio)
 
-    def allocate(self, scores: PreActivations, state: State, progress: float) -> Tensor:
+    def allocate(self, scores: PreActivations, state: State, progress: float) -> Float[Tensor, "n d_sae"]:
         return scores.dense().relu()
-
-    def observe(self, codes: Any, scores: PreActivations, state: State, progress: float) -> None:
-        penalty.rise(state, progress, RAMP)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.above(scores.b_F.new_zeros(()))
 
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, codes: Codes, x_hat: Float[Tensor, "n d_out"], params: Params, state: State
+    ) -> Terms:
+        assert isinstance(codes, Tensor)
         paid_N = codes.sum(1) if self.unit_decoder else codes @ torch.linalg.vector_norm(params.W_dec, dim=1)
-        price = self.l1 * state.input_norm * state.price_share
+        price = self.l1 * state.input_norm * penalty.share(batch, state, RAMP)
         return {"squared_error": penalty.squared_error(batch, x_hat), "l1": price * paid_N.mean()}
 
-    def after_step(self, params: Params, batch: Batch, codes: Any, state: State, progress: float) -> Tensor | None:
-        passed = [i for i, at in enumerate(RESAMPLE_AT) if float(state.seen_progress) < at <= progress]
-        state.seen_progress.fill_(progress)
+    def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> Int64[Tensor, " m"] | None:
+        assert isinstance(codes, Tensor)
+        state.price_share.copy_(penalty.share(batch, state, RAMP))
+        passed = [i for i, at in enumerate(RESAMPLE_AT) if float(state.seen_progress) < at <= batch.progress]
+        state.seen_progress.fill_(batch.progress)
         return resample(params, batch, codes, state, seed=passed[-1]) if self.resample and passed else None
 
     def to_saelens(self) -> dict[str, Any]:
         return {"architecture": "standard"}
 
 
-def resample(params: Params, batch: Batch, codes_NF: Tensor, state: State, seed: int) -> Tensor | None:
+def restarting(progress: float, scheduled: float) -> float:
+    """The schedule's factor, times what climbs by a cosine from a tenth to 1 after each resampling.
+
+    >>> restarting(0.1, 0.5), restarting(0.2, 0.5)
+    (0.5, 0.05)
+    """
+    since = [progress - at for at in RESAMPLE_AT if at <= progress]
+    if not since:
+        return scheduled
+    climbed = (1 - math.cos(math.pi * min(1.0, since[-1] / RESTART_SHARE))) / 2
+    return scheduled * (RESTART_FROM + (1 - RESTART_FROM) * climbed)
+
+
+def resample(
+    params: Params, batch: Batch, codes_NF: Float[Tensor, "n d_sae"], state: State, seed: int
+) -> Int64[Tensor, " m"] | None:
     """Point dead latents, in place, at rows of the batch that are badly reconstructed; which latents those were."""
     dead_F, target_ND, x_ND = state.dead, batch.target - params.base(batch.x), params.centred(batch.x)
     loss_N = (target_ND - codes_NF @ params.W_dec).square().sum(1)

@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from saelab.autoencoders import objectives
 from saelab.autoencoders.allocation import PreActivations
-from saelab.autoencoders.architecture import Architecture, Batch, Params, State
-from saelab.base import checks
+from saelab.autoencoders.architecture import State
+from saelab.autoencoders.budgeted import Budgeted
 from saelab.base.codes import SparseCodes
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class TopK(Architecture):
+class TopK(Budgeted):
     """A TopK SAE: each token spends a budget of k latents.
 
     f = top_k(relu((x - b_dec) W_enc + b_enc)), x_hat = f W_dec + b_dec, loss = FVU + aux_coefficient * aux-k
@@ -33,22 +30,11 @@ class TopK(Architecture):
     TopK(k=32, d_sae=4096)
     """
 
-    k: int
-    aux_coefficient: float = 1 / 32
-    aux_k: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(k=checks.count("k", self.k, most=self.d_sae, of="d_sae"), **objectives.checked_aux(self))
-
     def allocate(self, scores: PreActivations, state: State, progress: float) -> SparseCodes:
         return scores.per_token(self.k)
 
     def select(self, scores: PreActivations, state: State) -> SparseCodes:
         return scores.per_token(self.k)
-
-    def losses(self, batch: Batch, codes: Any, x_hat: Tensor, params: Params, state: State) -> dict[str, Tensor]:
-        return objectives.reconstruction(self, batch, x_hat, params, state)
 
     def to_saelens(self) -> dict[str, Any]:
         return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}

@@ -5,6 +5,7 @@ paper's. Shapes: F latents; a rate is the share of tokens on which a latent fire
 """
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -13,7 +14,7 @@ _OFFSETS = 64
 _LEFT_OUT = 0.1  # of the ranks, the lowest: real densities fall below the law there
 
 
-def fit(density_F: Tensor) -> tuple[float, float]:
+def fit(density_F: Float[Tensor, " f"]) -> tuple[float, float]:
     """(a, b) of the law density ~ (rank + b)^-a: least squares of the logarithms, without the lowest 10% of the ranks and
     the silent latents; b is the best of 64 values from 0 to F. (0, 0), the uniform law, where fewer than 3 are left.
 
@@ -39,13 +40,13 @@ def fit(density_F: Tensor) -> tuple[float, float]:
     return max(0.0, -best[1]), best[2]
 
 
-def law(a: float, b: float, n_latents: int) -> Tensor:
+def law(a: float, b: float, n_latents: int) -> Float[Tensor, " f"]:
     """The shares (rank + b)^-a [F] of the ranks 1 to F, which sum to 1."""
     shares = (torch.arange(1, n_latents + 1, dtype=torch.float64) + b) ** -a
     return shares / shares.sum()
 
 
-def spread(shares_F: Tensor, k: float, cap: float) -> Tensor:
+def spread(shares_F: Float[Tensor, " f"], k: float, cap: float) -> Float[Tensor, " f"]:
     """Rates [F] that sum to k, in proportion to the shares but for those that would exceed the cap, which get the cap.
 
     Raises `ConfigError` when the latents with a share cannot hold k.
@@ -71,7 +72,7 @@ def spread(shares_F: Tensor, k: float, cap: float) -> Tensor:
         full_F |= over_F
 
 
-def systematic(rates_F: Tensor, n: int, total: int, u: float) -> Tensor:
+def systematic(rates_F: Float[Tensor, " f"], n: int, total: int, u: float) -> Int64[Tensor, " f"]:
     """Whole budgets [F] of n tokens that sum to `total`: floor(C_i + u) - floor(C_{i-1} + u), C the cumulated rates * n.
 
     For u uniform in [0, 1) each latent's mean is exactly rate * n, and it gets one of the two whole numbers about it.
@@ -92,7 +93,7 @@ def systematic(rates_F: Tensor, n: int, total: int, u: float) -> Tensor:
     return whole_F.long() + reached_F.diff(prepend=reached_F.new_zeros(1))
 
 
-def largest_remainder(rates_F: Tensor, n: int, total: int) -> Tensor:
+def largest_remainder(rates_F: Float[Tensor, " f"], n: int, total: int) -> Int64[Tensor, " f"]:
     """Whole budgets [F] of n tokens that sum to `total`: rates * n rounded down, and one more for the largest remainders.
 
     The same in each batch of the same size: a latent whose remainder is never among the largest never gets the one more.
@@ -109,7 +110,9 @@ def largest_remainder(rates_F: Tensor, n: int, total: int) -> Tensor:
     return budgets_F
 
 
-def aux_zipf_latents(dead_F: Tensor, density_F: Tensor, target_F: Tensor, tau: float) -> Tensor:
+def aux_zipf_latents(
+    dead_F: Bool[Tensor, " f"], density_F: Float[Tensor, " f"], target_F: Float[Tensor, " f"], tau: float
+) -> Bool[Tensor, " f"]:
     """Which latents [F] the loss aux_zipf revives: the dead, and the under-used that fire on less than tau of their target.
 
     aux_zipf is aux-k over these latents, so with tau = 0 it is aux-k itself. The paper (Ayonrinde 2024) says that its
