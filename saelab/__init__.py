@@ -61,6 +61,8 @@ provide(
         "steer": "saelab.steering.apply",
         "show": "saelab.dashboards.showing",
         "of_run": "saelab.dashboards.showing",
+        "save_as": "saelab.interop.exports",
+        "hub_name": "saelab.models.loading",
     }
 )
 

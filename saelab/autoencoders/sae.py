@@ -206,13 +206,21 @@ class SAE(nn.Module):
             std=state.direction_std / state.target_scale,
         )
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, format: str | None = None) -> None:
         """Write a folder in SAELens v6's layout, with what is ours beside it (`saelab.autoencoders.serialization`).
 
-        Raises `CheckpointError` on a full or read-only disk, and when `path` is a folder that holds something else.
+        With `format` "saelens", "dictionary_learning", "sparsify" or "circuit-tracer" it is that library's layout and
+        nothing of ours (`saelab.interop.save_as` says which SAEs each can hold). Files name the model as the hub does:
+        where `sae.metadata["model"]` is another name, set `sae.metadata["model_name"]`.
+
+        Raises `CheckpointError` on a full or read-only disk, and when `path` is a folder that holds something else,
+        `ConfigError` for a format that cannot hold this SAE.
         """
         from saelab.autoencoders import serialization
 
+        if format is not None:
+            provided("save_as")(self, path, format)
+            return
         serialization.save(self, path)
         self.path = user_path(path).absolute()
 

@@ -27,6 +27,7 @@ from saelab.autoencoders.sae import SAE
 from saelab.base import digests
 from saelab.base.errors import FormatError
 from saelab.base.files import current, user_path, whole_folder
+from saelab.base.lazy import provided
 from saelab.base.manifests import (
     ALL,
     FILE,
@@ -60,29 +61,19 @@ UNBOUNDED = ("state.norm_limit", "state.direction_std")  # no limit is infinity,
 def save(sae: SAE, path: str | os.PathLike) -> None:
     """See `SAE.save`."""
     with whole_folder(path, listed=listed, what="an SAE folder") as folder:
-        save_tensors(folder / WEIGHTS, _weights(sae))
+        save_tensors(folder / WEIGHTS, saelens_tensors(sae))
         ours = {name: tensor for name, tensor in sae.state_dict().items() if name.startswith(("state.", "extra."))}
         save_tensors(folder / OURS, ours)
         names = [WEIGHTS, OURS]
-        if int(sae.state.stat_tokens):
-            density = sae.latent_stats.density.clamp_min(1e-10)
-            save_tensors(folder / SPARSITY, {"sparsity": density.log10()})
+        if (density := sparsity(sae)) is not None:
+            save_tensors(folder / SPARSITY, {"sparsity": density})
             names.append(SPARSITY)
         files = {name: digests.entry(folder / name) for name in names}
-        (folder / CONFIG).write_text(json.dumps(_config(sae, files), indent=2))
-
-
-def _weights(sae: SAE) -> dict[str, Tensor]:
-    """What SAELens reads, in units of the raw activation."""
-    weights = {"W_enc": sae.W_enc, _bias(sae.cfg): sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-    if sae.W_skip is not None:
-        weights["W_skip"] = sae.W_skip
-    threshold = sae.cfg.thresholds(sae.state)
-    if threshold is not None and sae.cfg.usable(sae.state):
-        weights["threshold"] = (threshold / sae.state.target_scale).expand(sae.d_sae)
-    if "r_mag" in sae.extra:
-        weights |= {"r_mag": sae.extra["r_mag"], "b_mag": sae.extra["b_mag"] / sae.state.target_scale}
-    return weights
+        config = saelens_config(sae)
+        config["metadata"]["saelab"] = {
+            "format": FORMAT, "config": sae.cfg.to_dict(), "metadata": sae.metadata, "files": files,
+        }  # fmt: skip
+        (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
 
 def _bias(cfg: Architecture) -> str:
@@ -208,30 +199,58 @@ def filled(sae: SAE, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dic
     return sae
 
 
-def _config(sae: SAE, files: dict[str, Any]) -> dict[str, Any]:
+def saelens_tensors(sae: SAE) -> dict[str, Tensor]:
+    """SAELens' tensors, in units of the raw activation."""
+    weights = {"W_enc": sae.W_enc, _bias(sae.cfg): sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    if sae.W_skip is not None:
+        weights["W_skip"] = sae.W_skip
+    threshold = sae.cfg.thresholds(sae.state)
+    if threshold is not None and sae.cfg.usable(sae.state):
+        weights["threshold"] = (threshold / sae.state.target_scale).expand(sae.d_sae)
+    if "r_mag" in sae.extra:
+        weights |= {"r_mag": sae.extra["r_mag"], "b_mag": sae.extra["b_mag"] / sae.state.target_scale}
+    return weights
+
+
+def sparsity(sae: SAE) -> Tensor | None:
+    """log10 of the share of tokens on which each latent fires [d_sae]; None where it was not counted."""
+    return sae.latent_stats.density.clamp_min(1e-10).log10() if int(sae.state.stat_tokens) else None
+
+
+def model_name(sae: SAE) -> str | None:
+    """The model as the hub names it: `sae.metadata["model_name"]` where that was set, else by the name that it was loaded with;
+    None where all that is known is its class."""
+    given = sae.metadata.get("model_name")
+    return given if given is not None else provided("hub_name")(sae.metadata.get("model"))
+
+
+def saelens_config(sae: SAE) -> dict[str, Any]:
+    """SAELens' `cfg.json`."""
     site = sae.metadata.get("site")
     return {
         **_shape(sae),
+        **({"rescale_acts_by_decoder_norm": _unit_rows(sae)} if "k" in sae.cfg.to_saelens() else {}),
         "device": "cpu",
         "apply_b_dec_to_input": sae.cfg.centres_input,
         "normalize_activations": "none",
         "reshape_activations": "hook_z" if site and site.endswith("hook_z") else "none",
         "metadata": {
             "sae_lens_version": "6.54.12",  # the version whose layout this is: readers choose their parser by it
-            "model_name": sae.metadata.get("model"),
+            "model_name": model_name(sae),
             "hook_name": site,
             **({} if sae.cfg.centres_input else {"hook_name_out": sae.metadata.get("target_site")}),
             "context_size": sae.metadata.get("context_length"),
             "prepend_bos": bool(sae.metadata.get("prepend_bos")),
             "dataset_path": sae.metadata.get("corpus"),
-            "saelab": {
-                "format": FORMAT,
-                "config": sae.cfg.to_dict(),
-                "metadata": sae.metadata,
-                "files": files,
-            },
         },
     }
+
+
+def _unit_rows(sae: SAE) -> bool:
+    """Whether decoder rows have length 1 up to rounding: then weighing by it is no change, and SAELens folds only what is
+    weighed (SAEDashboard's first act)."""
+    lengths = torch.linalg.vector_norm(sae.W_dec.detach().float(), dim=1)
+    return bool(((lengths - 1).abs() < max(1e-5, torch.finfo(sae.dtype).eps)).all())
 
 
 def _shape(sae: SAE) -> dict[str, Any]:

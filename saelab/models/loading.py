@@ -2,15 +2,29 @@
 
 import difflib
 import os
+import re
 from typing import Any
 
 import torch
 
 from saelab.base.errors import ConfigError
 from saelab.base.files import user_path
+from saelab.models.bundled import HUB_NAME
 from saelab.models.tasks import OTHERWISE
 
 BUNDLED = "smollm2-135m"
+_CLASS = re.compile(r"^[A-Z]\w*(ForCausalLM|LMHeadModel|Transformer|TransformerBridge)$")
+
+
+def hub_name(name: str | None) -> str | None:
+    """What the hub calls a model of this name; None for a class, which is all that is known of an object without a name.
+
+    >>> hub_name("smollm2-135m"), hub_name("gpt2"), hub_name("GPT2LMHeadModel")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', 'gpt2', None)
+    """
+    if name == BUNDLED:
+        return HUB_NAME
+    return None if name is None or _CLASS.search(name) else name
 
 
 def pretrained(name: str, device: torch.device, dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:

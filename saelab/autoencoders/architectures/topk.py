@@ -37,4 +37,4 @@ class TopK(Budgeted):
         return scores.per_token(self.k)
 
     def to_saelens(self) -> dict[str, Any]:
-        return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
+        return {"architecture": "topk", "k": self.k}
