@@ -41,7 +41,7 @@ def made(name: str, layer: int = 0) -> SAE:
         for weight in (sae.encoder_bias, sae.decoder_bias, *sae.extra.values()):
             weight.add_(0.2 * normal(weight))
         sae.encoder_weight.add_(0.1 * normal(sae.encoder_weight))
-        if not cfg.unit_decoder:
+        if not cfg.recipe.unit_decoder:
             sae.W_dec.mul_(1 + torch.rand(F, 1, generator=draw))
         sae.state.scale.fill_(0.5)
         sae.state.target_scale.fill_(0.5 if name in PLAIN else 0.25)
