@@ -24,6 +24,7 @@ _PUBLIC = {
     "ActivationStore": "saelab.reading.store",
     "ActivationBuffer": "saelab.reading.buffer",
     "SAE": "saelab.autoencoders.sae",
+    "load_sae": "saelab.interop.loading",
     "SparseCodes": "saelab.base.codes",
     "TopK": "saelab.autoencoders.architectures.topk",
     "MutualChoice": "saelab.autoencoders.architectures.mutual_choice",
@@ -42,7 +43,6 @@ _PUBLIC = {
     "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
-    "publish": "saelab.interop.publishing",
     "Report": "saelab.evaluation.fidelity",
     "QuickSelection": "saelab.selection.estimator",
     "SaelabError": "saelab.base.errors",
@@ -59,12 +59,12 @@ __all__ = sorted(_PUBLIC)
 
 provide(
     {
+        "read_path": "saelab.interop.loading",
         "steer": "saelab.steering.apply",
         "show": "saelab.dashboards.showing",
         "of_run": "saelab.dashboards.showing",
         "save_as": "saelab.interop.exports",
         "hub_name": "saelab.models.loading",
-        "publish": "saelab.interop.publishing",
     }
 )
 
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from saelab.base.errors import SiteError as SiteError
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
-    from saelab.interop.publishing import publish as publish
+    from saelab.interop.loading import load_sae as load_sae
     from saelab.models.denoiser import Denoiser as Denoiser
     from saelab.models.denoiser import load_denoiser as load_denoiser
     from saelab.models.language import LanguageModel as LanguageModel

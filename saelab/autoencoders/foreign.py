@@ -1,7 +1,6 @@
-"""What a folder holds that is no SAE of saelab's: said in the error, with the call that reads it where there is one."""
+"""What a folder holds that is no SAE: said in the error, with the call that reads it where there is one."""
 
 from pathlib import Path
-from typing import Any
 
 from saelab.base.errors import FormatError
 from saelab.base.manifests import read_json
@@ -12,12 +11,8 @@ _FILES = {
     "sweep.json": "a steering sweep (saelab.steering.sweep with the same arguments reads it)",
     "data/manifest.js": "a dashboard (open its index.html)",
     "manifest.json": "something else with a manifest (a harvest is read by saelab.ActivationStore.open)",
-    "hyperparams.json": "an SAE of Llama Scope (saelab.interop.scope_releases.load_llama_scope reads it)",
-    "params.npz": "an SAE of Gemma Scope (saelab.interop.scope_releases.load_gemma_scope reads it)",
-    "ae.pt": "an SAE of dictionary_learning, which is not read yet",
-    "sae.safetensors": "an SAE of EleutherAI's sparsify, which is not read yet",
     "model_index.json": "a diffusion pipeline (saelab.load_denoiser reads it)",
-    "config.json": "a model or an SAE of another library, which is not read here",
+    "config.json": "a model (saelab.load_model reads it), or a part of an SAE",
 }
 
 
@@ -30,22 +25,9 @@ def described(folder: Path) -> str:
     except FormatError:
         config = None
     if isinstance(config, dict):
-        return f"it is {_library(config)}"
+        keys = ", ".join(sorted(map(str, config))[:6]) or "none"
+        return f"its cfg.json has the keys {keys}, and beside it are no weights that go with that"
     if (folder / "cfg.json").exists():
         return "its cfg.json is no readable JSON table"
     found = next((what for name, what in _FILES.items() if (folder / name).exists()), None)
     return f"it has no cfg.json, and looks like {found}" if found else "it has no cfg.json"
-
-
-def _library(config: dict[str, Any]) -> str:
-    metadata = config.get("metadata")
-    architecture = config.get("architecture", config.get("activation_fn_str", "standard"))
-    if isinstance(metadata, dict) and "saelab" not in metadata and "architecture" in config:
-        return f"an SAE of SAELens (architecture {architecture!r}): folders of other libraries are not read yet"
-    if "expansion_factor" in config or "num_latents" in config:
-        return "an SAE of EleutherAI's sparsify: folders of other libraries are not read yet"
-    if "d_sae" in config or "hook_name" in config or "hook_point" in config:
-        return (
-            f"an SAE in the layout of SAELens before version 6 (architecture {architecture!r}), which is not read yet"
-        )
-    return f"a folder of something else: its cfg.json has the keys {', '.join(sorted(map(str, config))[:6]) or 'none'}"

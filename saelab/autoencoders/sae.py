@@ -224,39 +224,23 @@ class SAE(nn.Module):
         serialization.save(self, path)
         self.path = user_path(path).absolute()
 
-    def push_to_hub(self, repo: str, report: Any = None, private: bool = True, dry_run: bool = False) -> Any:
-        """Send it to a repository of the Hugging Face hub with a card: `saelab.publish`, which takes a dashboard too.
-
-        Args:
-            repo: "name" or "organisation/name"; it is made where it is not there.
-            report: what `saelab.evaluate` gives, for the card's figures.
-            private: whether nobody else sees a new repository.
-            dry_run: send nothing, only say what would be sent.
-
-        >>> import saelab
-        >>> SAE(saelab.TopK(k=2, d_sae=8), 4).push_to_hub("me/my-saes", dry_run=True).private
-        True
-        """
-        return provided("publish")(self, repo, report, private=private, dry_run=dry_run)
-
     @classmethod
     def load(
         cls, path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
     ) -> "SAE":
-        """The SAE that `save` wrote: same class, configuration and codes; weights in `dtype`, by default as they were saved.
+        """The SAE in a local folder or file: ours with the class, configuration and codes of before, or another project's.
 
-        Its parameters need no gradient. Raises `FormatError` when the folder is not such a one, or a file in it was cut short
-        or changed, `ConfigError` for what is no device or dtype.
+        Formats are those of `saelab.load_sae`, which also takes names. Weights come in `dtype`, by default as they were saved
+        (another project's in fp32). Its parameters need no gradient. Raises `FormatError` when it is no SAE, or a file was cut
+        short or changed, `ConfigError` for what is no device or dtype.
 
         >>> import tempfile, torch, saelab
         >>> SAE(saelab.TopK(k=2, d_sae=8), 4).save(folder := tempfile.mkdtemp() + "/sae")
         >>> SAE.load(folder, dtype="bfloat16").dtype
         torch.bfloat16
         """
-        from saelab.autoencoders import serialization
-
         where, kind = checks.device_of(device), checks.dtype_of(dtype)
-        sae = serialization.load(path).to(device=where, dtype=kind).requires_grad_(False)
+        sae: SAE = provided("read_path")(user_path(path)).to(device=where, dtype=kind)
         sae.path = user_path(path).absolute()
         return sae
 

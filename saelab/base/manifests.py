@@ -142,6 +142,20 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def held(folder: Path, name: str) -> Path:
+    """`inside`, and where the file is a link it leads to nowhere outside the folder, or the hub's cache that it is part of."""
+    path, root = inside(folder, name), folder.resolve()
+    if "snapshots" in root.parts:  # files of a snapshot are links to the blobs beside it
+        root = Path(*root.parts[: len(root.parts) - root.parts[::-1].index("snapshots") - 1])
+    with _named(path):
+        real = path.resolve()
+    if not real.is_relative_to(root):
+        raise FormatError(
+            f"{path} is a link out of its folder, to {real}, which is not followed: put the file itself there"
+        )
+    return path
+
+
 def verify_file(path: Path, size: int, digest: str) -> None:
     """Raise `FormatError` unless this is a plain file of this size and SHA-256."""
     verify_size(path, size)

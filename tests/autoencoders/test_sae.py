@@ -105,8 +105,10 @@ def test_a_damaged_folder_is_named(sae, tmp_path, damage):
 
 def test_a_foreign_folder_says_what_it_is(tmp_path):
     save_file({"W_enc": torch.zeros(2, 3)}, tmp_path / "sae_weights.safetensors")
-    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "gated", "metadata": {}}))
-    with pytest.raises(FormatError, match="gated"):
+    (tmp_path / "cfg.json").write_text(
+        json.dumps({"architecture": "lista", "d_in": 2, "d_sae": 3, "metadata": {"sae_lens_version": "6"}})
+    )
+    with pytest.raises(FormatError, match="lista"):
         SAE.load(tmp_path)
 
 

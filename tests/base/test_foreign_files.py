@@ -55,7 +55,7 @@ def rewrite(folder, change=None, **tensors):
         (lambda config, ours: config.update(dtype="float16"), "dtype is 'float16' and 'float32'"),
         (lambda config, ours: ours["metadata"].update(context_length="long"), "context_length is 'long'"),
         (lambda config, ours: ours.update(format=2), "another version of saelab.*format is 2, not 1"),
-        (lambda config, ours: config.update(metadata=None), "not an SAE folder of saelab's"),
+        (lambda config, ours: config.update(metadata=None), "metadata is None, not a table"),
     ],
 )  # fmt: skip
 def test_a_changed_configuration_is_named(saved, change, message):
@@ -175,8 +175,8 @@ def test_shapes_agree_with_each_other():
 
 @pytest.mark.parametrize(
     "name, what",
-    [("run.json", "load_run"), ("manifest.json", "ActivationStore.open"), ("params.npz", "load_gemma_scope"),
-     ("ae.pt", "dictionary_learning"), ("sae.safetensors", "sparsify"), ("hyperparams.json", "load_llama_scope")],
+    [("run.json", "load_run"), ("manifest.json", "ActivationStore.open"), ("model_index.json", "load_denoiser"),
+     ("params.npz", "may be an SAE or a transcoder"), ("ae.pt", "ae.pt cannot be read")],
 )  # fmt: skip
 def test_another_folder_is_called_by_its_name(tmp_path, name, what):
     (tmp_path / name).write_text("{}")
@@ -184,16 +184,16 @@ def test_another_folder_is_called_by_its_name(tmp_path, name, what):
         saelab.SAE.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "config, what",
-    [({"architecture": "topk", "d_sae": 3, "metadata": {"sae_lens_version": "6.0"}}, "SAELens .architecture 'topk'"),
-     ({"expansion_factor": 32, "k": 3}, "sparsify"), ({"hook_point": "x", "d_sae": 3}, "before version 6"),
-     ({"name": "x"}, "something else: its cfg.json has the keys name")],
-)  # fmt: skip
-def test_another_librarys_configuration_is_called_by_its_name(tmp_path, config, what):
-    (tmp_path / "cfg.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=what):
+def test_a_configuration_alone_is_called_by_its_keys(tmp_path):
+    (tmp_path / "cfg.json").write_text(json.dumps({"expansion_factor": 32, "k": 3}))
+    with pytest.raises(FormatError, match="has the keys expansion_factor, k, and beside it are no weights"):
         saelab.SAE.load(tmp_path)
+
+
+def test_without_our_own_file_it_is_read_as_one_of_saelens(saved):
+    whole, x = saelab.SAE.load(saved), torch.randn(5, 8)
+    (saved / "saelab.safetensors").unlink()
+    torch.testing.assert_close(saelab.SAE.load(saved).encode(x), whole.encode(x))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, torch.float64, None])

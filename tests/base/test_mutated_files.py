@@ -10,11 +10,10 @@ import resource
 import shutil
 import signal
 import warnings
+from pathlib import Path
 
-import numpy
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import saelab
 from saelab import hspace, steering
@@ -22,7 +21,8 @@ from saelab.base.digests import of_tensors
 from saelab.base.errors import CheckpointError, SaelabError
 from saelab.dashboards.result import Dashboard
 from saelab.dashboards.writing import bundle
-from saelab.interop.scope_releases import load_gemma_scope, load_llama_scope
+from saelab.interop.given import Given
+from saelab.interop.loading import read_path
 from saelab.reading.store import open_stores
 from saelab.steering import replaying
 from saelab.training import checkpoint
@@ -113,6 +113,14 @@ def dashboard_content(path):
     return sorted(data.containers)
 
 
+FOREIGN = {
+    "saelens": "sae-lens/batchtopk_checkpoint", "dictionary_learning": "dictionary-learning/MatryoshkaBatchTopKSAE/trainer_0",
+    "sparsify": "sparsify/skip_sae/layers.1", "llama": "published/fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L1R-8x",
+    "gemma": "published/google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82",
+    "gemma 2": "published/google/gemma-scope-2-1b-pt/resid_post/layer_1_width_16k_l0_small",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """name -> (path, what reads it)."""
@@ -151,23 +159,14 @@ def sources(tmp_path_factory):
     hspace.pca(trajectory, components=2).save(root / "directions.safetensors")
     made["trajectory"] = (root / "trajectory.safetensors", trajectory_content)
     made["directions"] = (root / "directions.safetensors", directions_content)
-    w = {"W_enc": torch.randn(6, 9), "b_enc": torch.randn(9), "W_dec": torch.randn(9, 6), "b_dec": torch.randn(6)}
-    arrays = {name: value.numpy() for name, value in w.items()}
-    numpy.savez(root / "params.npz", threshold=numpy.ones(9, "f4"), **arrays)
-    made["gemma"] = (root / "params.npz", lambda path: sae_content(load_gemma_scope(path)))
-    made["llama"] = (llama_scope(root / "llama", w), lambda path: sae_content(load_llama_scope(path)))
+    golden = Path(__file__).parents[1] / "interop" / "golden"
+    for name, where in FOREIGN.items():
+        shutil.copytree(golden / where, root / name, ignore=shutil.ignore_patterns("golden.safetensors"))
+        made[name] = (
+            root / name,
+            lambda path: sae_content(read_path(path, given=Given(site="blocks.0.hook_resid_post", k=2))),
+        )
     return made
-
-
-def llama_scope(folder, w):
-    (folder / "checkpoints").mkdir(parents=True)
-    names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
-    theirs = {name: w[ours].T.contiguous() if w[ours].ndim == 2 else w[ours] for name, ours in names.items()}
-    save_file(theirs, folder / "checkpoints" / "final.safetensors")
-    norms = {"in": 3.0, "out": 4.0}
-    config = {"act_fn": "jumprelu", "jump_relu_threshold": 0.5, "dataset_average_activation_norm": norms, "top_k": 2}
-    (folder / "hyperparams.json").write_text(json.dumps(config))
-    return folder
 
 
 @contextlib.contextmanager
@@ -191,7 +190,7 @@ def bounded():
 
 
 CHECKSUMMED = (*SAES, "killed", "store", "bundle", "page", "trajectory", "directions")
-NAMES = (*CHECKSUMMED, "finished", "sweep", "receipt", "gemma", "llama")
+NAMES = (*CHECKSUMMED, "finished", "sweep", "receipt", *FOREIGN)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,6 @@ from saelab.base.files import cache_folder, user_path
 from saelab.base.manifests import FLOATS, read_tensors
 from saelab.base.tensors import write_tensors
 from saelab.dashboards.result import Dashboard
-from saelab.interop import scope_releases as scope
 from saelab.steering import replaying
 from tests import toy_hspace
 from tests.toy_dashboard import SITE, make_sae
@@ -108,7 +107,7 @@ def test_the_finished_run_at_home_is_returned(home, written):
     "read",
     [
         saelab.load_run, saelab.SAE.load, saelab.ActivationStore.open, steering.load_sweep, Dashboard,
-        hspace.Trajectory.load, hspace.Directions.load, replaying.read, scope.load_gemma_scope, scope.load_llama_scope,
+        hspace.Trajectory.load, hspace.Directions.load, replaying.read, saelab.load_sae,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", NO_PATHS)
