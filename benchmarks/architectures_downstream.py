@@ -13,7 +13,7 @@ from torch import Tensor
 
 import saelab
 from saelab.autoencoders.architectures.gradient import GradientTopK, select_with_gradient
-from saelab.evaluation.fidelity import context_ce, context_kl, putting
+from saelab.evaluation.passes import context_ce, context_kl, putting
 from saelab.models.sites import run_recording
 from saelab.models.tokens import Tokens
 

@@ -22,7 +22,7 @@ import workers
 
 import saelab
 from saelab.reading.corpus import Contexts
-from saelab.reading.harvest import stream
+from saelab.reading.reader import ContextReader
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         return n_tokens
 
     def streamed() -> int:
-        for _ in stream(lm, contexts, [site], skip_positions=1, batch_size=args.batch_size):
+        for _ in ContextReader(lm, contexts, [site], batch_size=args.batch_size).rows():
             pass
         return n_tokens
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from saelab.reading import harvest as module
+from saelab.reading import reader as module
 from saelab.reading.packing import Contexts
 
 WIDTHS = {"early": 4, "late": 6}

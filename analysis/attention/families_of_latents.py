@@ -18,6 +18,7 @@ from saelab.analysis.attention.source_positions import at_positions
 from saelab.analysis.circuits import frozen
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
+from saelab.models.purpose import Purpose
 from saelab.models.tokens import Tokens
 from saelab.reading.corpus import contexts_for
 
@@ -91,7 +92,7 @@ def latent_families(
     if min(tokens, batch_size) < 1:
         raise ConfigError(f"{tokens=} and {batch_size=} must be at least 1")
     contexts = contexts_for(sae, lm, corpus, split, context_length)
-    count = min(len(contexts), -(-tokens // contexts.ids.shape[1]))
+    purpose, count = Purpose.of(sae), contexts.enough(tokens)
     generator = torch.Generator().manual_seed(seed)
     ids = contexts.ids[:count].long()
     if shuffled:
@@ -103,14 +104,11 @@ def latent_families(
             rows = slice(start, min(start + batch_size, count))
             tokens_read = contexts.tokens(rows)
             batch = Tokens(ids[rows], tokens_read.mask).to(lm.device)
-            counted, first = (
-                contexts.counted(rows, sae.metadata.get("skip_positions", 1)),
-                tokens_read.mask.int().argmax(1),
-            )
+            counted, first = contexts.counted(rows, purpose.skip_positions), tokens_read.mask.int().argmax(1)
             layer = frozen.read(lm, batch, [block]).layers[block]
             for context in range(len(batch.ids)):
                 number = start + context
-                masses = _firings(sae, layer, context, counted[context])
+                masses = _firings(purpose, layer, context, counted[context])
                 found += [_scored(m, ids[number], chance[number], number, int(first[context])) for m in masses]
             bar.update(len(batch.ids))
     if not found:
@@ -188,10 +186,11 @@ class LatentFamilies:
         return f"LatentFamilies({len(self.firings):,} firings of {len(self.table):,} latents: {named})"
 
 
-def _firings(sae: Any, layer: frozen.Layer, context: int, counted: Tensor) -> Iterator[Mass]:
+def _firings(purpose: Purpose, layer: frozen.Layer, context: int, counted: Tensor) -> Iterator[Mass]:
     """The firings of one text, some at a time, at the positions counted that the SAE is for."""
+    sae = purpose.sae
     z = layer.z[context].flatten(1).to(sae.W_dec)
-    places = (counted.to(z.device) & sae.replaceable(z)).nonzero().flatten()
+    places = purpose.within(z, counted).nonzero().flatten()
     codes = sae.encode_sparse(z[places])
     destinations = places[codes.rows()]
     for start in range(0, len(codes.values), CHUNK):

@@ -23,7 +23,7 @@ from torch import Tensor
 from saelab.analysis.attention.ioi_prompts import Prompts, prompts
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
-from saelab.models.splice import check_width, eligible, sae_site
+from saelab.models.purpose import Purpose, fitting
 from saelab.models.where import Where
 
 if TYPE_CHECKING:
@@ -172,9 +172,7 @@ def ablate_latents(
     """
     import pandas as pd
 
-    place = lm.site(sae_site(sae, site))
-    check_width(place, sae.d_in, "input")
-    check_width(place, sae.d_out, "output")
+    place = fitting(Purpose.of(sae, site).source(lm), sae.d_out, "output")
     clean = _checked(lm, prompts, must_work).logit_difference
     variants, changes = _variants(lm, sae, prompts, place)
     found = []
@@ -228,7 +226,7 @@ def _at_s2(lm: "LanguageModel", sae: Any, prompts: Prompts, place: Any) -> tuple
     rows, s2 = torch.arange(len(prompts)), prompts.s2
 
     def look(x: Tensor, where: Where) -> Tensor:
-        found.append((x[rows, s2].to(sae.W_dec), eligible(lm, sae, x, where)[rows, s2]))
+        found.append((x[rows, s2].to(sae.W_dec), Purpose.of(sae).positions(lm, x, where)[rows, s2]))
         return x
 
     with lm.intervene(place, look):

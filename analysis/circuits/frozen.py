@@ -22,10 +22,9 @@ from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.models.attention import AttentionParts, Pattern, attention_parts, watching
 from saelab.models.hooks import first_runs
+from saelab.models.purpose import Purpose
 from saelab.models.sites import flat
-from saelab.models.splice import check_width, eligible, sae_site
 from saelab.models.tokens import Tokens
-from saelab.models.where import Where
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -173,10 +172,9 @@ def coded(lm: "LanguageModel", sae: Any, x: Tensor, tokens: Tokens) -> Coded:
     At positions that the SAE is not for (skipped, special, padding, above its norm limit: as `lm.splice` leaves them alone)
     no latent fires and all but b_dec is error.
     """
-    where = Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
     rows = x.flatten(0, 1).to(sae.device)
     with torch.no_grad():
-        chosen = eligible(lm, sae, x, where).flatten().to(sae.device)
+        chosen = Purpose.of(sae).positions(lm, x, tokens).flatten().to(sae.device)
         own = sae.encode_sparse(rows[chosen].to(sae.dtype))
         offsets = torch.cat([own.offsets[:1], own.offsets[1:][(chosen.cumsum(0) - 1).clamp(min=0)]])
         # before the first chosen row nothing fires
@@ -192,7 +190,8 @@ def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, in
     Raises `ConfigError` for another site, or metadata without (or with impossible) heads; with a model also `SiteError` for
     another width and `ConfigError` for other heads.
     """
-    name = sae_site(sae, None)
+    purpose = Purpose.of(sae)
+    name = purpose.reads
     block = name.split(".")[1] if name.count(".") > 1 and name.startswith("blocks.") else ""
     if not block.isdigit() or not name.endswith(("attn.hook_z", "attn.o.hook_in")):
         raise ConfigError(f"the autoencoder reads {name!r}, and heads are there at an attention layer's hook_z only: "
@@ -202,8 +201,7 @@ def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, in
         raise ConfigError(f"the autoencoder is {sae.d_in} wide and its metadata say {heads!r} of heads: set "
                           "sae.metadata['heads'] = [heads, width of one], as lm.sites() lists them")  # fmt: skip
     if lm is not None:
-        site = checks.language_model("lm", lm).site(name)
-        check_width(site, sae.d_in, "input")
+        site = purpose.source(checks.language_model("lm", lm))
         if site.heads != heads[0]:
             raise ConfigError(f"the autoencoder has {heads[0]} heads and {name} of {lm.name} has {site.heads}: "
                               "give the model that it was trained on")  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 from saelab.analysis.circuits import frozen
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError, DataError
-from saelab.models.splice import check_width, sae_site
+from saelab.models.purpose import Purpose
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -109,7 +109,7 @@ def feature_attribution(
     block, heads, d_head = frozen.attention_site(sae, lm)
     if residual_block(residual_sae, lm) != block:
         raise ConfigError(
-            f"the residual autoencoder reads {sae_site(residual_sae, None)} and block {block}'s attention reads "
+            f"the residual autoencoder reads {Purpose.of(residual_sae).reads} and block {block}'s attention reads "
             f"blocks.{block}.hook_resid_pre: give one of that site"
         )
     reader = frozen.readers(sae, frozen.check_latent(sae, latent))
@@ -157,8 +157,7 @@ def of_codes(codes: SparseCodes, W_dec_FD: Tensor, readings_RD: Tensor) -> Tenso
 
 def residual_block(sae: Any, lm: "LanguageModel") -> int:
     """The block before which an SAE reads the stream; `ConfigError` for another site, `SiteError` for another width."""
-    site = lm.site(sae_site(sae, None))
-    check_width(site, sae.d_in, "input")
+    site = Purpose.of(sae).source(lm)
     parts = site.name.split(".")
     if len(parts) != 3 or parts[2] not in ("hook_resid_pre", "hook_resid_post"):
         raise ConfigError(f"the autoencoder reads {site.name}, not the stream between two blocks: train one with "

@@ -20,7 +20,7 @@ from saelab.analysis.circuits.residual_sources import of_codes, residual_block
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError, DataError
-from saelab.models.splice import sae_site
+from saelab.models.purpose import Purpose
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -64,7 +64,7 @@ class Stream:
         for sae in saes:
             place = place_of(sae, lm)
             if place in self.saes:
-                raise ConfigError(f"two autoencoders of {sae_site(sae, None)}: give one for each site")
+                raise ConfigError(f"two autoencoders of {Purpose.of(sae).reads}: give one for each site")
             self.saes[place] = sae
         self.saes = {place: sae for place, sae in self.saes.items() if order(*place) <= order(*end)}
         added = [f"blocks.{block}.hook_{part}_out" for block in range(end[1]) for part in ("attn", "mlp")]
@@ -163,7 +163,7 @@ def order(kind: str, block: int) -> int:
 
 def place_of(sae: Any, lm: "LanguageModel") -> tuple[str, int]:
     """(kind of latents, block) of an SAE; `ConfigError` where it is neither of attention's hook_z nor of the stream."""
-    if checks.language_model("lm", lm).site(sae_site(sae, None)).name.endswith("attn.hook_z"):
+    if checks.language_model("lm", lm).site(Purpose.of(sae).reads).name.endswith("attn.hook_z"):
         return ATTENTION, frozen.attention_site(sae, lm)[0]
     return RESIDUAL, residual_block(sae, lm)
 

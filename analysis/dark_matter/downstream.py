@@ -8,14 +8,14 @@ from torch import Tensor
 from saelab.analysis.dark_matter.decomposition import Decomposition
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
-from saelab.evaluation.fidelity import context_ce, context_kl, putting, ratio
-from saelab.models.splice import check_width, sae_site
+from saelab.evaluation.fidelity import ratio
+from saelab.evaluation.passes import CleanPass, context_ce, context_kl
+from saelab.models.purpose import Purpose
 from saelab.reading.corpus import contexts_for, load_corpus
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
     from saelab.reading.corpus import Corpus
-    from saelab.reading.packing import Contexts
 
 SETTINGS = ("sae", "sae + linear", "sae + nonlinear")
 
@@ -70,15 +70,15 @@ def downstream_cost(
     >>> downstream_cost(dark_matter.decompose(sae, x), lm, corpus, tokens=4_096)  # doctest: +SKIP
     """
     sae = parts.sae
-    place = lm.site(sae_site(sae, site))
-    check_width(place, sae.d_in, "input")
+    purpose = Purpose.of(sae, site)
+    purpose.source(lm)  # a site that is none is said before the corpus is read
     contexts = contexts_for(sae, lm, corpus, split, context_length)
-    count = min(len(contexts), -(-tokens // contexts.ids.shape[1]))
-    sums = _Sums(parts, lm, place)
+    count = contexts.enough(tokens)
+    sums = _Sums(parts)
     with torch.no_grad(), progress_bar(count, "restoring parts", "context", progress) as bar:
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
-            sums.add(contexts, slice(start, stop))
+            sums.add(CleanPass(purpose, lm, contexts, slice(start, stop)))
             bar.update(stop - start)
     return sums.table()
 
@@ -86,30 +86,14 @@ def downstream_cost(
 class _Sums:
     """Sums by context and setting."""
 
-    def __init__(self, parts: Decomposition, lm: "LanguageModel", place: Any) -> None:
-        self.parts, self.lm, self.place = parts, lm, place
-        self.skip = parts.sae.metadata.get("skip_positions", 1)
+    def __init__(self, parts: Decomposition) -> None:
+        self.parts = parts
         self.by_context: dict[str, list[Tensor]] = {}
         self.squares = dict.fromkeys(SETTINGS, 0.0)  # of what each setting leaves out
         self.norms = dict.fromkeys(SETTINGS, 0.0)  # of the error, and of what is restored
 
-    def add(self, contexts: "Contexts", rows: slice) -> None:
-        inputs = contexts.tokens(rows).to(self.lm.device)
-        seen: list[Tensor] = []
-
-        def keep(x: Tensor, where: Any) -> Tensor:
-            seen.append(x)
-            return x
-
-        with self.lm.intervene(self.place, keep):
-            clean = self.lm.logits(inputs)
-        x_BPD = seen[0]
-        mask, late, targets = (
-            part.to(x_BPD.device)
-            for part in (contexts.mask[rows], contexts.counted(rows, self.skip), contexts.targets(rows))
-        )
-        replaced = late & self.parts.sae.replaceable(x_BPD.to(self.parts.sae.W_dec)).to(mask.device)
-        x_ND = x_BPD[replaced].to(self.parts.sae.device)
+    def add(self, clean: CleanPass) -> None:
+        x_ND = clean.x[clean.mine].to(self.parts.sae.device)
         reconstruction, linear, nonlinear = self.parts.split(x_ND) if len(x_ND) else (x_ND, x_ND, x_ND)
         error = linear + nonlinear
         values = {
@@ -119,14 +103,14 @@ class _Sums:
         }
         left_out = {"sae": error, "sae + linear": nonlinear, "sae + nonlinear": linear}
         restored = {"sae": error, "sae + linear": linear, "sae + nonlinear": nonlinear}
+        ids, targets = clean.inputs.ids, clean.targets
         self._sum("targets", targets.sum(1))
-        self._sum("positions", mask.sum(1))
-        self._sum("clean ce", context_ce(clean, inputs.ids, targets))
+        self._sum("positions", clean.mask.sum(1))
+        self._sum("clean ce", context_ce(clean.logits, ids, targets))
         for name in SETTINGS:
-            with self.lm.intervene(self.place, putting(values[name], replaced)):
-                logits = self.lm.logits(inputs)
-            self._sum(f"{name} ce", context_ce(logits, inputs.ids, targets))
-            self._sum(f"{name} kl", context_kl(clean, logits, mask))
+            logits = clean.again(values[name], clean.mine)
+            self._sum(f"{name} ce", context_ce(logits, ids, targets))
+            self._sum(f"{name} kl", context_kl(clean.logits, logits, clean.mask))
             self.squares[name] += float(left_out[name].square().sum())
             self.norms[name] += float(torch.linalg.vector_norm(restored[name], dim=1).sum())
 

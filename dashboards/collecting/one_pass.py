@@ -19,8 +19,8 @@ from torch import Tensor
 from saelab.base import checks
 from saelab.base.errors import DataError
 from saelab.dashboards.collecting.priority import priorities
+from saelab.models.purpose import Purpose
 from saelab.models.sites import Site, run_recording
-from saelab.models.splice import check_width, sae_site
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -46,11 +46,8 @@ class Reader:
     @classmethod
     def of(cls, lm: "LanguageModel", saes: Sequence[Any], contexts: "Contexts", tokens: int, seed: int = 0) -> "Reader":
         """Read at least `tokens` tokens, in whole contexts; `SiteError` where an SAE does not fit its site."""
-        sites = [lm.site(sae_site(sae, None)) for sae in saes]
-        targets = [lm.site(sae.metadata.get("target_site") or site) for sae, site in zip(saes, sites, strict=True)]
-        for sae, site, target in zip(saes, sites, targets, strict=True):
-            check_width(site, sae.d_in, "input")
-            check_width(target, sae.d_out, "output")
+        purposes = [Purpose.of(sae) for sae in saes]
+        sites, targets = [each.source(lm) for each in purposes], [each.target(lm) for each in purposes]
         wanted = math.ceil(checks.count("tokens", tokens) / contexts.ids.shape[1])
         return cls(lm, list(saes), sites, targets, contexts, min(wanted, len(contexts)), seed)
 
@@ -84,14 +81,15 @@ class Reader:
     def _tile(self, sae: Any, x_ND: Tensor, target_ND: Tensor, start: int, stop: int) -> "Tile":
         x_ND, target_ND = x_ND.to(sae.W_dec), target_ND.to(sae.W_dec)
         n = (stop - start) * self.length
-        usable = self.contexts.counted(slice(start, stop), int(sae.metadata.get("skip_positions", 1)))
+        purpose = Purpose.of(sae)
+        usable = self.contexts.counted(slice(start, stop), purpose.skip_positions)
         if not bool(x_ND.sum(dtype=torch.float32).isfinite()) and not bool(x_ND[:n].isfinite().all()):
             row = int((~x_ND[:n].isfinite()).any(1).nonzero()[0])
             raise DataError(
-                f"an activation at {sae.metadata.get('site')} is NaN or infinite, the first at context "
+                f"an activation at {purpose.site} is NaN or infinite, the first at context "
                 f"{start + row // self.length}, position {row % self.length}: look at that text, or use float32"
             )
-        counted_N = usable.flatten() & sae.replaceable(x_ND[:n]).cpu()
+        counted_N = purpose.within(x_ND[:n], usable.flatten()).cpu()
         codes = sae.encode_sparse(x_ND)
         target_ND = target_ND.double()
         size_N = target_ND.square().sum(1)

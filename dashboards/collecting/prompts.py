@@ -9,11 +9,10 @@ from saelab.dashboards.collecting.collect import Collection
 from saelab.dashboards.collecting.one_pass import UNKNOWN_MISS
 from saelab.dashboards.collecting.vocab import Ids
 from saelab.dashboards.writing.codec import Half
+from saelab.models.purpose import Purpose
 from saelab.models.sites import Site, run_recording
-from saelab.models.splice import eligible
 from saelab.models.texts import given
 from saelab.models.tokens import Tokens, padded
-from saelab.models.where import Where
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -45,8 +44,7 @@ def prompt_columns(
     """The columns of a prompt's chunk, with token ids still global."""
     x = lm.record(tokens, list(dict.fromkeys([site, target])))
     x_TD = x[site.name][0].to(sae.W_dec)
-    where = Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
-    mine_T = eligible(lm, sae, x[site.name], where)[0].cpu()
+    mine_T = Purpose.of(sae).positions(lm, x[site.name], tokens)[0].cpu()
     with torch.no_grad():
         codes = sae.encode_sparse(x_TD)
         size_T = (y := x[target.name][0].to(sae.W_dec).double()).square().sum(1)

@@ -12,6 +12,7 @@ from saelab.dashboards.collecting.given import plain
 from saelab.dashboards.collecting.one_pass import Reader
 from saelab.dashboards.collecting.prompts import Prompt
 from saelab.dashboards.writing.chunks import DEAD, DENSE, DUPLICATE, PER_CHUNK, SEED_COSINE, SILENT, Part
+from saelab.models.purpose import Purpose
 
 if TYPE_CHECKING:
     from saelab.reading.corpus import Corpus
@@ -32,7 +33,7 @@ def manifest_of(
         "corpus": {
             "name": corpus.name, "digest": corpus.digest, "split": split, "seed": corpus.seed, "contexts": reader.n_contexts,
             "context_length": reader.length, "tokens": reader.n_contexts * reader.length, "counted": part.collection.n_counted,
-            "skip_positions": int(part.sae.metadata.get("skip_positions", 1)),
+            "skip_positions": Purpose.of(part.sae).skip_positions,
             "norm_limit": plain(float(part.sae.state.norm_limit)),
         },
         "settings": {"tokens": tokens, "windows": sum(part.layout.sizes), "window": part.layout.window, "effects": effects,

@@ -1,27 +1,26 @@
 """What a language model loses when a site is replaced by an autoencoder's reconstruction, or by a transcoder's."""
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from saelab.autoencoders.architectures.gradient import select_with_gradient
-from saelab.base import checks, statistics
+from saelab.base import checks
 from saelab.base.errors import DataError
 from saelab.base.progress import progress_bar
+from saelab.evaluation.passes import CleanPass, context_ce, context_kl
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
 from saelab.evaluation.sparsity import Firing
 from saelab.models.identity import warn_of_other_weights
-from saelab.models.sites import Site, run_recording
-from saelab.models.splice import check_width, sae_site
+from saelab.models.purpose import Purpose
+from saelab.models.sites import run_recording
 from saelab.models.tokens import Tokens
 from saelab.reading.corpus import contexts_for, load_corpus
-from saelab.reading.harvest import stream
+from saelab.reading.reader import ContextReader
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -88,38 +87,27 @@ def evaluate(
     >>> report.delta_ce, report.kl, report.explained_variance  # doctest: +SKIP
     """
     checks.autoencoder("sae", sae), checks.language_model("lm", lm)
-    place = lm.site(sae_site(sae, site))
-    target = lm.site(sae.metadata.get("target_site") or place)
-    check_width(place, sae.d_in, "input")
-    check_width(target, sae.d_out, "output")
+    purpose = Purpose.of(sae, site, skip_positions)
+    purpose.source(lm), purpose.target(lm)  # a site that is none is said before the corpus is read
     warn_of_other_weights(lm, sae)
     checks.choice("selection", selection, SELECTIONS)
     tokens, sparsity_tokens = checks.count("tokens", tokens), checks.count("sparsity_tokens", sparsity_tokens)
     batch_size = checks.count("batch_size", batch_size)
-    if skip_positions is None:
-        skip_positions = sae.metadata.get("skip_positions", 1)
-    skip = checks.count("skip_positions", skip_positions, least=0)
     corpus = load_corpus(corpus)
     contexts = contexts_for(sae, lm, corpus, split, context_length, prepend_bos)
     _warn_of_training_tokens(sae, corpus, split)
     _warn_of_short_split(contexts, tokens, split)
 
     with torch.no_grad():
-        firing, mean = _sparsity(
-            sae, lm, contexts, place.name, target.name, sparsity_tokens, skip, batch_size, progress
-        )
-        sums = _Fidelity(sae, lm, place, target, skip, mean, selection)
-        count = _enough(contexts, tokens)
+        reader = ContextReader.of(purpose, lm, contexts, sparsity_tokens, batch_size)
+        firing, mean = _sparsity(purpose, reader, progress)
+        sums, count = _Fidelity(purpose, lm, mean, selection), contexts.enough(tokens)
         with progress_bar(count, "evaluating", "context", progress) as bar:
             for start in range(0, count, batch_size):
                 rows = slice(start, min(start + batch_size, count))
                 sums.add(contexts, rows)
                 bar.update(rows.stop - rows.start)
     return sums.report(firing, split)
-
-
-def _enough(contexts: "Contexts", tokens: int) -> int:
-    return min(len(contexts), math.ceil(tokens / contexts.ids.shape[1]))
 
 
 def _warn_of_training_tokens(sae: Any, corpus: "Corpus", split: str) -> None:
@@ -141,32 +129,19 @@ def _warn_of_short_split(contexts: "Contexts", tokens: int, split: str) -> None:
         )
 
 
-def _sparsity(
-    sae: Any,
-    lm: "LanguageModel",
-    contexts: "Contexts",
-    site: str,
-    target: str,
-    tokens: int,
-    skip: int,
-    batch_size: int,
-    progress: bool,
-) -> tuple[Firing, Tensor]:
+def _sparsity(purpose: Purpose, reader: ContextReader, progress: bool) -> tuple[Firing, Tensor]:
     """Firings of every latent and the mean of what is replaced [d_out], over the positions that the SAE is for."""
+    sae, target, count = purpose.sae, purpose.target(reader.lm).name, len(reader.order)
     firing, total = Firing(sae.d_sae), torch.zeros(sae.d_out, dtype=torch.float64)
-    sites, order = list(dict.fromkeys([site, target])), torch.arange(_enough(contexts, tokens))
-    count = _enough(contexts, tokens)
     with progress_bar(count, "counting firings", "context", progress) as bar:
-        for rows in stream(lm, contexts, sites, skip_positions=skip, batch_size=batch_size, order=order):
-            x = rows.x[site].to(sae.W_dec)
-            mine = sae.replaceable(x)
-            firing.add(sae.encode_sparse(x[mine]))
-            total += rows.x[target][mine.to(rows.x[target].device)].sum(0, dtype=torch.float64).cpu()
+        for rows, codes in reader.coded(purpose):
+            firing.add(codes)
+            total += rows.x[target].sum(0, dtype=torch.float64).cpu()
             bar.update(rows.cursor - bar.n)
     if not firing.n:
         raise DataError(
-            f"no position of {count:,} contexts of {contexts.ids.shape[1]:,} tokens is one that the SAE is for: all "
-            f"are special, among the first {skip}, or above the norm limit"
+            f"no position of {count:,} contexts of {reader.contexts.ids.shape[1]:,} tokens is one that the SAE is for: all "
+            f"are special, among the first {purpose.skip_positions}, or above the norm limit"
         )
     return firing, total / firing.n
 
@@ -174,62 +149,48 @@ def _sparsity(
 class _Fidelity:
     """Sums over batches of contexts; what is summed per context gives the standard errors."""
 
-    def __init__(
-        self, sae: Any, lm: "LanguageModel", site: Site, target: Site, skip: int, mean: Tensor, selection: str
-    ) -> None:
-        self.sae, self.lm, self.site, self.target, self.skip, self.mean = sae, lm, site, target, skip, mean
+    def __init__(self, purpose: Purpose, lm: "LanguageModel", mean: Tensor, selection: str) -> None:
+        self.purpose, self.sae, self.lm, self.mean = purpose, purpose.sae, lm, mean
         self.selection = selection
-        self.for_sae, self.all = Reconstruction(sae.d_out), Reconstruction(sae.d_out)
+        self.for_sae, self.all = Reconstruction(self.sae.d_out), Reconstruction(self.sae.d_out)
         self.fired = 0
         self.per_context: dict[str, list[Tensor]] = {}
 
     def add(self, contexts: "Contexts", rows: slice) -> None:
         """Add some contexts."""
-        inputs = contexts.tokens(rows).to(self.lm.device)
-        seen: dict[str, Tensor] = {}
-
-        def keeping(site: Site) -> Callable[[Tensor, Any], Tensor]:
-            return lambda x, where: seen.setdefault(site.name, x)
-
-        with self.lm.intervene(self.site, keeping(self.site)), self.lm.intervene(self.target, keeping(self.target)):
-            clean = self.lm.logits(inputs)
-        x_BPD = seen[self.site.name]
-        mask, late, targets = (
-            part.to(x_BPD.device)
-            for part in (contexts.mask[rows], contexts.counted(rows, self.skip), contexts.targets(rows))
-        )
-        x_ND, target_ND = (seen[site.name][mask].to(self.sae.W_dec) for site in (self.site, self.target))
-        mine_N = self.sae.replaceable(x_ND) & late[mask].to(x_ND.device)
-        codes = self._codes(x_ND, inputs, mask, range(rows.start, rows.stop))
+        clean = CleanPass(self.purpose, self.lm, contexts, rows)
+        mask, ids, targets = clean.mask, clean.inputs.ids, clean.targets
+        x_ND, target_ND = (x[mask].to(self.sae.W_dec) for x in (clean.x, clean.target))
+        mine_N = clean.mine[mask].to(x_ND.device)
+        codes = self._codes(x_ND, clean.inputs, mask, range(rows.start, rows.stop))
         x_hat_ND = self.sae.decode(codes, x_ND)
         self.all.add(target_ND, x_hat_ND)
         self.for_sae.add(target_ND[mine_N], x_hat_ND[mine_N])
         self.fired += int(codes.offsets.diff()[mine_N.to(codes.offsets.device)].sum())
 
-        replaced = mask.clone()
-        replaced[mask] = mine_N.to(mask.device)
         self._sum("targets", targets.sum(1))
         self._sum("positions", mask.sum(1))
-        self._sum("ce_clean", context_ce(clean, inputs.ids, targets))
-        spliced = self._logits(inputs, putting(x_hat_ND[mine_N], replaced))
-        self._sum("ce_sae", context_ce(spliced, inputs.ids, targets))
-        self._sum("kl", context_kl(clean, spliced, mask))
-        del clean, spliced
-        zero, everywhere = torch.zeros_like(self.mean), torch.ones_like(replaced)
-        ablations = {"ce_zero": (zero, replaced), "ce_mean": (self.mean, replaced), "ce_zero_all": (zero, everywhere)}
+        self._sum("ce_clean", context_ce(clean.logits, ids, targets))
+        spliced = clean.again(x_hat_ND[mine_N], clean.mine)
+        self._sum("ce_sae", context_ce(spliced, ids, targets))
+        self._sum("kl", context_kl(clean.logits, spliced, mask))
+        del clean.logits, spliced
+        zero, everywhere = torch.zeros_like(self.mean), torch.ones_like(mask)
+        ablations = {
+            "ce_zero": (zero, clean.mine),
+            "ce_mean": (self.mean, clean.mine),
+            "ce_zero_all": (zero, everywhere),
+        }
         for name, (value, where) in ablations.items():
-            self._sum(name, context_ce(self._logits(inputs, putting(value, where)), inputs.ids, targets))
+            self._sum(name, context_ce(clean.again(value, where), ids, targets))
 
     def _codes(self, x_ND: Tensor, inputs: Tokens, mask: Tensor, numbers: Sequence[int]) -> Any:
         if self.selection == "plain":
             return self.sae.encode_sparse(x_ND)
         seeds = list(numbers) if self.selection == "grad_model" else None
-        slopes = run_recording(self.lm, inputs, [self.site], gradients=True, label_seeds=seeds)[1]
-        return select_with_gradient(self.sae, x_ND, slopes[self.site.name][mask].to(x_ND))
-
-    def _logits(self, inputs: Tokens, fn: Callable[[Tensor, Any], Tensor]) -> Tensor:
-        with self.lm.intervene(self.target, fn):
-            return self.lm.logits(inputs)
+        site = self.purpose.source(self.lm)
+        slopes = run_recording(self.lm, inputs, [site], gradients=True, label_seeds=seeds)[1]
+        return select_with_gradient(self.sae, x_ND, slopes[site.name][mask].to(x_ND))
 
     def _sum(self, name: str, values: Tensor) -> None:
         self.per_context.setdefault(name, []).append(values.double().cpu())
@@ -238,6 +199,7 @@ class _Fidelity:
         sums = {name: torch.cat(parts) for name, parts in self.per_context.items()}
         if not self.for_sae.n or not sums["targets"].any():
             raise DataError("no position of these contexts is one that the SAE is for, or none has a target to predict")
+        source, target = self.purpose.source(self.lm).name, self.purpose.target(self.lm).name
         targets, positions = sums["targets"], sums["positions"]
         ce = {name: float(total.sum() / targets.sum()) for name, total in sums.items() if name.startswith("ce_")}
         delta, delta_se = ratio(sums["ce_sae"] - sums["ce_clean"], targets)
@@ -261,45 +223,15 @@ class _Fidelity:
             replaced_fraction=self.for_sae.n / self.all.n,
             delta_ce_se=delta_se,
             kl_se=kl_se,
-            site=self.site.name if self.site == self.target else f"{self.site.name} to {self.target.name}",
+            site=source if source == target else f"{source} to {target}",
             split=split,
             selection=self.selection,
         )
 
 
-def putting(values: Tensor, replaced: Tensor) -> Callable[[Tensor, Any], Tensor]:
-    """An intervention that writes `values` ([n, d] or [d]) at the positions `replaced` [batch, position]."""
-
-    def put(x: Tensor, where: Any) -> Tensor:
-        new = x.clone()
-        new[replaced] = values.to(x)
-        return new
-
-    return put
-
-
 def _score(ablated: float, ce: dict[str, float]) -> float:
     scale = ablated - ce["ce_clean"]
     return (ablated - ce["ce_sae"]) / scale if scale else float("nan")
-
-
-def context_ce(logits: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
-    """Next-token cross-entropy in nats, summed over the targets [batch, position - 1] of each context: float64 [batch].
-
-    One context at a time, because its log-probabilities are large.
-    """
-    return torch.stack(
-        [
-            cross_entropy(row[:-1][real].float(), target[real], reduction="none").double().sum()
-            for row, target, real in zip(logits, ids[:, 1:], targets, strict=True)
-        ]
-    )
-
-
-def context_kl(clean: Tensor, spliced: Tensor, mask: Tensor) -> Tensor:
-    """KL(clean || spliced), summed over the real positions of each context, [batch]."""
-    rows = zip(clean, spliced, mask, strict=True)
-    return torch.stack([statistics.kl(p[real].float(), q[real].float()).sum() for p, q, real in rows])
 
 
 def ratio(sums: Tensor, counts: Tensor) -> tuple[float, float]:

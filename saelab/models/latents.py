@@ -6,9 +6,8 @@ import torch
 
 from saelab.base import checks
 from saelab.base.errors import DataError
+from saelab.models.purpose import Purpose
 from saelab.models.sites import flat
-from saelab.models.splice import check_width, eligible, sae_site
-from saelab.models.where import Where
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,11 +23,9 @@ def top_latents(lm: "LanguageModel", text: Any, sae: Any, k: int = 10) -> "DataF
     tokens = lm.tokens_for(checks.autoencoder("sae", sae), text)
     if len(tokens.ids) != 1:
         raise DataError(f"top_latents reads one text at a time, not {len(tokens.ids)}: call it for each")
-    site = lm.site(sae_site(sae, None))
-    check_width(site, sae.d_in, "input")
-    x = flat(lm.record(tokens, site))
-    where = Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
-    places = eligible(lm, sae, x, where)[0].nonzero().flatten()
+    purpose = Purpose.of(sae)
+    x = flat(lm.record(tokens, purpose.source(lm)))
+    places = purpose.positions(lm, x, tokens)[0].nonzero().flatten()
     with torch.no_grad():
         codes = sae.encode_sparse(x[0, places].to(sae.W_dec))
     best = codes.values.float().sort(descending=True, stable=True).indices[:k].cpu()

@@ -6,15 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from saelab.base import checks
-from saelab.base.errors import ConfigError, InterventionError, SiteError
+from saelab.base.errors import InterventionError
 from saelab.models.checkpointing import recomputing
 from saelab.models.hooks import plus
 from saelab.models.identity import warn_of_other_weights
-from saelab.models.sites import Site
+from saelab.models.purpose import Purpose
 from saelab.models.where import Where
 
 if TYPE_CHECKING:
@@ -54,50 +52,19 @@ class Splice:
         return f"Splice(replaced={self.replaced:,} of positions={self.positions:,})"
 
 
-def sae_site(sae: Any, site: str | None) -> str:
-    """The site asked for, else the one the autoencoder was trained on; `ConfigError` when neither is known."""
-    name = site or checks.autoencoder("sae", sae).metadata.get("site")
-    if name is None:
-        raise ConfigError("the autoencoder does not say which site it was trained on: give site=")
-    return str(name)
-
-
-def check_width(site: Site, width: int, what: str) -> None:
-    """Raise `SiteError` with both numbers unless the site is `width` wide."""
-    if site.width != width:
-        raise SiteError(f"the autoencoder's {what} is {width} wide and site {site.name!r} {site.width}: "
-                        "give the site that it was trained on, or another autoencoder")  # fmt: skip
-
-
-def eligible(lm: "LanguageModel", sae: Any, x: Tensor, where: Where) -> Tensor:
-    """Positions an autoencoder is for: bool [batch, position].
-
-    Real tokens that are not special, from `skip_positions` on (1 where the metadata are silent), with a norm within
-    the limit that the autoencoder keeps (`sae.replaceable`). `x` is [batch, position, width].
-    """
-    chosen = where.mask & (where.positions >= sae.metadata.get("skip_positions", 1))
-    if lm.special_ids:
-        special = torch.tensor(sorted(lm.special_ids), device=where.ids.device)
-        chosen = chosen & ~torch.isin(where.ids, special)
-    ordinary = sae.replaceable(x.flatten(0, 1).to(sae.W_dec)).view(x.shape[:2])
-    return chosen.to(x.device) & ordinary.to(x.device)
-
-
 @contextlib.contextmanager
 def splice(
     lm: "LanguageModel", sae: Any, error_term: bool = False, edit: Edit | None = None, site: str | None = None
 ) -> Iterator[Splice]:
     """See `LanguageModel.splice`."""
-    source = lm.site(sae_site(sae, site))
-    target = lm.site(sae.metadata.get("target_site") or source)
-    check_width(source, sae.d_in, "input")
-    check_width(target, sae.d_out, "output")
+    purpose = Purpose.of(sae, site)
+    source, target = purpose.source(lm), purpose.target(lm)
     warn_of_other_weights(lm, sae, stacklevel=4)
     receipt = Splice()
     waiting = threading.local()  # what was read, until the thread's forward pass comes to where it is written
 
     def read(x: Tensor, where: Where) -> Tensor:
-        chosen = eligible(lm, sae, x, where)
+        chosen = purpose.positions(lm, x, where)
         if not recomputing():
             receipt.count(where, chosen)
         waiting.read = (x[chosen], chosen)

@@ -17,6 +17,7 @@ from torch import Tensor
 from saelab.base import checks
 from saelab.base.digests import of_tensors
 from saelab.base.errors import ConfigError, DataError
+from saelab.models.purpose import Purpose
 from saelab.models.texts import digested, given
 from saelab.models.tokens import Messages, Text, chat_text, real_places
 from saelab.reading.documents import read_source
@@ -235,8 +236,9 @@ def contexts_for(
     progress: bool = True,
 ) -> Contexts:
     """The contexts that an SAE is looked at on: length and BOS as asked, else as it was trained, else the usual ones."""
-    length = sae.metadata.get("context_length") if context_length is None else context_length
-    bos = sae.metadata.get("prepend_bos") if prepend_bos is None else prepend_bos
+    purpose = Purpose.of(sae)
+    length = purpose.context_length if context_length is None else context_length
+    bos = purpose.prepend_bos if prepend_bos is None else prepend_bos
     return load_corpus(corpus).contexts(lm, length, split, bos, progress)
 
 

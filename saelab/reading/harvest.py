@@ -1,150 +1,29 @@
-"""From a model and a corpus to rows of activations, one forward pass for any number of sites."""
+"""From a model and a corpus to stored rows of activations, one forward pass for any number of sites."""
 
 import contextlib
 import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.progress import progress_bar
 from saelab.models.identity import refuse_interventions
-from saelab.models.sites import run_recording
 from saelab.reading.corpus import load_corpus
+from saelab.reading.reader import ContextReader, Rows
+from saelab.reading.shards import TOKEN_KEYS
 from saelab.reading.store import ActivationStore, layout_of, row_bytes
 from saelab.reading.writers import FolderWriter, MemoryWriter, try_out
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
-    from saelab.models.sites import Site
-    from saelab.reading.packing import Contexts
+    from saelab.reading.corpus import Corpus
 
 IN_MEMORY = 2 * 2**30
-
-
-@dataclass
-class Rows:
-    """Aligned rows of some contexts, without skipped positions, special tokens and padding."""
-
-    x: dict[str, Tensor]  # site -> [n, width], on the model's device
-    gradients: dict[str, Tensor] | None
-    tokens: Tensor  # int32 [n], on the CPU like the next three
-    positions: Tensor  # place in the context
-    documents: Tensor  # index into corpus.documents
-    contexts: Tensor  # number of the context
-    cursor: int  # how many contexts have been read once these rows are used
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def usable(
-    contexts: "Contexts", numbers: Tensor | slice, skip_positions: int, gradients: bool
-) -> Bool[Tensor, "n pos"]:
-    """Which places of some contexts have a row: ordinary tokens past the first `skip_positions` of their context.
-
-    With gradients the last real position has none: nothing after it depends on it, its gradient is exactly zero.
-    """
-    keep = contexts.counted(numbers, skip_positions)
-    if gradients:
-        real = contexts.tokens(numbers).mask
-        keep &= real.flip(1).cumsum(1).flip(1) != real  # a later one is real, too
-    return keep
-
-
-def stream(
-    lm: "LanguageModel",
-    contexts: "Contexts",
-    sites: Sequence[str],
-    *,
-    skip_positions: int = 1,
-    gradients: bool | str = False,
-    start: int = 0,
-    batch_size: int = 8,
-    dtype: torch.dtype | None = None,
-    order: Int64[Tensor, " n"] | None = None,
-) -> Iterator[Rows]:
-    """Rows of activations at `sites`, `batch_size` contexts at a time, in the order of the contexts.
-
-    Content and order are deterministic: a stream from `start` yields the same bits as one that got there by itself.
-    `gradients` adds the gradient of the summed next-token loss at each row and leaves out each context's last
-    position, where it is zero; "sampled" takes labels that the model draws, by a generator seeded with the context's
-    number, instead of the true next tokens. Rows are fp32 unless `dtype`. `order` (int64, context numbers) reads the
-    contexts in that order; `start` and `Rows.cursor` count along it.
-
-    Raises `SiteError` for a site that the model does not have, `ConfigError` for a `start` between two batches and
-    `DataError`, naming site, context and position, when an activation is NaN or infinite.
-    """
-    batch_size = checks.count("batch_size", batch_size)
-    skip_positions = checks.count("skip_positions", skip_positions, least=0)
-    order = torch.arange(len(contexts.ids)) if order is None else order
-    if start % batch_size and start < len(order):
-        raise ConfigError(f"start={start} lies between two batches of {batch_size} contexts: use a multiple")
-    resolved = {name: lm.site(name) for name in sites}
-    return _batches(lm, contexts, resolved, skip_positions, gradients, start, batch_size, dtype or torch.float32, order)
-
-
-def _batches(
-    lm: "LanguageModel",
-    contexts: "Contexts",
-    sites: dict[str, "Site"],
-    skip_positions: int,
-    gradients: bool | str,
-    start: int,
-    batch_size: int,
-    dtype: torch.dtype,
-    order: Tensor,
-) -> Iterator[Rows]:
-    for first in range(start, len(order), batch_size):
-        numbers = order[first : first + batch_size]
-        keep = usable(contexts, numbers, skip_positions, bool(gradients)).flatten().nonzero().squeeze(1)
-        if not len(keep):
-            continue
-        ids = contexts.ids[numbers]
-        inputs = contexts.tokens(numbers).to(lm.device)  # special tokens have no row but are read
-        seeds = numbers.tolist() if gradients == "sampled" else None
-        recorded = run_recording(lm, inputs, list(sites.values()), gradients=bool(gradients), label_seeds=seeds)
-        activations, gradient = recorded if gradients else (recorded, None)
-        rows = Rows(
-            x=_picked(activations, sites, keep, dtype),
-            gradients=None if gradient is None else _picked(gradient, sites, keep, dtype),
-            tokens=ids.flatten()[keep].int(),
-            positions=(keep % ids.shape[1]).int(),
-            documents=contexts.documents[numbers].flatten()[keep].int(),
-            contexts=numbers[keep // ids.shape[1]].int(),
-            cursor=min(first + batch_size, len(order)),
-        )
-        _check_finite(rows)
-        yield rows
-
-
-def _picked(
-    recorded: dict[str, Tensor], sites: dict[str, "Site"], keep: Tensor, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    keep = keep.to(next(iter(recorded.values())).device)
-    return {name: recorded[site.name].flatten(0, 1).index_select(0, keep).to(dtype) for name, site in sites.items()}
-
-
-def _check_finite(rows: Rows) -> None:
-    for what, tensors in (("activation", rows.x), ("gradient", rows.gradients or {})):
-        for name, x in tensors.items():
-            # One cheap pass: no NaN or infinity survives in a finite sum. A sum of finite numbers may overflow, though.
-            if bool(x.sum(dtype=torch.float32).isfinite()):
-                continue
-            bad = (~x.isfinite()).any(1).nonzero().squeeze(1)
-            if len(bad):
-                row = int(bad[0])
-                raise DataError(
-                    f"{len(bad):,} of {len(x):,} rows have a NaN or infinite {what} at {name} in {x.dtype}, the first "
-                    f"at context {int(rows.contexts[row])}, position {int(rows.positions[row])}: nothing was "
-                    "overwritten; look at that text, or use float32 for the model and for the rows"
-                )
 
 
 def harvest(
@@ -202,111 +81,100 @@ def harvest(
     names = _site_names(site, sites)
     checks.language_model("lm", lm)
     checks.choice("gradients", gradients, (True, "sampled", False))
-    row_dtype = checks.dtype_of(dtype) or torch.float32
-    tokens, batch_size = checks.count("tokens", tokens), checks.count("batch_size", batch_size)
-    seed = checks.seed(seed)
+    row_dtype, tokens, seed = checks.dtype_of(dtype), checks.count("tokens", tokens), checks.seed(seed)
+    batch_size = checks.count("batch_size", batch_size)
     skip_positions = checks.count("skip_positions", skip_positions, least=0)
     if out is not None:
         try_out(out)
     corpus = load_corpus(corpus)
     contexts = corpus.contexts(lm, context_length, split=split, prepend_bos=prepend_bos, progress=progress)
-    context_length = contexts.ids.shape[1]  # rows of token ids keep their own
-    if skip_positions + bool(gradients) >= context_length:
-        raise ConfigError(f"skip_positions={skip_positions:,} must leave some of {context_length:,} positions")
-    available = int(usable(contexts, slice(None), skip_positions, bool(gradients)).sum())
-    if not available:
-        raise DataError(
-            f"none of the {contexts.mask.numel():,} tokens of {corpus.name} ({split}) can be used: all are "
-            f"special, padding or among the first {skip_positions} of a context"
-        )
-    if available < tokens:
-        warnings.warn(
-            f"the corpus has {available:,} tokens in split {split!r}, {tokens:,} were asked for: the harvest "
-            "stops there",
-            stacklevel=2,
-        )
-
+    order = torch.randperm(len(contexts.ids), generator=torch.Generator().manual_seed(seed))
+    reader = ContextReader(
+        lm, contexts, names, skip_positions=skip_positions, gradients=gradients, batch_size=batch_size, dtype=row_dtype,
+        order=order,
+    )  # fmt: skip
+    rows = _rows_there(reader, corpus, split, tokens)
     if out is not None:
         refuse_interventions(lm, f"the harvest in {out}")
-    metadata = {
-        "model": lm.name,
-        "model_digest": lm.digest,
-        "corpus": corpus.name,
-        "corpus_digest": corpus.digest,
-        "context_length": context_length,
-        "skip_positions": skip_positions,
-        "prepend_bos": contexts.prepend_bos,
-        "split": split,
-        "seed": seed,
-    }
-    labels = {"gradients": "sampled" if gradients == "sampled" else "true"} if gradients else {}
-    dtype_name = str(row_dtype).removeprefix("torch.")
-    resolved = [lm.site(name) for name in names]
-    plan: dict[str, Any] = {
-        "fingerprint": {
-            **metadata,
-            "contexts_digest": contexts.digest,
-            "model_dtype": str(lm.dtype),
-            "sites": names,
-            "tokens": tokens,
-            "gradients": gradients,
-            "dtype": dtype_name,
-            "batch_size": batch_size,
-        },
-        "metadata": {**metadata, **labels, "versions": _versions()},
-        "sites": [
-            {"name": name, "width": s.width, "heads": [s.heads, s.width // s.heads] if s.heads else None}
-            for name, s in zip(names, resolved, strict=True)
-        ],
-        "dtype": dtype_name,
-        "gradients": bool(gradients),
-        "rows": min(tokens, available),
-    }
-    in_memory = out is None and plan["rows"] * row_bytes(layout_of(plan)) <= IN_MEMORY
-    writer = MemoryWriter(plan) if in_memory else FolderWriter(plan, batch_size * context_length, out)
+    plan = _plan(reader, corpus, {"split": split, "seed": seed}, tokens, rows)
+    in_memory = out is None and rows * row_bytes(layout_of(plan)) <= IN_MEMORY
+    writer = MemoryWriter(plan) if in_memory else FolderWriter(plan, batch_size * contexts.ids.shape[1], out)
     with contextlib.closing(writer):
         try:
-            _fill(
-                writer,
-                plan["rows"],
-                progress,
-                stream(
-                    lm,
-                    contexts,
-                    names,
-                    skip_positions=skip_positions,
-                    gradients=gradients,
-                    start=writer.cursor,
-                    batch_size=batch_size,
-                    dtype=row_dtype,
-                    order=torch.randperm(len(contexts.ids), generator=torch.Generator().manual_seed(seed)),
-                ),
-            )
+            _fill(writer, rows, progress, reader.rows(writer.cursor))
         except KeyboardInterrupt as stop:
             if out is not None:
                 stop.add_note(f"the complete shards in {out} stay: the same call goes on behind them")
             if out is not None or not writer.rows:
                 raise
-            warnings.warn(f"interrupted: {writer.rows:,} of {plan['rows']:,} tokens are in the store", stacklevel=2)
+            warnings.warn(f"interrupted: {writer.rows:,} of {rows:,} tokens are in the store", stacklevel=2)
         stores = writer.stores()
     return stores if site is None else stores[site]
 
 
-def _fill(writer: MemoryWriter | FolderWriter, total: int, progress: bool, chunks: Iterator[Rows]) -> None:
-    from tqdm.auto import tqdm
+def _rows_there(reader: ContextReader, corpus: "Corpus", split: str, tokens: int) -> int:
+    """How many of the rows asked for the corpus has."""
+    length = reader.contexts.ids.shape[1]
+    if reader.skip_positions + bool(reader.gradients) >= length:
+        raise ConfigError(f"skip_positions={reader.skip_positions:,} must leave some of {length:,} positions")
+    available = reader.available()
+    if not available:
+        raise DataError(
+            f"none of the {reader.contexts.mask.numel():,} tokens of {corpus.name} ({split}) can be used: all are "
+            f"special, padding or among the first {reader.skip_positions} of a context"
+        )
+    if available < tokens:
+        warnings.warn(
+            f"the corpus has {available:,} tokens in split {split!r}, {tokens:,} were asked for: the harvest "
+            "stops there",
+            stacklevel=3,
+        )
+    return min(tokens, available)
 
-    with tqdm(total=total, initial=writer.rows, unit=" tokens", desc="harvest", disable=not progress) as bar:
+
+def _plan(reader: ContextReader, corpus: "Corpus", chosen: dict[str, Any], tokens: int, rows: int) -> dict[str, Any]:
+    """What the manifest says before anything is read; `chosen` are the split and the seed."""
+    lm, contexts, gradients = reader.lm, reader.contexts, reader.gradients
+    metadata = {
+        "model": lm.name,
+        "model_digest": lm.digest,
+        "corpus": corpus.name,
+        "corpus_digest": corpus.digest,
+        "context_length": contexts.ids.shape[1],  # rows of token ids keep their own
+        "skip_positions": reader.skip_positions,
+        "prepend_bos": contexts.prepend_bos,
+        **chosen,
+    }
+    labels = {"gradients": "sampled" if gradients == "sampled" else "true"} if gradients else {}
+    dtype = str(reader.dtype).removeprefix("torch.")
+    return {
+        "fingerprint": {
+            **metadata,
+            "contexts_digest": contexts.digest,
+            "model_dtype": str(lm.dtype),
+            "sites": list(reader.sites),
+            "tokens": tokens,
+            "gradients": gradients,
+            "dtype": dtype,
+            "batch_size": reader.batch_size,
+        },
+        "metadata": {**metadata, **labels, "versions": _versions()},
+        "sites": [
+            {"name": name, "width": s.width, "heads": [s.heads, s.width // s.heads] if s.heads else None}
+            for name, s in reader.sites.items()
+        ],
+        "dtype": dtype,
+        "gradients": bool(gradients),
+        "rows": rows,
+    }
+
+
+def _fill(writer: MemoryWriter | FolderWriter, total: int, progress: bool, chunks: Iterator[Rows]) -> None:
+    with progress_bar(total, "harvest", " tokens", progress, initial=writer.rows, delay=0) as bar:
         while writer.rows < total:
             rows = next(chunks)
             n = min(len(rows), total - writer.rows)
-            columns = {
-                "rows": {
-                    "tokens": rows.tokens,
-                    "positions": rows.positions,
-                    "documents": rows.documents,
-                    "contexts": rows.contexts,
-                }
-            }
+            columns = {"rows": {key: getattr(rows, key) for key in TOKEN_KEYS}}
             for place, name in enumerate(rows.x):
                 columns[f"site{place}"] = {"x": rows.x[name]}
                 if rows.gradients is not None:

@@ -14,6 +14,7 @@ from saelab.base.errors import DataError
 from saelab.base.files import cache_folder
 from saelab.base.progress import progress_bar
 from saelab.base.tensors import write_tensors
+from saelab.models.purpose import among, counted
 from saelab.models.tokens import Tokens, checked
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Contexts:
         real = torch.ones((), dtype=torch.bool).expand(ids.shape) if real is None else real
         checked(Tokens(ids, real), lm.d_vocab)
         ids, documents = ids.to(torch.int32), documents.to(torch.int32)
-        mask = real & ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=torch.int32))
+        mask = real & ~among(ids, lm.special_ids)
         tensors = {"ids": ids, "documents": documents, "mask": mask} | ({} if bool(real.all()) else {"real": real})
         return cls(ids, documents, mask, real, digests.of_tensors(tensors), prepend_bos)
 
@@ -66,7 +67,11 @@ class Contexts:
 
     def counted(self, numbers: Tensor | slice, skip_positions: int) -> Tensor:
         """Where some of the contexts count, past their first `skip_positions` real tokens: bool [len, context_length]."""
-        return self.mask[numbers] & (self.tokens(numbers).positions >= skip_positions)
+        return self.mask[numbers] & counted(self.tokens(numbers), skip_positions)
+
+    def enough(self, tokens: int) -> int:
+        """How many of the contexts, from the first on, hold so many tokens: all, where they are fewer."""
+        return min(len(self), -(-tokens // self.ids.shape[1]))
 
     def targets(self, numbers: Tensor | slice) -> Tensor:
         """Which tokens of some contexts count as predictions of the one before: bool [len, context_length - 1]."""

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
+from saelab.models.purpose import counted
 from saelab.models.tokens import Tokens, padded
-from saelab.models.where import Where
 from saelab.steering.program import coordinate
-from saelab.steering.scope import Scope
 from saelab.steering.vectors import Direction
 
 if TYPE_CHECKING:
@@ -84,11 +83,6 @@ def measured(direction: Direction, lm: "LanguageModel", texts: Any, *, progress:
     )
 
 
-def ordinary_where(tokens: Tokens) -> Where:
-    """`Where` of a whole text read at once."""
-    return Where(tokens.ids, tokens.positions, tokens.mask, torch.zeros_like(tokens.mask), "prompt")
-
-
 def batches(lm: "LanguageModel", texts: Any, progress: bool) -> Iterator[Tokens]:
     """The texts in batches of a few, under a progress bar where it takes long."""
     rows = _listed(lm, texts)
@@ -104,10 +98,10 @@ def _listed(lm: "LanguageModel", texts: Any) -> list[list[int]]:
 
 def _ordinary(lm: "LanguageModel", texts: Any, site: str, which: str, progress: bool) -> Iterator[Tensor]:
     """The activations [position, width] of each text's ordinary tokens, in fp64."""
-    scope, number = Scope(), 0
+    number = 0
     for tokens in batches(lm, texts, progress):
         x = lm.record(tokens, site)
-        for rows, mask in zip(x, scope.mask(ordinary_where(tokens), lm).to(x.device), strict=True):
+        for rows, mask in zip(x, counted(tokens, 1, lm.special_ids).to(x.device), strict=True):
             if not bool(mask.any()):
                 raise DataError(f"{which} text {number} has no token past its first that is not special: "
                                 "lengthen it or leave it out")  # fmt: skip

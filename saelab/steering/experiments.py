@@ -11,7 +11,7 @@ from saelab.base.errors import CheckpointError, ConfigError
 from saelab.base.files import user_path
 from saelab.base.progress import progress_bar
 from saelab.models.identity import refuse_interventions, weights_digest
-from saelab.models.splice import check_width, sae_site
+from saelab.models.purpose import Purpose, fitting
 from saelab.models.texts import given
 from saelab.reading.corpus import load_corpus
 from saelab.steering import grid, records
@@ -106,13 +106,13 @@ def sweep(
     _check(targets, kinds, steps, rows, runs, baselines)
     controls = grid.draw_controls(sae, targets, draws if set(baselines) - {NONE} else 0)
     source = grid.Extended(sae, controls.vectors if RANDOM_DIRECTION in baselines else {})
-    if sae.metadata.get("target_site") not in (None, sae.metadata.get("site")):
+    purpose = Purpose.of(sae, site)
+    if purpose.target_site not in (None, sae.metadata.get("site")):
         raise ConfigError("a sweep reads and writes at one site, and this is a transcoder: steer with lm.steer instead")
-    place = lm.site(sae_site(sae, site))
-    check_width(place, sae.d_in, "input")
+    place = purpose.source(lm)
     later = lm.site(later_site) if later_site else _next_residual(lm, place)
     if later is not None:
-        check_width(later, sae.d_in, "input")
+        fitting(later, sae.d_in, "input")
 
     operation = _maker(source, place.name, unit, scope)
     cells = grid.cells(targets, kinds, steps, len(rows), runs, baselines, draws, controls)

@@ -1,6 +1,5 @@
 """Where an operation acts: phases, positions, tokens, windows, and what is left out."""
 
-import functools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError, InterventionError
+from saelab.models.purpose import among, counted
 from saelab.models.where import Where
 
 if TYPE_CHECKING:
@@ -85,13 +85,11 @@ class Scope:
                 "a text of its own: generate with lm.generate or the model's own generate, or say how many columns the "
                 "prompt has, with saelab.models.where.prompt(width): ..."
             )
-        chosen = where.mask & (where.positions >= self.skip_positions)
+        chosen = counted(where, self.skip_positions, () if self.special else lm.special_ids)
         if not self.prompt:
             chosen = chosen & where.generated
         if not self.generated:
             chosen = chosen & ~where.generated
-        if not self.special and lm.special_ids:
-            chosen = chosen & ~_among(where.ids, lm.special_ids)
         if self._selects:
             chosen = chosen & _covered(where, self.positions or (), self.tokens or (), self.windows or ())
         if self.exclude_positions or self.exclude_tokens or self.exclude_windows:
@@ -170,16 +168,7 @@ def _covered(where: Where, positions: Iterable[int], tokens: Iterable[int], wind
             inside &= places < (stop if stop >= 0 else length + stop)
         covered |= inside
     tokens = tuple(tokens)
-    return covered | _among(where.ids, tokens) if tokens else covered
-
-
-def _among(ids: Tensor, wanted: Iterable[int]) -> Tensor:
-    return torch.isin(ids, _tensor_of(frozenset(wanted), ids.device))
-
-
-@functools.lru_cache(maxsize=64)
-def _tensor_of(ids: frozenset[int], device: torch.device) -> Tensor:
-    return torch.tensor(sorted(ids), device=device)
+    return covered | among(where.ids, tokens) if tokens else covered
 
 
 def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:

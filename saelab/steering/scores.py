@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
+from saelab.models.purpose import Purpose, counted
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens
 from saelab.models.unembedding import unembedding, written_share
+from saelab.reading.corpus import contexts_for
+from saelab.reading.reader import ContextReader
 from saelab.steering import text_measures as measures
-from saelab.steering.contrast import ordinary_where
-from saelab.steering.scope import Scope
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -58,7 +59,7 @@ def neutral_tokens(lm: "LanguageModel", sae: Any) -> Tokens:
     """
     if lm.tokenizer is not None:
         tokens = lm.tokens_for(sae, NEUTRAL_PROMPT)
-        if bool(Scope().mask(ordinary_where(tokens), lm).any()):
+        if bool(counted(tokens, 1, lm.special_ids).any()):
             return tokens
     ordinary = [token for token in range(lm.d_vocab) if token not in lm.special_ids]
     return lm.to_tokens([ordinary[:NEUTRAL_TOKENS]])
@@ -122,23 +123,11 @@ def input_scores(
 
     >>> input_scores(lm, sae, [123, 9], saelab.load_corpus("sotu"))  # doctest: +SKIP
     """
-    from saelab.models.splice import sae_site
-    from saelab.reading.corpus import contexts_for
-    from saelab.reading.harvest import stream
-
-    place = lm.site(sae_site(sae, site))
-    whole = contexts_for(sae, lm, corpus, split)
-    count = min(len(whole), math.ceil(tokens / whole.ids.shape[1]))
-    skip = sae.metadata.get("skip_positions", 1)
+    purpose = Purpose.of(sae, site)
+    reader = ContextReader.of(purpose, lm, contexts_for(sae, lm, corpus, split), tokens, batch_size)
     peaks: list[dict[int, tuple[float, int]]] = [{} for _ in latents]  # context -> (activation, token) of each latent
-    order = torch.arange(count)
-    for rows in stream(lm, whole, [place.name], skip_positions=skip, batch_size=batch_size, order=order):
-        x = rows.x[place.name].to(sae.W_dec)
-        kept = sae.replaceable(x)
-        with torch.no_grad():
-            codes = sae.encode_sparse(x[kept])
-        where = kept.cpu()
-        ids, inside = rows.tokens[where].tolist(), rows.contexts[where].tolist()
+    for rows, codes in reader.coded(purpose):
+        ids, inside = rows.tokens.tolist(), rows.contexts.tolist()
         at, values = codes.rows().cpu(), codes.values.float().cpu()
         for best, latent in zip(peaks, latents, strict=True):
             mine = (codes.indices.cpu() == latent).nonzero().flatten()

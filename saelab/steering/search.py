@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
-from saelab.models.splice import check_width, eligible, sae_site
-from saelab.steering.contrast import batches, ordinary_where
+from saelab.models.purpose import Purpose
+from saelab.steering.contrast import batches
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -64,14 +64,14 @@ def find(
 
 def _count(lm: "LanguageModel", sae: Any, text: Any, progress: bool) -> tuple[Tensor, Tensor, int]:
     """How often each latent fires [F], the sum of its activations [F], and on how many tokens."""
-    site = lm.site(sae_site(sae, None))
-    check_width(site, sae.d_in, "input")
+    purpose = Purpose.of(sae)
+    site = purpose.source(lm)
     d_sae = sae.W_dec.shape[0]
     fires_F, sums_F = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae, dtype=torch.float64)
     n = 0
     for tokens in batches(lm, lm.tokens_for(sae, text), progress):
         x = lm.record(tokens, site)
-        chosen = eligible(lm, sae, x, ordinary_where(tokens))
+        chosen = purpose.positions(lm, x, tokens)
         n += int(chosen.sum())
         with torch.no_grad():
             codes = sae.encode_sparse(x[chosen].to(sae.W_dec))
@@ -102,7 +102,7 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 def _promoted(lm: "LanguageModel", sae: Any, latents: list[int]) -> list[str]:
     from saelab.steering.scores import top_tokens, why_no_logits
 
-    site = lm.site(sae.metadata.get("target_site") or sae_site(sae, None))
+    site = Purpose.of(sae).target(lm)
     if not latents or why_no_logits(lm, site):
         return [""] * len(latents)
     tops = top_tokens(lm, sae.W_dec.detach()[latents], 5)

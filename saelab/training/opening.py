@@ -16,6 +16,7 @@ from saelab.base.surroundings import OwnRandomness
 from saelab.evaluation.fidelity import evaluate
 from saelab.evaluation.report import Report
 from saelab.models.identity import refuse_interventions
+from saelab.reading.reader import ContextReader
 from saelab.training.settings import Settings
 from saelab.training.sources import (
     PIECE_ROWS,
@@ -77,14 +78,11 @@ def open_model(lm: Any, corpus: Any, settings: Settings, gradients: bool) -> Inp
     widths = {name: place.width for name, place in places.items()}
     if gradients:
         widths["gradient"] = widths["x"]
-    pieces = model_pieces(
-        lm,
-        contexts,
-        sites,
-        skip_positions=settings.skip_positions,
-        gradients=gradients,
+    reader = ContextReader(
+        lm, contexts, dict.fromkeys(sites.values()), skip_positions=settings.skip_positions, gradients=gradients,
         batch_size=CONTEXTS_PER_FORWARD,
-    )
+    )  # fmt: skip
+    pieces = model_pieces(reader, sites)
     stream = _stream(pieces, widths, CONTEXTS_PER_FORWARD * context_length, settings)
     metadata = _common(settings) | {
         "model": lm.name,

@@ -19,6 +19,7 @@ from saelab.base.codes import check_finite
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.surroundings import OwnRandomness
 from saelab.reading.buffer import ActivationBuffer
+from saelab.reading.reader import ContextReader
 from saelab.training.norms import NormFilter
 
 Rows = dict[str, Tensor]
@@ -221,18 +222,11 @@ class StreamSource:
         )
 
 
-def model_pieces(
-    lm: Any, contexts: Any, columns: dict[str, str], *, skip_positions: int, gradients: bool, batch_size: int
-) -> Pieces:
+def model_pieces(reader: ContextReader, columns: dict[str, str]) -> Pieces:
     """Pieces of a model's activations; `columns` maps "x" (and "target") to sites, the cursor counts contexts."""
-    from saelab.reading.harvest import stream
-
-    sites = list(dict.fromkeys(columns.values()))
 
     def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
-        for rows in stream(
-            lm, contexts, sites, skip_positions=skip_positions, gradients=gradients, start=cursor, batch_size=batch_size
-        ):
+        for rows in reader.rows(cursor):
             found = {name: rows.x[site] for name, site in columns.items()}
             if rows.gradients is not None:
                 found["gradient"] = rows.gradients[columns["x"]]

@@ -244,7 +244,7 @@ def test_what_cannot_be_written_is_found_before_the_work(tiny_llama, tmp_path, m
         read_only(tmp_path / "folder")
     before = tree(tmp_path)
     work = {
-        "harvest": "saelab.reading.harvest.run_recording", "steer": "saelab.steering.observe.generate",
+        "harvest": "saelab.reading.reader.run_recording", "steer": "saelab.steering.observe.generate",
         "bundle": "saelab.dashboards.assembly.collect", "page": "saelab.dashboards.assembly.collect",
         "latents": "saelab.hspace.latent_page.latent_codes", "select": "saelab.selection.runs.Run.train",
     }  # fmt: skip

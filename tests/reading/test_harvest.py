@@ -9,10 +9,10 @@ import saelab
 from saelab.base.errors import ConfigError, DataError
 from saelab.models.generation import drawn
 from saelab.models.tokens import Tokens
-from saelab.reading import harvest as module
-from saelab.reading.harvest import harvest, stream
+from saelab.reading import reader as module
+from saelab.reading.harvest import harvest
 from tests import toy_harvest
-from tests.toy_harvest import SEPARATOR, ToyCorpus, ToyModel
+from tests.toy_harvest import ToyCorpus, ToyModel
 
 
 @pytest.fixture
@@ -23,35 +23,6 @@ def toy(monkeypatch):
 
 def arguments(**other):
     return {"tokens": 50, "context_length": 8, "batch_size": 4, "progress": False, **other}
-
-
-def test_rows_are_the_ordinary_tokens_past_the_skipped_positions_in_order(toy):
-    contexts = ToyCorpus().contexts(toy, 8)
-    expected = [(c, p) for c in range(20) for p in range(2, 8) if int(contexts.ids[c, p]) != SEPARATOR]
-    found = []
-    for rows in stream(toy, contexts, ["early", "late"], skip_positions=2, batch_size=3):
-        at = rows.contexts.long(), rows.positions.long()
-        found += list(zip(rows.contexts.tolist(), rows.positions.tolist(), strict=True))
-        assert torch.equal(rows.tokens, contexts.ids[at]) and torch.equal(rows.documents, contexts.documents[at])
-        for name, width in toy_harvest.WIDTHS.items():
-            assert torch.equal(rows.x[name], toy.activation(contexts.ids.long(), width)[at])
-            assert not rows.x[name].is_inference() and rows.x[name].dtype == torch.float32
-        assert {rows.tokens.dtype, rows.positions.dtype, rows.documents.dtype, rows.contexts.dtype} == {torch.int32}
-        assert rows.gradients is None and len(rows) == len(rows.tokens)
-    assert found == expected and rows.cursor == 20
-
-
-def test_a_stream_from_the_middle_yields_the_same_rows(toy):
-    contexts = ToyCorpus().contexts(toy, 8)
-    order = torch.randperm(20)
-    whole = list(stream(toy, contexts, ["early"], batch_size=3, order=order))
-    rest = list(stream(toy, contexts, ["early"], batch_size=3, order=order, start=whole[2].cursor))
-    assert [rows.cursor for rows in rest] == [12, 15, 18, 20]
-    for a, b in zip(whole[3:], rest, strict=True):
-        assert torch.equal(a.x["early"], b.x["early"]) and torch.equal(a.contexts, b.contexts)
-    assert not list(stream(toy, contexts, ["early"], batch_size=3, start=20))
-    with pytest.raises(ConfigError, match="start=4 lies between two batches of 3"):
-        stream(toy, contexts, ["early"], batch_size=3, start=4)
 
 
 def test_gradients_leave_out_the_last_position(toy):

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saelab.base import digests
 from saelab.base.errors import CheckpointError, ConfigError, FormatError
 from saelab.reading import harvest as harvest_module
-from saelab.reading import writers
+from saelab.reading import reader, writers
 from saelab.reading.harvest import harvest
 from saelab.reading.store import ActivationStore, open_stores
 from tests import toy_harvest
@@ -28,7 +29,7 @@ SITES = ["early", "late"]
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     """A shard a batch of four contexts of eight tokens: four shards for 100 rows."""
-    monkeypatch.setattr(harvest_module, "run_recording", toy_harvest.run_recording)
+    monkeypatch.setattr(reader, "run_recording", toy_harvest.run_recording)
     monkeypatch.setattr(writers, "SHARD_BYTES", 32 * 6 * 4)
 
 
@@ -153,7 +154,7 @@ def test_a_finished_folder_is_opened_and_another_one_refused(tmp_path, monkeypat
     def never(*args, **kwargs):
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr(harvest_module, "run_recording", never)
+    monkeypatch.setattr(reader, "run_recording", never)
     assert torch.equal(make(tmp_path / "h")["late"][:], before)
     with pytest.raises(CheckpointError, match="another harvest .*seed: 0 there, 1 here; tokens: 100 there, 90 here"):
         make(tmp_path / "h", seed=1, tokens=90)
@@ -249,7 +250,7 @@ def test_hostile_manifests_and_shards(tmp_path):
             shard.write_bytes((2**62).to_bytes(8, "little") + b"{}")
         else:
             save_file({"y": torch.zeros(3)}, shard)
-        entry = {"bytes": shard.stat().st_size, "sha256": writers.sha256(shard)}
+        entry = {"bytes": shard.stat().st_size, "sha256": digests.of_file(shard)}
         path.write_text(edited(lambda m, entry=entry: m["shards"][0]["files"].update(site0=entry)))
         with pytest.raises(FormatError, match="site0-00000.safetensors"):
             ActivationStore.open(tmp_path / "h")[:2]
@@ -329,7 +330,7 @@ def filling(lm, *arguments, **others):
     if lm.calls == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
     return toy_harvest.run_recording(lm, *arguments, **others)
-import saelab.reading.harvest as module
+import saelab.reading.reader as module
 module.run_recording = filling
 try:
     harvest(model, toy_harvest.ToyCorpus(), sites=["early", "late"], tokens=100, context_length=8, batch_size=4,
