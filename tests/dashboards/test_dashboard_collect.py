@@ -187,7 +187,7 @@ MEMORY = """
 import re, sys, types
 from pathlib import Path
 import numpy as np, torch
-from saelab.dashboards import collect as c, figures
+from saelab.dashboards.collecting import collect as c, latent_figures as figures
 from saelab.dashboards.collecting.one_pass import Tile
 F, K, T = 16_384, 32, 65_536
 reader = types.SimpleNamespace(n_contexts=T // 256, length=256, tile_contexts=8, n_tiles=T // 2048,
