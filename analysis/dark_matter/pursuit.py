@@ -218,7 +218,7 @@ def _budgets(sae: Any, x_ND: Tensor, budget: Budget) -> Tensor:
 
 def _directions(sae: Any) -> tuple[Tensor, Tensor]:
     """The decoder's rows at unit length [F, D], zero where they are zero, and their lengths [F]."""
-    W_FD = sae.params().W_dec.detach()
+    W_FD = sae.W_dec.detach().to(sae.params().b_dec.dtype)
     lengths_F = torch.linalg.vector_norm(W_FD, dim=1)
     safe_F = torch.where(lengths_F > 0, lengths_F, 1.0)
     return (W_FD / safe_F[:, None]).contiguous(), safe_F

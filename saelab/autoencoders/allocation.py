@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes, refuse_dense
-from saelab.kernels import columns, selection, sparse, threshold
+from saelab.kernels import columns, mixed, selection, sparse, threshold
 
 Made = TypeVar("Made")
 
@@ -76,7 +76,7 @@ class PreActivations:
 
     def of(self, latents: Int64[Tensor, " m"]) -> Float[Tensor, "n m"]:
         """All of these latents [m]: [n, m], differentiable."""
-        return torch.nn.functional.linear(self.x_ND, self.W_FD[latents], self.b_F[latents])
+        return mixed.linear(self.x_ND, self.W_FD[latents], self.b_F[latents])
 
     def parts(self) -> Iterator[Float[Tensor, "m d_sae"]]:
         """All of them a few rows at a time, [m, d_sae], in the same memory: use one before the next. Not differentiable."""
@@ -87,4 +87,4 @@ class PreActivations:
     def dense(self) -> Float[Tensor, "n d_sae"]:
         """All of them, [n, d_sae], differentiable, computed once; `ConfigError` where that would not fit."""
         refuse_dense(len(self.x_ND), len(self.W_FD), self.x_ND.element_size())
-        return self.once("dense", lambda: torch.nn.functional.linear(self.x_ND, self.W_FD, self.b_F))
+        return self.once("dense", lambda: mixed.linear(self.x_ND, self.W_FD, self.b_F))

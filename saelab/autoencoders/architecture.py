@@ -16,6 +16,7 @@ from saelab.autoencoders.objectives import fraction_of_variance_unexplained
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
+from saelab.kernels import mixed
 
 REGISTRY: dict[str, type["Architecture"]] = {}
 
@@ -61,7 +62,7 @@ class Params:
     def base(self, x_ND: Float[Tensor, "n d_in"]) -> Float[Tensor, "*n d_out"]:
         """The output when no latent fires: b_dec [d_out], or b_dec + x W_skip^T [n, d_out]."""
         W_skip = self.extra.get("W_skip")
-        return self.b_dec if W_skip is None else self.b_dec + x_ND @ W_skip.T
+        return self.b_dec if W_skip is None else self.b_dec + mixed.linear(x_ND, W_skip)
 
 
 class State(nn.Module):

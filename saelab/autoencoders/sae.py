@@ -18,7 +18,7 @@ from saelab.base.files import user_path
 from saelab.base.lazy import provided
 from saelab.base.protocols import Dashboard
 from saelab.base.surroundings import torch_defaults
-from saelab.kernels import sparse
+from saelab.kernels import mixed, sparse
 
 
 class LatentStats(NamedTuple):
@@ -138,14 +138,11 @@ class SAE(nn.Module):
         return self.W_dec.dtype
 
     def params(self) -> Params:
-        """The weights as the architecture sees them; half precisions are computed with in fp32."""
+        """The weights as the architecture sees them; of half precision, the vectors in fp32, in which it computes."""
         low = self.dtype in (torch.bfloat16, torch.float16)
-        W_enc, b_enc, W_dec, b_dec, *extra = [
-            weight.float() if low else weight
-            for weight in (self.encoder_weight, self.encoder_bias, self.W_dec, self.decoder_bias, *self.extra.values())
-        ]
-        extras = dict(zip(self.extra, extra, strict=True))
-        return Params(W_enc, b_enc, W_dec, b_dec, extras, centres=self.cfg.centres_input)
+        b_enc, b_dec = (b.float() if low else b for b in (self.encoder_bias, self.decoder_bias))
+        extra, centres = dict(self.extra.items()), self.cfg.centres_input
+        return Params(self.encoder_weight, b_enc, self.W_dec, b_dec, extra, centres=centres)
 
     def encode_sparse(self, x: Float[Tensor, "*rows d"]) -> SparseCodes:
         """The codes of x [..., d_in], its leading dimensions flattened to rows.
@@ -153,7 +150,7 @@ class SAE(nn.Module):
         Raises `ConfigError` when the width is not `d_in`, `DataError` when a row holds NaN or infinity.
         """
         params = self.params()
-        rows = self._rows(x).to(params.W_enc.dtype)
+        rows = self._rows(x).to(params.b_enc.dtype)
         scaled = rows * self.state.scale
         codes = self.cfg.select(self.cfg.scores(params, Batch(scaled, scaled)), self.state)
         return codes.with_values(codes.values / self.state.target_scale)
@@ -176,7 +173,7 @@ class SAE(nn.Module):
         elif _tensor(codes).shape[-1] != self.d_sae:
             raise ConfigError(f"codes have {codes.shape[-1]:,} latents and the SAE has {self.d_sae:,}")
         else:
-            decoded = codes.to(params.W_dec.dtype) @ params.W_dec + self.b_dec
+            decoded = mixed.combine(codes.to(params.b_dec.dtype), params.W_dec) + self.b_dec
         if x is None or self.W_skip is None:
             return decoded
         return decoded + (x.to(decoded.dtype) @ self.W_skip.to(decoded.dtype).T).view(decoded.shape)

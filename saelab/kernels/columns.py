@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
+from saelab.kernels import mixed
 from saelab.kernels.selection import fp32_bound
 from saelab.kernels.threshold import as_codes, collect, in_order, settle
 
@@ -74,7 +75,7 @@ def keep_largest(codes: SparseCodes, m_F: Int64[Tensor, " f"]) -> SparseCodes:
 def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> Tensor:
     """Thresholds [F] a little below the batch's cuts, from evenly spaced tokens; 0 where a sample cannot tell."""
     sample_ND = x_ND[:: max(1, len(x_ND) // _SAMPLE)]
-    scores_FS = torch.nn.functional.linear(sample_ND, W_FD, b_F).T.contiguous()
+    scores_FS = mixed.linear(sample_ND, W_FD, b_F).T.contiguous()
     share_F = m_F * (len(sample_ND) / len(x_ND))
     rank_F = (
         (1.3 * share_F + 2 * share_F.sqrt() + 2).ceil().long()
@@ -90,7 +91,7 @@ def _columns(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor, some: Tensor)
     slack = fp32_bound(x_ND, W_FD, b_F).amax()
     rows, indices, values = [], [], []
     for part in some.split(_COLUMNS):
-        scores_FN = torch.nn.functional.linear(W_FD[part], x_ND) + b_F[part, None]
+        scores_FN = torch.nn.functional.linear(W_FD[part].to(x_ND.dtype), x_ND) + b_F[part, None]
         m = m_F[part].clamp_max(len(x_ND))
         ranked_FM = scores_FN.topk(int(m.amax()), dim=1).values
         cut = ranked_FM.gather(1, m[:, None] - 1)

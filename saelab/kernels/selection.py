@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
+from saelab.kernels import mixed
 from saelab.kernels.sparse import sampled_product
 
 _TILE_ROWS, _TILE_SCORES = 1024, 2**24  # the larger of a product's parts, in rows and in scores
@@ -93,7 +94,7 @@ def products(
     parts = tiles(len(x_ND), len(W_FD))
     memory = x_ND.new_empty(max((part.stop - part.start for part in parts), default=0), len(W_FD))
     for part in parts:
-        yield part, torch.addmm(b_F, x_ND[part], W_FD.T, out=memory[: part.stop - part.start])
+        yield part, mixed.linear_into(memory[: part.stop - part.start], x_ND[part], W_FD, b_F)
 
 
 def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +147,7 @@ def dense_rows(
 ) -> Float[Tensor, "m f"]:
     """The dense product at these rows, with the bits that a product of all rows would have."""
     padded = torch.cat([rows, rows[:1].expand(-len(rows) % PAD)])
-    return torch.nn.functional.linear(x_ND[padded], W_FD, b_F)[: len(rows)]
+    return mixed.linear(x_ND[padded], W_FD, b_F)[: len(rows)]
 
 
 def _score(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, indices_NM: Tensor) -> Tensor:
@@ -177,7 +178,7 @@ def fp32_bound(x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], b_F: Floa
 
     Products of D terms differ by far less than sqrt(D) u |x||W| (the probabilistic bound of Higham and Mary 2019).
     """
-    reach_N = torch.linalg.vector_norm(x_ND, dim=1) * torch.linalg.vector_norm(W_FD, dim=1).amax() + b_F.abs().amax()
+    reach_N = torch.linalg.vector_norm(x_ND, dim=1) * mixed.row_norms(W_FD, x_ND.dtype).amax() + b_F.abs().amax()
     return 2 * x_ND.shape[1] ** 0.5 * torch.finfo(x_ND.dtype).eps / 2 * reach_N
 
 
@@ -194,8 +195,8 @@ def bf16_bounds(
     With dx and dW the rounding of x and W, |xW - x'W'| <= |dx||W| + |x'||dW| (Cauchy-Schwarz, no assumption on the data),
     plus the fp32 accumulation and the rounding of the bias and of the stored bf16 result.
     """
-    x_norm, W_norm = torch.linalg.vector_norm(x_ND, dim=1), torch.linalg.vector_norm(W_FD, dim=1).amax()
+    x_norm, W_norm = torch.linalg.vector_norm(x_ND, dim=1), mixed.row_norms(W_FD, x_ND.dtype).amax()
     x_lost = torch.linalg.vector_norm(x_ND - x_low, dim=1)
-    W_lost = torch.linalg.vector_norm(W_FD - W_low, dim=1).amax()
+    W_lost = mixed.row_norms(W_FD - W_low, x_ND.dtype).amax()
     rounding = _BF16_UNIT * (b_F.abs().amax() + 2 * near_N.abs())
     return x_lost * W_norm + (x_norm + x_lost) * W_lost + rounding + fp32_bound(x_ND, W_FD, b_F)

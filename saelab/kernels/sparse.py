@@ -13,12 +13,12 @@ plain autograd, are in `saelab.kernels.dense`.
 import warnings
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from saelab.base.codes import SparseCodes
+from saelab.kernels import mixed
 
 _GATHER_ROWS = 4096
 
@@ -49,7 +49,7 @@ def sampled_product(
     x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], codes: SparseCodes
 ) -> Float[Tensor, " nnz"]:
     """x[n] . W[f] [nnz] at the entries (n, f) of the codes."""
-    if x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.float64):
+    if x_ND.device.type == "cpu" and x_ND.dtype == W_FD.dtype in (torch.float32, torch.float64):
         pattern = _csr(codes.offsets, codes.indices, x_ND.new_zeros(len(codes.indices)), (len(x_ND), len(W_FD)))
         return torch.sparse.sampled_addmm(pattern, x_ND, W_FD.T).values()
     rows, out = codes.rows(), x_ND.new_empty(len(codes.indices))
@@ -64,13 +64,7 @@ def sum_by_latent(
 ) -> Float[Tensor, "f d"]:
     """sum_n values[n, f] v[n]: [n_latents, d], the gradient of either weight matrix."""
     order, offsets = codes.by_latent()
-    return _bag(codes.rows()[order], v_ND, offsets, values[order])
-
-
-def _bag(indices: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    if len(indices) == 0:  # embedding_bag refuses an empty list on some back ends
-        return table.new_zeros(len(offsets) - 1, table.shape[1])
-    return F.embedding_bag(indices, table, offsets[:-1], per_sample_weights=weights, mode="sum")
+    return mixed.bags(codes.rows()[order], v_ND, offsets, values[order])
 
 
 def _csr(offsets: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -84,7 +78,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values, W_FD, codes):
         ctx.codes = codes
         ctx.save_for_backward(values, W_FD)
-        return _bag(codes.indices, W_FD, codes.offsets, values)
+        return mixed.bags(codes.indices, W_FD, codes.offsets, values)
 
     @staticmethod
     @once_differentiable
@@ -108,7 +102,7 @@ class _EncodeAt(torch.autograd.Function):
     def backward(ctx, grad):
         x_ND, W_FD = ctx.saved_tensors
         codes = ctx.codes
-        grad_x = _bag(codes.indices, W_FD, codes.offsets, grad) if ctx.needs_input_grad[0] else None
+        grad_x = mixed.bags(codes.indices, W_FD, codes.offsets, grad) if ctx.needs_input_grad[0] else None
         grad_W = sum_by_latent(grad, x_ND, codes) if ctx.needs_input_grad[1] else None
         grad_b = None
         if ctx.needs_input_grad[2]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
+from saelab.kernels import mixed
 from saelab.kernels.selection import PAD, bf16_bounds, dense_rows, fp32_bound, products, shortlist_pays
 from saelab.kernels.sparse import sampled_product
 
@@ -80,7 +81,7 @@ def top_total(
 def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> float:
     """A threshold a little below the batch's cut, from evenly spaced tokens."""
     sample_ND = x_ND[:: max(1, len(x_ND) // _SAMPLE)]
-    scores = torch.nn.functional.linear(sample_ND, W_FD, b_F).flatten()
+    scores = mixed.linear(sample_ND, W_FD, b_F).flatten()
     share = min(len(scores), int(_MARGIN * budget * len(sample_ND) / len(x_ND)) + 8)
     return max(0.0, float(scores.topk(share, sorted=False).values.amin()))
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
+from saelab.kernels import mixed
 from saelab.kernels.selection import (
     bf16_bounds,
     candidate_count,
@@ -71,8 +72,8 @@ def top_k_weighted(
     with torch.no_grad():
         if not shortlist:
             for rows in tiles(len(x_ND), len(W_FD)):
-                scores_NF = torch.nn.functional.linear(x_ND[rows], W_FD, b_F)
-                exactly(rows, scores_NF, torch.nn.functional.linear(gradient_ND[rows], W_dec_FD))
+                scores_NF = mixed.linear(x_ND[rows], W_FD, b_F)
+                exactly(rows, scores_NF, mixed.linear(gradient_ND[rows], W_dec_FD))
             return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
         made_of = _Weighted(x_ND, W_FD, b_F, gradient_ND, W_dec_FD, strength)
         candidates_NM, reach_N = _candidates(made_of, k)

@@ -65,7 +65,7 @@ def train(
             and False decide. Kept with the SAE and used wherever it is.
         max_norm: vectors above this many running median norms are left out; None keeps them.
         buffer_tokens: capacity of the shuffling buffer of streamed sources, in vectors or as in "2GiB".
-        dtype: of the SAE, as "float32" or `torch.float32`.
+        dtype: of the SAE in the end, as "float32" or `torch.float32`. "bfloat16" is trained in fp32, moments too, then rounded.
         device: of the SAE, as "cuda:0", "cpu", or "auto": the GPU where there is one.
         seed: of everything that is drawn.
         lr: peak learning rate; None is the architecture's, 2e-4 / sqrt(d_sae / 2^14), times sqrt(16,000 / steps) where the

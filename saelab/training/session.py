@@ -46,6 +46,7 @@ class Session:
             raise ConfigError(
                 "evaluate_every needs a model and its corpus as the source; evaluate the SAE afterwards instead"
             )
+        self.dtypes = [settings.dtype or module.dtype for module in self.modules]
         self.histories: list[list[dict[str, Any]]] = [[] for _ in saes]
         self.before = checkpoint.Before()
         self.stack = contextlib.ExitStack()
@@ -62,9 +63,9 @@ class Session:
         return [
             self.data.fingerprint | {
                 "sae": module.cfg.to_dict(), "continues": digest, "tokens": tokens, "batch_size": batch_size,
-                "lr": Trainer.rate(module.cfg, Schedule(tokens, batch_size), lr), "dtype": str(module.dtype),
+                "lr": Trainer.rate(module.cfg, Schedule(tokens, batch_size), lr), "dtype": str(dtype),
             }
-            for digest, module in zip(self.digests, self.modules, strict=True)
+            for digest, module, dtype in zip(self.digests, self.modules, self.dtypes, strict=True)
         ]  # fmt: skip
 
     def fingerprint(self, tokens: int) -> dict[str, Any]:
@@ -97,7 +98,8 @@ class Session:
         latest = None if folder is None else self._found(folder)
         before = self.before
         self.schedule = schedule = Schedule(settings.tokens - before.tokens, settings.batch_size)
-        self.trainers = [Trainer(module, schedule, settings.lr) for module in self.modules]
+        pairs = zip(self.modules, self.dtypes, strict=True)
+        self.trainers = [Trainer(module, schedule, settings.lr, dtype) for module, dtype in pairs]
         self.lead = self.trainers[0]
         for trainer in self.trainers:
             lengths = {"tokens": settings.tokens, "batch_size": settings.batch_size, "lr": trainer.lr}
@@ -145,7 +147,7 @@ class Session:
         ended = self._ended()
         self.histories = [run.rows for run in ended]
         pairs = zip(ended, self.modules, strict=True)
-        self.modules = [run.sae.to(module.device, module.dtype) for run, module in pairs]
+        self.modules = [run.sae.to(module.device) for run, module in pairs]
         self.fresh = [False for _ in ended]
         return None
 
@@ -309,10 +311,9 @@ def _module(sae: Architecture | SAE, data: Input, settings: Settings) -> SAE:
         )
     module = copy.deepcopy(sae) if isinstance(sae, SAE) else SAE(sae, d_in, seed=settings.seed, d_out=d_out)
     module.path = None
-    dtype = settings.dtype or module.dtype
-    if dtype == torch.float16:
+    if (settings.dtype or module.dtype) == torch.float16:
         raise ConfigError(
-            "an SAE cannot be trained in float16, in which the squares of small gradients are zero: give dtype='bfloat16' or "
-            "'float32', and convert what was trained (sae.to(torch.float16))"
+            "an SAE cannot be trained in float16: give dtype='bfloat16' or 'float32', and convert "
+            "what was trained (sae.to(torch.float16))"
         )
-    return module.to(device=settings.device, dtype=dtype)
+    return module.to(settings.device)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from saelab.autoencoders.architecture import Architecture, Batch, Params
+from saelab.autoencoders.architecture import Architecture, Batch
 from saelab.autoencoders.sae import SAE
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
@@ -23,6 +23,7 @@ class Trainer:
         sae: trained in place.
         schedule: length of the run and what follows from it.
         lr: peak learning rate; None is the architecture's own times the schedule's `short_run_boost`.
+        dtype: of the SAE in the end, by default its own. Weights and moments are in fp32 (or fp64) until `finish` rounds them.
 
     >>> import torch, saelab
     >>> from saelab.training.schedule import Schedule
@@ -32,8 +33,9 @@ class Trainer:
     ['aux', 'explained_variance', 'fvu', 'l0', 'loss', 'lr']
     """
 
-    def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None) -> None:
-        self.sae, self.schedule = sae, schedule
+    def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None, dtype: torch.dtype | None = None) -> None:
+        self.sae, self.schedule, self.dtype = sae, schedule, dtype or sae.dtype
+        sae.to(torch.promote_types(self.dtype, torch.float32))
         self.lr = self.rate(sae.cfg, schedule, lr)
         self.parameters = list(sae.requires_grad_(True).parameters())
         self.recipe = sae.cfg.recipe
@@ -80,7 +82,6 @@ class Trainer:
             self.sae.decoder_bias.copy_(start)
             params = self.sae.params()
             self.sae.cfg.prepare(params, batch, state)
-            self._write(params)
             for tensor in self.sae.state_dict().values():
                 distributed.same_everywhere(tensor)
 
@@ -135,7 +136,7 @@ class Trainer:
             params = sae.params()
             renewed = cfg.observe(batch, codes, params, state)
             if renewed is not None:
-                self._renew(renewed, params)
+                self._renew(renewed)
             fired = codes.positive() if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
             self._count(fired, target_ND)
         self.done += 1
@@ -150,7 +151,7 @@ class Trainer:
         return figures
 
     def finish(self) -> None:
-        """Turn the covariance into the standard deviation along each decoder direction, and let go of the gradients.
+        """Turn the covariance into the standard deviation along each decoder direction, let go of the gradients and round.
 
         The SAE is frozen then: its codes of plain vectors have no graph.
         """
@@ -163,6 +164,7 @@ class Trainer:
             W_dec = self.sae.W_dec.detach().double()
             variance = (((W_dec @ covariance) * W_dec).sum(1) / W_dec.square().sum(1)).clamp_min(0).nan_to_num(0)
             self.sae.state.direction_std.copy_(variance.sqrt())
+        self.sae.to(self.dtype)
 
     def _why_not_finite(self, loss: float, rows: dict[str, Tensor], x_hat_ND: Tensor) -> str:
         bad = {name: int((~torch.isfinite(column)).any(1).sum()) for name, column in rows.items()}
@@ -177,22 +179,12 @@ class Trainer:
             + (", or set max_norm, for rows much larger than the others" if largest > 1e18 else "")
         )
 
-    def _renew(self, latents: Tensor, params: Params) -> None:
+    def _renew(self, latents: Tensor) -> None:
         """The weights of these latents were set anew: they start without a past."""
-        self._write(params)
         self.sae.state.tokens_since_fired[latents] = 0
         for parameter in (self.sae.encoder_weight, self.sae.encoder_bias, self.sae.W_dec):
             for moment in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[parameter][moment][latents] = 0
-
-    def _write(self, params: Params) -> None:
-        """Half precisions are computed with in copies: what was set in them goes back."""
-        sae = self.sae
-        for name, weight in sae.extra.items():
-            weight.copy_(params.extra[name])
-        weights = (sae.encoder_weight, sae.encoder_bias, sae.W_dec, sae.decoder_bias)
-        for weight, new in zip(weights, (params.W_enc, params.b_enc, params.W_dec, params.b_dec), strict=True):
-            weight.copy_(new)
 
     def _batch(self, rows: dict[str, Tensor]) -> Batch:
         scale = self.sae.state.scale

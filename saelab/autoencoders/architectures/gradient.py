@@ -142,7 +142,7 @@ def select_with_gradient(
             f"x is {list(x.shape)} and the gradient {list(gradient.shape)}; both must be [..., {sae.d_in:,}]"
         )
     params, scale = sae.params(), sae.state.scale
-    rows, gradients = (t.reshape(-1, sae.d_in).to(params.W_enc.dtype) for t in (x, gradient))
+    rows, gradients = (t.reshape(-1, sae.d_in).to(params.b_enc.dtype) for t in (x, gradient))
     scores = sae.cfg.scores(params, Batch(rows * scale, rows * scale, gradients / scale))
     assert isinstance(scores, GradientPreActivations)
     strength = _strength(sae.cfg.beta if beta is None else beta, sae.state.influence_sum, sae.state.influence_weight)
