@@ -37,7 +37,7 @@ def head_attribution(sae: Any) -> Float[Tensor, "d_sae heads"]:
         return head_shares(sae.W_dec.to(torch.promote_types(sae.dtype, torch.float32)), heads)
 
 
-def head_shares(W_dec_FD: Tensor, heads: int) -> Float[Tensor, "latents heads"]:
+def head_shares(W_dec_FD: Float[Tensor, "latents _"], heads: int) -> Float[Tensor, "latents heads"]:
     """The same of decoder rows given by themselves, [latents, heads x width of one].
 
     >>> head_shares(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), heads=2)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.attention.ioi_prompts import Prompts, prompts
@@ -81,7 +82,7 @@ def task(lm: "LanguageModel", prompts: Prompts) -> Task:
     return Task(lm.name, torch.cat([logit_difference(lm, part) for part in prompts.batches(BATCH)]))
 
 
-def logit_difference(lm: "LanguageModel", prompts: Prompts) -> Tensor:
+def logit_difference(lm: "LanguageModel", prompts: Prompts) -> Float[Tensor, " n"]:
     """logit(indirect object) - logit(subject) at each prompt's end, [N] on the CPU."""
     rows = torch.arange(len(prompts))
     at_end = lm.logits(prompts.tokens)[rows, prompts.end].cpu()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -92,7 +93,7 @@ class Prompts:
         """The prompts as text."""
         return ["".join(sentence.pieces()) for sentence in self.sentences]
 
-    def __getitem__(self, rows: slice | Tensor) -> "Prompts":
+    def __getitem__(self, rows: slice | Shaped[Tensor, " _"]) -> "Prompts":
         """Some of them, in the order asked for."""
         numbers = torch.arange(len(self))[rows]
         chosen = {name: getattr(self, name)[numbers] for name in ("indirect", "subject", "s1", "s2", "end", "abba")}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 
-def same_word(lm: "LanguageModel", ids: Tensor) -> Tensor:
+def same_word(lm: "LanguageModel", ids: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """A number for each token, equal for tokens that differ in upper case or in one space before the word only.
 
     Without a tokenizer each token is a word of its own. The shape is that of `ids`.
@@ -136,12 +136,17 @@ class Proxy:
         figure.update_layout(xaxis_title="activation", yaxis_title=title)
         return figure
 
-    def missed(self, k: int = 20) -> Tensor:
+    def missed(self, k: int = 20) -> Int[Tensor, " _"]:
         """The first `k` positions (in the order of the rows) where the proxy is true and the latent silent."""
         return (self.true & (self.activation <= 0)).nonzero().flatten()[:k]
 
 
-def compare(activation: Tensor, proxy: Tensor, mask: Tensor | None = None, name: str = "latent") -> Proxy:
+def compare(
+    activation: Float[Tensor, "..."],
+    proxy: Bool[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None = None,
+    name: str = "latent",
+) -> Proxy:
     """A latent's activations beside a proxy (bool); `mask` says which positions count (all by default). All of one shape.
 
     Raises `ConfigError` when the shapes differ.

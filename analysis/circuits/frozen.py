@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.base import checks
@@ -100,7 +101,7 @@ class Readers(NamedTuple):
     bias: Tensor
 
 
-def readers(sae: Any, latents: Tensor) -> Readers:
+def readers(sae: Any, latents: Int[Tensor, " n"]) -> Readers:
     """The affine function whose value a latent's code is where it fires, in raw units, in at least fp32.
 
     The pre-activation (x - b_dec) W_enc + b_enc; of a gated SAE the magnitude's, e^r (x - b_dec) W_enc + b_mag.
@@ -117,7 +118,9 @@ def readers(sae: Any, latents: Tensor) -> Readers:
         return Readers(weights, bias)
 
 
-def contributions(layer: Layer, weights_nHE: Tensor, context: int, destinations: Tensor) -> Tensor:
+def contributions(
+    layer: Layer, weights_nHE: Float[Tensor, "_ heads width"], context: int, destinations: Int[Tensor, " n"]
+) -> Float[Tensor, "n heads source"]:
     """What each head and source position of one text gives to readings of z at some destinations: [n, H, S].
 
     Args:
@@ -146,7 +149,7 @@ class Pulled(NamedTuple):
     by_head: Tensor
 
 
-def pulled(layer: Layer, weights_HE: Tensor, context: int, destination: int) -> Pulled:
+def pulled(layer: Layer, weights_HE: Float[Tensor, "heads width"], context: int, destination: int) -> Pulled:
     """What reads weights_HE of z at a destination, pulled back through values and norm:
     sum_h A^h_ts pull(W_V^{g(h)} w^h) / sigma_s."""
     parts = layer.parts
@@ -166,7 +169,7 @@ class Coded(NamedTuple):
     error: Tensor
 
 
-def coded(lm: "LanguageModel", sae: Any, x: Tensor, tokens: Tokens) -> Coded:
+def coded(lm: "LanguageModel", sae: Any, x: Float[Tensor, "batch pos width"], tokens: Tokens) -> Coded:
     """The codes of x [batch, position, width] over batch * position rows, and what they miss.
 
     At positions that the SAE is not for (skipped, special, padding, above its norm limit: as `lm.splice` leaves them alone)
@@ -208,7 +211,7 @@ def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, in
     return int(block), int(heads[0]), int(heads[1])
 
 
-def check_latent(sae: Any, latent: Any) -> Tensor:
+def check_latent(sae: Any, latent: Any) -> Int[Tensor, "1"]:
     """The number of a latent as a tensor [1] on the SAE's device; `ConfigError` for one that is not there."""
     why = f"there is no latent {latent}: the autoencoder has {sae.d_sae:,}, from 0 on"
     number = checks.count("latent", latent, least=0, most=sae.d_sae - 1, of=why)

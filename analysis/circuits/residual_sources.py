@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.circuits import frozen
@@ -55,12 +56,12 @@ class FeatureAttribution:
     ids: Tensor
 
     @property
-    def total(self) -> Tensor:
+    def total(self) -> Float[Tensor, " batch"]:
         """[batch]: the sum of all parts."""
         return self.by_source.sum(1) + self.bias
 
     @property
-    def by_source(self) -> Tensor:
+    def by_source(self) -> Float[Tensor, "batch source"]:
         """[batch, source]: all parts but the bias, summed by source."""
         features = torch.zeros_like(self.error).flatten().index_add_(0, self.codes.rows(), self.by_feature)
         return features.view_as(self.error) + self.error + self.residual_bias + self.norm_bias + self.value_bias
@@ -145,7 +146,9 @@ def feature_attribution(
         )
 
 
-def of_codes(codes: SparseCodes, W_dec_FD: Tensor, readings_RD: Tensor) -> Tensor:
+def of_codes(
+    codes: SparseCodes, W_dec_FD: Float[Tensor, "latents d"], readings_RD: Float[Tensor, "rows d"]
+) -> Float[Tensor, " nnz"]:
     """f_rj d_j . reading_r of every entry [nnz] of codes over R rows; their decoder rows are gathered a few at a time."""
     rows = codes.rows()
     dots = [

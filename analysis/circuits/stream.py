@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.circuits import frozen
@@ -106,7 +107,7 @@ class Stream:
             total = float((layer.z[0, position] * weights_HE).sum() + reader.bias.to(layer.z))
             return Reading(terms, bias, total, pulled.by_head.abs().argmax(0).cpu().numpy())
 
-    def read_by(self, kind: str, block: int) -> Tensor:
+    def read_by(self, kind: str, block: int) -> Float[Tensor, "1 pos width"]:
         """What the SAE there reads, [1, position, width]."""
         return self.sites[f"blocks.{block}.hook_resid_pre"] if kind == RESIDUAL else self.layers[block].z.flatten(2)
 

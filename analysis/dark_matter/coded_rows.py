@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.dark_matter.rows import Chunk, Rows
@@ -59,7 +60,7 @@ class Reader:
         return codes
 
 
-def for_sae(sae: Any, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Tensor]:
+def for_sae(sae: Any, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Float[Tensor, "n d"]]:
     """The chunk on the SAE's device in at least fp32, less the rows above its norm limit unless `high_norm`; and those."""
     x = wide(chunk.x.to(sae.device))
     if not bool(torch.isfinite(x.sum())):
@@ -71,6 +72,6 @@ def for_sae(sae: Any, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Tensor]:
     return Chunk(x[keep], chunk.row[mine], chunk.group[mine], chunk.use), x[~keep]
 
 
-def wide(x: Tensor) -> Tensor:
+def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """In fp32, or fp64 where it is that."""
     return x if x.dtype == torch.float64 else x.float()

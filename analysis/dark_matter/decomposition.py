@@ -77,7 +77,9 @@ class Decomposition:
     seed: int
     high_norm: bool
 
-    def split(self, x: Float[Tensor, "*rows d"]) -> tuple[Tensor, Tensor, Tensor]:
+    def split(
+        self, x: Float[Tensor, "*rows d"]
+    ) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
         """(reconstruction, linear, nonlinear) [..., d] in at least fp32; they add up to x."""
         with torch.no_grad():
             x = wide(x)

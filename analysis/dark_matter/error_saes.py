@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.dark_matter.decomposition import Decomposition
@@ -28,7 +29,7 @@ class PartRows:
             raise ConfigError(f"part is {part!r}; use one of {', '.join(PARTS)}")
         self.parts, self.x, self.part, self.use = parts, x, part, use
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Float[Tensor, "n d"]]:
         for chunk in self.parts.chunks(self.x):
             if chunk.use == self.use:
                 _, linear, nonlinear = self.parts.split(chunk.x)

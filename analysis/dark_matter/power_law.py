@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -48,7 +48,7 @@ class PowerLaw:
     identifiable: bool
     reason: str
 
-    def __call__(self, width: float | Tensor) -> Any:
+    def __call__(self, width: float | Shaped[Tensor, "*shape"]) -> Any:
         """The FVU of a width."""
         return self.floor + self.factor * width**-self.exponent
 
@@ -69,7 +69,9 @@ class PowerLaw:
         return f"{law} (exponent {low:.3f} to {high:.3f}{wide}; from other documents alone {least:.3f} to {most:.3f})"
 
 
-def fit_power_law(widths: list[int], fvu_W: Tensor, draws_BW: Tensor) -> PowerLaw:
+def fit_power_law(
+    widths: list[int], fvu_W: Float[Tensor, " widths"], draws_BW: Float[Tensor, "draws widths"]
+) -> PowerLaw:
     """Fit FVUs [w] of SAEs of these widths; `draws_BW` [b, w] are their bootstrap draws, paired between widths.
 
     Raises `ConfigError` unless there are more distinct widths than parameters plus one, that is five.

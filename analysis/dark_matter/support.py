@@ -4,6 +4,7 @@ Shapes: N tokens, S slots.
 """
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _SPANNED = 1e-6  # squared distance from the span of the others, of a unit atom in fp32, below which it is in it
@@ -20,10 +21,16 @@ class GrowingSupport:
     `gram_NSS` (float64) are the inner products of the atoms, filled in by the caller before an atom joins.
     """
 
-    def __init__(self, gram_NSS: Tensor) -> None:
+    def __init__(self, gram_NSS: Float[Tensor, "n s s"]) -> None:
         self.gram_NSS, self.inverse_NSS = gram_NSS, torch.zeros_like(gram_NSS)
 
-    def join(self, target_NS: Tensor, values_NS: Tensor, product_N: Tensor, joins_N: Tensor) -> Tensor:
+    def join(
+        self,
+        target_NS: Float[Tensor, "n s"],
+        values_NS: Float[Tensor, "n s"],
+        product_N: Float[Tensor, " n"],
+        joins_N: Bool[Tensor, " n"],
+    ) -> Float[Tensor, "n s"]:
         """The values [n, s] with the last atom, where it joins; of the first n tokens.
 
         `values_NS` are what the step before gave, 0 in the last slot; `target_NS` are the atoms' inner products with x,
@@ -50,7 +57,12 @@ class GrowingSupport:
         return goal_NS.to(values_NS)
 
 
-def descend(gram_NSS: Tensor, target_NS: Tensor, values_NS: Tensor, on_NS: Tensor) -> Tensor:
+def descend(
+    gram_NSS: Float[Tensor, "n s s"],
+    target_NS: Float[Tensor, "n s"],
+    values_NS: Float[Tensor, "n s"],
+    on_NS: Bool[Tensor, "n s"],
+) -> Float[Tensor, "n s"]:
     """Values [n, s] with sum of values * atoms nearer to x, least squares on the slots that stay on.
 
     `gram_NSS` are the inner products of the atoms, `target_NS` those with x. Starts from `values_NS`, non-negative and zero

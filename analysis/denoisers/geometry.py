@@ -63,7 +63,9 @@ class Basis:
         return min(int((share.sqrt() <= energy).sum()) + 1, len(share))
 
 
-def jacobian_basis(denoise: Callable[[Tensor], Tensor], y: Float[Tensor, "*shape"]) -> Basis:
+def jacobian_basis(
+    denoise: Callable[[Float[Tensor, "N *shape"]], Float[Tensor, "N *shape"]], y: Float[Tensor, "*shape"]
+) -> Basis:
     """The `Basis` of a denoiser at y: `denoise` maps a batch of points to a batch, row by row on its own.
 
     Raises `ConfigError` for a point of more than 4,096 entries, whose Jacobian would not be formed in reason.
@@ -85,7 +87,9 @@ def jacobian_basis(denoise: Callable[[Tensor], Tensor], y: Float[Tensor, "*shape
     )  # fmt: skip
 
 
-def posterior_mean(denoiser: "Denoiser", t: int) -> tuple[Callable[[Tensor], Tensor], float]:
+def posterior_mean(
+    denoiser: "Denoiser", t: int
+) -> tuple[Callable[[Float[Tensor, "N *shape"]], Float[Tensor, "N *shape"]], float]:
     """(f, sigma): predicted x0 as a function of y = x_t / sqrt(alpha_bar_t), whose noise is sigma."""
     alpha = float(denoiser.alphas_cumprod[t])
     return lambda y: denoiser.x0(y * math.sqrt(alpha), t), math.sqrt((1 - alpha) / alpha)
@@ -125,7 +129,11 @@ def jacobian_spectrum(
 
 
 @torch.no_grad()
-def homogeneity_error(denoise: Callable[[Tensor], Tensor], y: Float[Tensor, "N *shape"], factor: float = 2.0) -> float:
+def homogeneity_error(
+    denoise: Callable[[Float[Tensor, "N *shape"]], Float[Tensor, "N *shape"]],
+    y: Float[Tensor, "N *shape"],
+    factor: float = 2.0,
+) -> float:
     """|f(a y) - a f(y)| / |a f(y)|: 0 for a network without additive constants (bias-free).
 
     >>> homogeneity_error(lambda y: y.clamp(min=0), torch.tensor([[1.0, -2.0]]))
@@ -136,7 +144,11 @@ def homogeneity_error(denoise: Callable[[Tensor], Tensor], y: Float[Tensor, "N *
 
 
 def sure(
-    denoise: Callable[[Tensor], Tensor], y: Float[Tensor, "N *shape"], sigma: float, probes: int = 4, seed: int = 0
+    denoise: Callable[[Float[Tensor, "N *shape"]], Float[Tensor, "N *shape"]],
+    y: Float[Tensor, "N *shape"],
+    sigma: float,
+    probes: int = 4,
+    seed: int = 0,
 ) -> float:
     """Stein's unbiased estimate of the mean square error a point, E |x - f(y)|^2, from noisy points alone.
 
@@ -160,7 +172,10 @@ def sure(
 
 
 def score_error(
-    denoise: Callable[[Tensor], Tensor], score: Callable[[Tensor], Tensor], y: Float[Tensor, "N D"], sigma: float
+    denoise: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]],
+    score: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]],
+    y: Float[Tensor, "N D"],
+    sigma: float,
 ) -> dict[str, float]:
     """How far (f(y) - y) / sigma^2 is from a known score: `relative` error and mean `cosine`.
 

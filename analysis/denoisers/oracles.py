@@ -7,7 +7,7 @@ alpha_bar). Shapes: N points, D dimensions, K components of rank R.
 import dataclasses
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -64,7 +64,7 @@ class LowRankMixture:
         bases = columns.view(dimensions, components, rank).transpose(0, 1).contiguous()
         return cls(bases, torch.full((components,), 1 / components, dtype=torch.float64))
 
-    def sample(self, n: int, seed: int = 0) -> tuple[Float[Tensor, "N D"], Tensor]:
+    def sample(self, n: int, seed: int = 0) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
         """n points and the component of each."""
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)

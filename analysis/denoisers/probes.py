@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.base.errors import DataError
@@ -25,7 +25,7 @@ NOISED = "x_t"
 def probe_timesteps(
     denoiser: "Denoiser",
     images: Float[Tensor, "N C H W"],
-    labels: Tensor,
+    labels: Int[Tensor, " N"],
     timesteps: Sequence[int] = (0, 100, 200, 300, 500, 700),
     sites: Sequence[str] = ("mid_block",),
     *,

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
@@ -31,13 +32,21 @@ class SparseCodes:
     1.5
     """
 
-    def __init__(self, values: Tensor, indices: Tensor, offsets: Tensor, n_latents: int) -> None:
+    def __init__(
+        self,
+        values: Float[Tensor, " nnz"],
+        indices: Int[Tensor, " nnz"],
+        offsets: Int[Tensor, " offsets"],
+        n_latents: int,
+    ) -> None:
         self.values, self.indices, self.offsets, self.n_latents = values, indices, offsets, n_latents
         self._rows: Tensor | None = None
         self._by_latent: ByLatent | None = None
 
     @classmethod
-    def from_rows(cls, values_NK: Tensor, indices_NK: Tensor, n_latents: int) -> "SparseCodes":
+    def from_rows(
+        cls, values_NK: Float[Tensor, "n k"], indices_NK: Int[Tensor, "n k"], n_latents: int
+    ) -> "SparseCodes":
         """At most K entries a token, `indices_NK` ascending within a row; values at or below zero are dropped."""
         n, k = values_NK.shape
         keep_NK = values_NK > 0
@@ -47,7 +56,7 @@ class SparseCodes:
         return cls(values_NK[keep_NK], indices_NK[keep_NK], _offsets(keep_NK.sum(1)), n_latents)
 
     @classmethod
-    def from_dense(cls, codes_NF: Tensor) -> "SparseCodes":
+    def from_dense(cls, codes_NF: Float[Tensor, "n latents"]) -> "SparseCodes":
         """The positive entries of a dense [n, n_latents] matrix."""
         rows, indices = (codes_NF > 0).nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=codes_NF.shape[0])
@@ -64,7 +73,7 @@ class SparseCodes:
         """Mean number of latents that fire on a token."""
         return len(self.indices) / max(len(self), 1)
 
-    def rows(self) -> Tensor:
+    def rows(self) -> Int[Tensor, " nnz"]:
         """The token [nnz] that each entry belongs to."""
         if self._rows is None:
             counts = self.offsets.diff()
@@ -79,13 +88,13 @@ class SparseCodes:
             self._by_latent = ByLatent(order, _offsets(counts))
         return self._by_latent
 
-    def with_values(self, values: Tensor) -> "SparseCodes":
+    def with_values(self, values: Float[Tensor, " nnz"]) -> "SparseCodes":
         """Other activations at the same places."""
         codes = SparseCodes(values, self.indices, self.offsets, self.n_latents)
         codes._rows, codes._by_latent = self._rows, self._by_latent
         return codes
 
-    def where(self, keep: Tensor) -> "SparseCodes":
+    def where(self, keep: Bool[Tensor, " nnz"]) -> "SparseCodes":
         """The entries for which `keep` [nnz] is true."""
         counts = torch.bincount(self.rows()[keep], minlength=len(self))
         return SparseCodes(self.values[keep], self.indices[keep], _offsets(counts), self.n_latents)
@@ -95,7 +104,7 @@ class SparseCodes:
         keep = self.values > 0
         return self if bool(keep.all()) else self.where(keep)
 
-    def to_dense(self) -> Tensor:
+    def to_dense(self) -> Float[Tensor, "n latents"]:
         """The dense [n, n_latents] matrix.
 
         Raises `ConfigError`, with the number of bytes, when it would take more than 8 GiB.
@@ -104,7 +113,7 @@ class SparseCodes:
         dense = self.values.new_zeros(len(self), self.n_latents)
         return dense.index_put((self.rows(), self.indices), self.values)
 
-    def row(self, i: int) -> tuple[Tensor, Tensor]:
+    def row(self, i: int) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
         """The (values, latents) of token i."""
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
         return self.values[start:stop], self.indices[start:stop]
@@ -120,7 +129,7 @@ def refuse_dense(n: int, n_latents: int, itemsize: int) -> None:
         )
 
 
-def check_finite(x: Tensor, what: str) -> None:
+def check_finite(x: Float[Tensor, "*rows d"], what: str) -> None:
     """Raise `DataError` naming the first row that holds NaN or infinity; so for a tensor without values."""
     if x.is_meta:
         raise DataError(f"{what}: the rows are on the device meta, without values: load them")

@@ -30,7 +30,12 @@ class LinearMap:
              [0., 6.]]), tensor([[2., 6.]]))
     """
 
-    def __init__(self, fn: Callable[[Tensor], Tensor], point: Float[Tensor, "*input"], block: int) -> None:
+    def __init__(
+        self,
+        fn: Callable[[Float[Tensor, "B *input"]], Float[Tensor, "B *output"]],
+        point: Float[Tensor, "*input"],
+        block: int,
+    ) -> None:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._x = point.detach().expand(block, *point.shape).clone().requires_grad_()
             self._y = fn(self._x)

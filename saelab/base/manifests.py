@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base import digests
@@ -257,7 +258,7 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
 
 def read_tensors(
     path: str | os.PathLike, layout: Layout, form: str | None = None, strings: Schema = ANYTHING
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, str]]:
     """The tensors of a safetensors file, and the strings of its header; `form` is the format that its writer gave it.
 
     Raises `FormatError` for another file, part of one, and a header that does not fit; no tensor is made before it does.
@@ -338,7 +339,7 @@ def _fits(dims: Sequence[int], words: list[str], sizes: dict[str, int]) -> bool:
     return True
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+def check_finite(tensors: Mapping[str, Shaped[Tensor, "..."]], where: str) -> None:
     """Raise `FormatError` where one of these holds a NaN or an infinity."""
     for name, tensor in tensors.items():
         if tensor.numel() and tensor.is_floating_point() and not all(map(math.isfinite, map(float, tensor.aminmax()))):

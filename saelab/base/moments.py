@@ -18,7 +18,7 @@ class LinearFit(NamedTuple):
     map: Tensor
     bias: Tensor
 
-    def __call__(self, x_ND: Tensor) -> Tensor:
+    def __call__(self, x_ND: Float[Tensor, "*n d"]) -> Float[Tensor, "*n m"]:
         """The prediction [n, m], in the dtype of x."""
         return x_ND @ self.map.to(x_ND) + self.bias.to(x_ND)
 
@@ -80,7 +80,7 @@ class Moments:
         self.xy = torch.zeros(d, m, dtype=torch.float64, device=device)
         self.yy = torch.zeros(m, dtype=torch.float64, device=device)
 
-    def add(self, x_ND: Tensor, y_NM: Tensor) -> None:
+    def add(self, x_ND: Float[Tensor, "n d"], y_NM: Float[Tensor, "n m"]) -> None:
         """Add rows."""
         if not len(x_ND):
             return
@@ -121,13 +121,13 @@ class Moments:
         raw_xy = self.xy + self.n * torch.outer(self.mean_x, self.mean_y)
         return LinearFit(_solve(raw_xx, raw_xy), torch.zeros_like(self.mean_y))
 
-    def residual(self, fit: LinearFit) -> Tensor:
+    def residual(self, fit: LinearFit) -> Float[Tensor, " m"]:
         """The sums [m] of squared residuals y - fit(x) over these rows, of whatever rows the fit was made."""
         centred = self.yy - 2 * (fit.map * self.xy).sum(0) + (fit.map * (self.xx @ fit.map)).sum(0)
         offset = self.mean_y - self.mean_x @ fit.map - fit.bias
         return centred.clamp(min=0) + self.n * offset.square()
 
-    def r2(self, fit: LinearFit) -> Tensor:
+    def r2(self, fit: LinearFit) -> Float[Tensor, " m"]:
         """1 - residual / (sum of squares around the mean of these rows), per target [m]; NaN where a target is constant."""
         return torch.where(self.yy > 0, 1 - self.residual(fit) / self.yy, torch.nan)
 
@@ -140,7 +140,7 @@ class Moments:
         """sum |y|^2."""
         return float(self.yy.sum()) + self.n * float(self.mean_y.square().sum())
 
-    def combined(self, a: float | Tensor, b: float, shift: Tensor | None = None) -> "Moments":
+    def combined(self, a: float | Float[Tensor, "*d"], b: float, shift: Float[Tensor, " d"] | None = None) -> "Moments":
         """The moments with the targets a x + b y + shift in place of y; d and m must be equal."""
         new = Moments(len(self.mean_x), len(self.mean_y), self.xx.device)
         new.n, new.mean_x, new.xx = self.n, self.mean_x, self.xx
@@ -163,7 +163,7 @@ class TargetMoments:
         self.sum, self.squares = known.xx.new_zeros(m), known.xx.new_zeros(m)
         self.shift: Tensor | None = None  # the first rows' mean, so that squares do not cancel
 
-    def add(self, x_ND: Tensor, y_NM: Tensor) -> None:
+    def add(self, x_ND: Float[Tensor, "n d"], y_NM: Float[Tensor, "n m"]) -> None:
         """Add rows of the known stream with the new targets."""
         if not len(x_ND):
             return

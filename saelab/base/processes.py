@@ -6,6 +6,7 @@ batch; those of process 0 come first.
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -14,21 +15,21 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def sum_(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Sum over the processes, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def max_(tensor: Tensor) -> Tensor:
+def max_(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Maximum over the processes, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
-def mean(tensor: Tensor) -> Tensor:
+def mean(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Mean over the processes; without gradients."""
     return sum_(tensor.detach().clone()) / world_size() if world_size() > 1 else tensor
 
@@ -38,7 +39,7 @@ def total(n: int) -> int:
     return int(sum_(torch.tensor(n))) if world_size() > 1 else n
 
 
-def gathered(tensor: Tensor) -> tuple[Tensor, slice]:
+def gathered(tensor: Shaped[Tensor, "n *row"]) -> tuple[Shaped[Tensor, "total *row"], slice]:
     """The rows of all processes, and which of them are this one's. Processes may have different numbers of rows."""
     if world_size() == 1:
         return tensor, slice(None)
@@ -62,7 +63,7 @@ def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
                 parameter.grad /= world_size()
 
 
-def same_everywhere(tensor: Tensor) -> Tensor:
+def same_everywhere(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """The first process's tensor, in place."""
     if world_size() > 1:
         dist.broadcast(tensor, 0)

@@ -1,6 +1,7 @@
 """How much of a stream of activations a reconstruction keeps: float64 sums, divided once at the end."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.moments import Spread
@@ -23,7 +24,7 @@ class Reconstruction:
         self.x = Spread(d)
         self._error = torch.zeros(d, dtype=torch.float64)
 
-    def add(self, x: Tensor, x_hat: Tensor) -> None:
+    def add(self, x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> None:
         """Add rows: both [n, d]."""
         x = x.to("cpu", torch.float64)
         self.x.add(x)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Firing:
         self.counts += torch.bincount(codes.indices.flatten().cpu().long(), minlength=len(self.counts))
 
     @property
-    def density(self) -> Tensor:
+    def density(self) -> Float[Tensor, " latents"]:
         """Share of the rows on which each latent fired, float64 [n_latents]."""
         return self.counts.double() / self.n
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import CheckpointError, ConfigError
@@ -112,7 +113,7 @@ class ActivationBuffer:
             )
 
     @torch.no_grad()
-    def add(self, rows: Mapping[str, Tensor]) -> None:
+    def add(self, rows: Mapping[str, Float[Tensor, "n _"]]) -> None:
         """Copy rows, one tensor [n, width] a column, into free slots."""
         self._check(rows)
         n = len(next(iter(rows.values())))
@@ -127,7 +128,7 @@ class ActivationBuffer:
         self._unread += n
 
     @torch.no_grad()
-    def draw(self, n: int) -> dict[str, Tensor]:
+    def draw(self, n: int) -> dict[str, Float[Tensor, "n _"]]:
         """n rows, uniform over all unread ones and without replacement, as new tensors [n, width]."""
         self.require(n)
         if n > self._unread:
@@ -142,7 +143,7 @@ class ActivationBuffer:
         self._unread = kept
         return {name: column.index_select(0, drawn.to(column.device)) for name, column in self._columns.items()}
 
-    def peek(self, n: int) -> dict[str, Tensor]:
+    def peek(self, n: int) -> dict[str, Float[Tensor, "n _"]]:
         """At most n unread rows, evenly spread over the slots, which stay unread."""
         slots = self._slots[: self._unread].sort().values[:: max(1, -(-self._unread // n))]
         return {name: column.index_select(0, slots.to(column.device)) for name, column in self._columns.items()}
@@ -181,7 +182,7 @@ class ActivationBuffer:
             if rows[name].dtype != column.dtype:
                 raise ConfigError(f"column {name!r} is {rows[name].dtype} there and {column.dtype} here")
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
         """The unread rows, "column.<name>" [n, width] each, and the generator's state; tensors only."""
         occupied = self._slots[: self._unread]
         rows = {
@@ -190,7 +191,7 @@ class ActivationBuffer:
         }
         return rows | {"generator": self._generator.get_state()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Shaped[Tensor, "..."]]) -> None:
         """Go on exactly where `state_dict` was taken: what is added and drawn from here on has the same bits.
 
         Raises `CheckpointError` when the columns differ or the rows do not fit; nothing is changed then.

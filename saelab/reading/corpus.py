@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from saelab.base import checks
@@ -267,7 +268,7 @@ def _length(lm: "LanguageModel", asked: int | None) -> int:
     return asked
 
 
-def held_out(digests: Sequence[bytes]) -> Tensor:
+def held_out(digests: Sequence[bytes]) -> Bool[Tensor, " n"]:
     """Bool [n]: in each stretch of about twenty distinct digests the lowest one, with all that equal it.
 
     Fewer than two distinct digests: none.
@@ -282,7 +283,7 @@ def held_out(digests: Sequence[bytes]) -> Tensor:
     return torch.tensor([digest in lowest for digest in digests], dtype=torch.bool)
 
 
-def held_out_blocks(n: int) -> Tensor:
+def held_out_blocks(n: int) -> Bool[Tensor, " n"]:
     """Bool [n]: up to five blocks of neighbouring contexts, a twentieth of all, centred at fixed shares of the text.
 
     The places hardly depend on the context length: an SAE trained with one length can be evaluated with another.

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from saelab.base import cache, digests
@@ -43,7 +44,12 @@ class Contexts:
 
     @classmethod
     def of(
-        cls, lm: "LanguageModel", ids: Tensor, documents: Tensor, real: Tensor | None = None, prepend_bos: bool = False
+        cls,
+        lm: "LanguageModel",
+        ids: Int[Tensor, "n pos"],
+        documents: Int[Tensor, "n pos"],
+        real: Bool[Tensor, "n pos"] | None = None,
+        prepend_bos: bool = False,
     ) -> "Contexts":
         """Contexts of these ids for a model; `DataError` when one is outside its vocabulary, or a row is all padding."""
         real = torch.ones((), dtype=torch.bool).expand(ids.shape) if real is None else real
@@ -61,11 +67,11 @@ class Contexts:
         """Tokens that count: neither padding nor special."""
         return int(self.mask.sum())
 
-    def tokens(self, numbers: Tensor | slice) -> Tokens:
+    def tokens(self, numbers: Int[Tensor, " n"] | slice) -> Tokens:
         """Some of the contexts as a model reads them: padding masked, special tokens not."""
         return Tokens(self.ids[numbers].long(), self.real[numbers])
 
-    def counted(self, numbers: Tensor | slice, skip_positions: int) -> Tensor:
+    def counted(self, numbers: Int[Tensor, " n"] | slice, skip_positions: int) -> Bool[Tensor, "_ pos"]:
         """Where some of the contexts count, past their first `skip_positions` real tokens: bool [len, context_length]."""
         return self.mask[numbers] & counted(self.tokens(numbers), skip_positions)
 
@@ -73,7 +79,7 @@ class Contexts:
         """How many of the contexts, from the first on, hold so many tokens: all, where they are fewer."""
         return min(len(self), -(-tokens // self.ids.shape[1]))
 
-    def targets(self, numbers: Tensor | slice) -> Tensor:
+    def targets(self, numbers: Int[Tensor, " n"] | slice) -> Bool[Tensor, "_ pairs"]:
         """Which tokens of some contexts count as predictions of the one before: bool [len, context_length - 1]."""
         return self.mask[numbers][:, 1:] & self.real[numbers][:, :-1]
 
@@ -82,8 +88,13 @@ class Contexts:
 
 
 def pack(
-    ids: Tensor, lengths: Tensor, order: Tensor, separator: int | None, context_length: int, bos: int | None = None
-) -> tuple[Tensor, Tensor]:
+    ids: Int[Tensor, " T"],
+    lengths: Int[Tensor, " documents"],
+    order: Int[Tensor, " _"],
+    separator: int | None,
+    context_length: int,
+    bos: int | None = None,
+) -> tuple[Int[Tensor, "n pos"], Int[Tensor, "n pos"]]:
     """Join documents in `order`, cut into contexts: (ids, documents), both [n, context_length].
 
     `ids` [T] holds all documents one after the other, `lengths` [n_documents] how many ids each has. `separator` goes
@@ -118,7 +129,7 @@ def pack(
 
 def tokenize_documents(
     documents: Sequence[str], corpus_digest: str, lm: "LanguageModel", progress: bool = True
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Int[Tensor, " T"], Int[Tensor, " documents"]]:
     """All ids one after the other (int32 [T]) and the number of each document's (int64 [n]), no special tokens added.
 
     Kept in the cache folder under the digests of corpus and tokenizer; a damaged file is made again.

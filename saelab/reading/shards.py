@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import FormatError
@@ -26,7 +27,7 @@ class Shard(Protocol):
     @property
     def rows(self) -> int: ...
 
-    def tensor(self, part: str, key: str) -> Tensor:
+    def tensor(self, part: str, key: str) -> Shaped[Tensor, "rows *row"]:
         """[rows, width] or [rows]; not to be written to."""
 
 
@@ -44,7 +45,7 @@ class Block:
             for part, keys in layout.items()
         }
 
-    def add(self, columns: Mapping[str, Mapping[str, Tensor]], n: int) -> None:
+    def add(self, columns: Mapping[str, Mapping[str, Shaped[Tensor, "_ *row"]]], n: int) -> None:
         """Copy the first n rows of tensors, part -> key -> [>= n, ...], behind those that are there."""
         for part, keys in self._tensors.items():
             for key, tensor in keys.items():
@@ -54,10 +55,10 @@ class Block:
     def clear(self) -> None:
         self.rows = 0
 
-    def tensor(self, part: str, key: str) -> Tensor:
+    def tensor(self, part: str, key: str) -> Shaped[Tensor, "rows *row"]:
         return self._tensors[part][key][: self.rows]
 
-    def parts(self) -> dict[str, dict[str, Tensor]]:
+    def parts(self) -> dict[str, dict[str, Shaped[Tensor, "_ *row"]]]:
         return {part: {key: self.tensor(part, key) for key in keys} for part, keys in self._tensors.items()}
 
 
@@ -91,7 +92,7 @@ class FileShard:
         for file in self._files.values():
             verify_file(self._folder / file["name"], file["bytes"], file["sha256"])
 
-    def tensor(self, part: str, key: str) -> Tensor:
+    def tensor(self, part: str, key: str) -> Shaped[Tensor, "rows *row"]:
         if part not in self._open:
             self._open[part] = self._map(part)
         return self._open[part][key]
@@ -123,11 +124,11 @@ class Column:
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Shaped[Tensor, "_ *row"]]:
         for start in range(0, len(self), CHUNK_ROWS):
             yield self[start : start + CHUNK_ROWS]
 
-    def __getitem__(self, index: "int | slice | Sequence[int] | Tensor") -> Tensor:
+    def __getitem__(self, index: int | slice | Sequence[int] | Shaped[Tensor, " _"]) -> Shaped[Tensor, "*row"]:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             return self._slice(start, stop) if step == 1 else self._gather(torch.arange(start, stop, step))

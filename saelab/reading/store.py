@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saelab.base import digests
@@ -110,29 +111,29 @@ class ActivationStore:
     def shape(self) -> torch.Size:
         return self._x.shape
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+    def __getitem__(self, index: int | slice | Sequence[int] | Shaped[Tensor, " _"]) -> Float[Tensor, "*row"]:
         return self._x[index]
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Float[Tensor, "_ d"]]:
         return iter(self._x)
 
     def _token_column(self, key: str) -> Tensor:
         return Column(self._shards, "rows", key, 0, torch.int32)[:]
 
     @cached_property
-    def tokens(self) -> Tensor:
+    def tokens(self) -> Int[Tensor, " n"]:
         return self._token_column("tokens")
 
     @cached_property
-    def positions(self) -> Tensor:
+    def positions(self) -> Int[Tensor, " n"]:
         return self._token_column("positions")
 
     @cached_property
-    def documents(self) -> Tensor:
+    def documents(self) -> Int[Tensor, " n"]:
         return self._token_column("documents")
 
     @cached_property
-    def contexts(self) -> Tensor:
+    def contexts(self) -> Int[Tensor, " n"]:
         return self._token_column("contexts")
 
     @cached_property

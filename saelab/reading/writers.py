@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base import digests
@@ -46,7 +47,7 @@ class MemoryWriter:
     def rows(self) -> int:
         return self._block.rows
 
-    def add(self, columns: Mapping[str, Mapping[str, Tensor]], n: int, cursor: int) -> None:
+    def add(self, columns: Mapping[str, Mapping[str, Shaped[Tensor, "_ *row"]]], n: int, cursor: int) -> None:
         self._block.add(columns, n)
         self.cursor = cursor
 
@@ -136,7 +137,7 @@ class FolderWriter:
     def rows(self) -> int:
         return self._flushed + self._block.rows
 
-    def add(self, columns: Mapping[str, Mapping[str, Tensor]], n: int, cursor: int) -> None:
+    def add(self, columns: Mapping[str, Mapping[str, Shaped[Tensor, "_ *row"]]], n: int, cursor: int) -> None:
         if self._block.rows + n > self._block.capacity:
             self._flush()
         self._block.add(columns, n)

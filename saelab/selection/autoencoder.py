@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.selection.dense_twin import DenseLinks
@@ -56,13 +57,22 @@ class Autoencoder:
         return sum(map(len, self.layers)) + len(self.bias_H1) + len(self.bias_D1)
 
     def train_epoch(
-        self, batches: Iterable[tuple[Tensor, Tensor]], recipe: Recipe, dropouts: np.random.Generator
+        self,
+        batches: Iterable[tuple[Float[Tensor, "d batch"], Float[Tensor, "d batch"]]],
+        recipe: Recipe,
+        dropouts: np.random.Generator,
     ) -> float:
         """One pass over (clean, noisy) batches [d, batch]; the mean loss of a batch."""
         losses = [self.step(clean_DB, noisy_DB, recipe, dropouts) for clean_DB, noisy_DB in batches]
         return sum(losses) / len(losses)
 
-    def step(self, clean_DB: Tensor, noisy_DB: Tensor, recipe: Recipe, dropouts: np.random.Generator) -> float:
+    def step(
+        self,
+        clean_DB: Float[Tensor, "d batch"],
+        noisy_DB: Float[Tensor, "d batch"],
+        recipe: Recipe,
+        dropouts: np.random.Generator,
+    ) -> float:
         """One batch; the loss 1/2 ||x - x_hat||^2, summed over features and averaged over samples."""
         h_HB = torch.sigmoid_(self.layers[0].to_hidden(noisy_DB).add_(self.bias_H1))
         slope_HB = h_HB * (1 - h_HB)  # of units that dropout leaves out too
@@ -109,12 +119,12 @@ class Autoencoder:
         read = {"input": self.layers[:1], "output": self.layers[1:], "both": self.layers}[kind]
         return np.sum([layer.strength() for layer in read], axis=0)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "..."]]:
         """Everything that training goes on from."""
         own = {name: tensor for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
         return own | {f"{i}.{name}": t for i, layer in enumerate(self.layers) for name, t in layer.state().items()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Shaped[Tensor, "..."]]) -> None:
         for name, tensor in vars(self).items():
             if isinstance(tensor, Tensor):
                 tensor.copy_(state[name])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.selection.links import VALUE_STD, Links, heavy_ball
@@ -16,7 +17,12 @@ from saelab.selection.links import VALUE_STD, Links, heavy_ball
 class DenseLinks:
     """Weights, momentum and (where there is one) mask, [d, h] each; the same verbs as `Links`."""
 
-    def __init__(self, weights_DH: Tensor, momentum_DH: Tensor, mask_DH: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weights_DH: Float[Tensor, "d h"],
+        momentum_DH: Float[Tensor, "d h"],
+        mask_DH: Float[Tensor, "d h"] | None = None,
+    ) -> None:
         self.weights_DH, self.momentum_DH, self.mask_DH = weights_DH, momentum_DH, mask_DH
         self.shape = tuple(weights_DH.shape)
 
@@ -38,13 +44,20 @@ class DenseLinks:
     def __len__(self) -> int:
         return self.weights_DH.numel()
 
-    def to_hidden(self, x_DB: Tensor) -> Tensor:
+    def to_hidden(self, x_DB: Float[Tensor, "d batch"]) -> Float[Tensor, "h batch"]:
         return self.weights_DH.T @ x_DB
 
-    def to_features(self, h_HB: Tensor) -> Tensor:
+    def to_features(self, h_HB: Float[Tensor, "h batch"]) -> Float[Tensor, "d batch"]:
         return self.weights_DH @ h_HB
 
-    def update(self, left_DB: Tensor, right_HB: Tensor, lr: float, momentum: float, decay: float) -> None:
+    def update(
+        self,
+        left_DB: Float[Tensor, "d batch"],
+        right_HB: Float[Tensor, "h batch"],
+        lr: float,
+        momentum: float,
+        decay: float,
+    ) -> None:
         gradient_DH = (left_DB @ right_HB.T).div_(left_DB.shape[1])
         if self.mask_DH is not None:
             gradient_DH.mul_(self.mask_DH)
@@ -61,9 +74,9 @@ class DenseLinks:
 
         return csr_array(self.weights_DH.numpy())
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "..."]]:
         return {"weights": self.weights_DH, "momentum": self.momentum_DH}
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], shape: tuple[int, int]) -> "DenseLinks":
+    def from_state(cls, state: dict[str, Shaped[Tensor, "..."]], shape: tuple[int, int]) -> "DenseLinks":
         return cls(state["weights"].clone(), state["momentum"].clone())

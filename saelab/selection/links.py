@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
@@ -32,7 +33,13 @@ class Links:
     (torch.Size([20, 3]), torch.Size([50, 3]))
     """
 
-    def __init__(self, keys: np.ndarray, values: Tensor, momentum: Tensor, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        keys: np.ndarray,
+        values: Float[Tensor, " links"],
+        momentum: Float[Tensor, " links"],
+        shape: tuple[int, int],
+    ) -> None:
         self.keys, self.values, self.momentum, self.shape = keys, values, momentum, shape
         d, h = shape
         offsets = np.searchsorted(keys, np.arange(d + 1) * h)
@@ -49,13 +56,20 @@ class Links:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to_hidden(self, x_DB: Tensor) -> Tensor:
+    def to_hidden(self, x_DB: Float[Tensor, "d batch"]) -> Float[Tensor, "h batch"]:
         return decode(self.by_hidden.with_values(self.values[self.order_L]), x_DB)
 
-    def to_features(self, h_HB: Tensor) -> Tensor:
+    def to_features(self, h_HB: Float[Tensor, "h batch"]) -> Float[Tensor, "d batch"]:
         return decode(self.codes, h_HB)
 
-    def update(self, left_DB: Tensor, right_HB: Tensor, lr: float, momentum: float, decay: float) -> None:
+    def update(
+        self,
+        left_DB: Float[Tensor, "d batch"],
+        right_HB: Float[Tensor, "h batch"],
+        lr: float,
+        momentum: float,
+        decay: float,
+    ) -> None:
         """A step along minus the mean over the samples of left x right at each link; decay is not scaled by lr."""
         gradient_L = sampled_product(left_DB, right_HB, self.codes).div_(left_DB.shape[1])
         heavy_ball(self.values, self.momentum, gradient_L, lr, momentum, decay)
@@ -99,16 +113,21 @@ class Links:
         indices, offsets = self.codes.indices.numpy(), self.codes.offsets.numpy()
         return csr_array((self.values.numpy().copy(), indices, offsets), shape=self.shape)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Shaped[Tensor, "..."]]:
         return {"keys": torch.from_numpy(self.keys), "values": self.values, "momentum": self.momentum}
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], shape: tuple[int, int]) -> "Links":
+    def from_state(cls, state: dict[str, Shaped[Tensor, "..."]], shape: tuple[int, int]) -> "Links":
         return cls(state["keys"].numpy().copy(), state["values"].clone(), state["momentum"].clone(), shape)
 
 
 def heavy_ball(
-    values: Tensor, momentum: Tensor, gradient: Tensor, lr: float, momentum_factor: float, decay: float
+    values: Float[Tensor, "*shape"],
+    momentum: Float[Tensor, "*shape"],
+    gradient: Float[Tensor, "*shape"],
+    lr: float,
+    momentum_factor: float,
+    decay: float,
 ) -> None:
     """In place: m <- momentum m - lr g, then W <- W + m - decay W."""
     momentum.mul_(momentum_factor).add_(gradient, alpha=-lr)

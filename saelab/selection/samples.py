@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.errors import DataError
@@ -39,7 +40,7 @@ class Samples:
         if not (self.sparse or resample) and X.size <= NOISE_KEPT:
             self.noisy_ND = self.x_ND + self._fixed_noise(np.arange(self.n))
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Float[Tensor, "d batch"], Float[Tensor, "d batch"]]]:
         """The (clean, noisy) batches [d, batch] of an epoch; a last one that is not full is left out, as in the code."""
         order = stream(self.seed, ORDER, epoch).permutation(self.n)
         fresh = stream(self.seed, FRESH_NOISE, epoch)

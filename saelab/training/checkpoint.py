@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.autoencoders import serialization
@@ -124,7 +125,9 @@ def try_out(folder: Path, runs: Sequence[Path]) -> None:
             check_replaceable(run / "sae", serialization.listed, "an SAE folder")
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], history: list[list[dict[str, Any]]]) -> Path:
+def save(
+    folder: Path, step: int, tensors: dict[str, Shaped[Tensor, "..."]], history: list[list[dict[str, Any]]]
+) -> Path:
     """Write the checkpoint of this step, then remove all but the last two."""
     target = folder / "checkpoints" / f"step_{step:08d}"
     with whole_folder(target, manifest={"format": 1, "step": step}, listed=_written) as temporary:
@@ -140,7 +143,7 @@ def _written(folder: Path) -> list[str] | None:
     return [TENSORS, HISTORY, MANIFEST] if folder.is_dir() else None
 
 
-def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[list[dict[str, Any]]]] | None:
+def load_latest(folder: Path) -> tuple[int, dict[str, Shaped[Tensor, "..."]], list[list[dict[str, Any]]]] | None:
     """(step, tensors, a history for each SAE) of the newest whole checkpoint; a damaged one is passed over with a warning.
 
     Raises `CheckpointError` when there are checkpoints and none is whole.
@@ -163,7 +166,7 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], list[list[dict[st
     return None
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: dict[str, Shaped[Tensor, "..."]], prefix: str) -> dict[str, Shaped[Tensor, "..."]]:
     """The tensors whose names begin so, without the beginning."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

@@ -5,6 +5,7 @@ training above `max_norm` times the running median norm; what they were is count
 """
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from saelab.base import processes as distributed
@@ -30,7 +31,7 @@ class NormFilter:
         # rows, sum of squares and sum of the rows, of the kept ([0]) and the left out ([1])
         self.moments = torch.zeros(2, 2 + width, dtype=torch.float64)
 
-    def see(self, x_ND: Tensor) -> None:
+    def see(self, x_ND: Float[Tensor, "n d"]) -> None:
         """Count these rows in the median."""
         logs = torch.linalg.vector_norm(x_ND.detach().float(), dim=1).log2().clamp(_LOWEST, _LOWEST + _OCTAVES).cpu()
         bins = ((logs - _LOWEST) * _PER_OCTAVE).long().clamp_max(len(self.histogram) - 1)
@@ -43,7 +44,7 @@ class NormFilter:
                 + ("" if self.max_norm is not None else "; max_norm=4.0 leaves out single ones")
             )
 
-    def keep(self, x_ND: Tensor) -> Tensor:
+    def keep(self, x_ND: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
         """Which rows [n] are within the limit as it stands; both kinds are counted."""
         x_ND = x_ND.detach().float()
         norms = torch.linalg.vector_norm(x_ND, dim=1)
@@ -83,9 +84,9 @@ class NormFilter:
             "high_norm_variance_share": float(deviation[1] / deviation.sum().clamp_min(1e-300)),
         }
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
         return {"norms.histogram": self.histogram, "norms.moments": self.moments}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Shaped[Tensor, "..."]]) -> None:
         self.histogram.copy_(state["norms.histogram"])
         self.moments.copy_(state["norms.moments"])

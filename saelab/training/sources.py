@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base import seeds
@@ -278,7 +279,7 @@ def pieces_of(item: Any, number: int) -> Rows:
     return columns
 
 
-def rows_of(value: Any, what: str) -> Tensor:
+def rows_of(value: Any, what: str) -> Float[Tensor, "n d"]:
     """Rows as training reads them: a dense [n, d] tensor without a graph, from a floating-point tensor or NumPy array.
 
     Raises `DataError` for anything else.

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture, Batch
@@ -55,7 +56,7 @@ class Trainer:
         """The peak learning rate: as given, or the architecture's own for a run of that length."""
         return cfg.recipe.learning_rate * schedule.short_run_boost if lr is None else lr
 
-    def initialise(self, rows: dict[str, Tensor], fresh: bool = True) -> None:
+    def initialise(self, rows: dict[str, Float[Tensor, "n _"]], fresh: bool = True) -> None:
         """Set the scales of input and target and, for a fresh SAE, what depends on data, from a sample of rows.
 
         A scale brings the mean square near 1 (of a transcoder's target: the variance, for b_dec takes its mean), so that
@@ -99,7 +100,7 @@ class Trainer:
         state.target_scale.fill_(target_scale)
         sae.cfg.rescale(sae.params(), state, ratio)
 
-    def step(self, rows: dict[str, Tensor], log: bool = True) -> dict[str, Tensor | float]:
+    def step(self, rows: dict[str, Float[Tensor, "n _"]], log: bool = True) -> dict[str, Float[Tensor, ""] | float]:
         """One step on raw rows {"x": [n, d_in], "target", "gradient"}: its figures, still tensors.
 
         With `log=False` only the loss is computed. Raises `DataError` when the loss is not finite; the weights are then
@@ -215,7 +216,7 @@ class Trainer:
             self.target_sum += distributed.sum_(target_ND.sum(0, dtype=torch.float64))
             self.target_rows += n
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
         """Everything that the next step depends on, as tensors."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for i, parameter in enumerate(self.parameters):
@@ -224,7 +225,7 @@ class Trainer:
         tensors |= {"covariance": self.covariance, "target_sum": self.target_sum, "target_rows": self.target_rows}
         return tensors | {"done": torch.tensor(self.done)}
 
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Shaped[Tensor, "..."]]) -> None:
         """Continue where `state_dict` was taken, on the device that the SAE is on now."""
         self.sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
         for i, parameter in enumerate(self.parameters):
@@ -244,7 +245,7 @@ def _unit_scale(x_ND: Tensor, current: Tensor) -> float:
     return 2.0 ** -round(math.log2(rms)) if rms > 0 else float(current)
 
 
-def geometric_median(x_ND: Tensor, iterations: int = 50, tolerance: float = 1e-5) -> Tensor:
+def geometric_median(x_ND: Float[Tensor, "n d"], iterations: int = 50, tolerance: float = 1e-5) -> Float[Tensor, " d"]:
     """The point [d] with the least summed distance to the rows, by Weiszfeld's iteration.
 
     >>> import torch
@@ -271,7 +272,7 @@ def remove_parallel_gradient(W_FD: torch.nn.Parameter) -> None:
         grad.addcmul_((grad * row).sum(1, keepdim=True), row, value=-1)
 
 
-def normalise_rows(W_FD: Tensor) -> None:
+def normalise_rows(W_FD: Float[Tensor, "latents d"]) -> None:
     """Bring every row back to length 1."""
     for row in W_FD.data.split(_PART):
         row.div_(torch.linalg.vector_norm(row, dim=1, keepdim=True))
