@@ -13,6 +13,7 @@ import numpy as np
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.files import user_path
+from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.collect import MEMORY, Collection, collect, default_folder
 from saelab.dashboards.collecting.examples import Layout, selected
 from saelab.dashboards.collecting.given import labels_of, sweep_rows
@@ -41,7 +42,7 @@ EFFECTS = ("direct", "full", None)
 
 
 def build(
-    sae: Any,
+    sae: Dictionary,
     lm: "LanguageModel",
     corpus: Any,
     path: str | os.PathLike,
@@ -195,7 +196,7 @@ def _warn_of_short_corpus(reader: Reader, tokens: int, split: str) -> None:
         )
 
 
-def _evaluated(sae: Any, lm: "LanguageModel", corpus: "Corpus", contexts: "Contexts", progress: bool) -> Any:
+def _evaluated(sae: Dictionary, lm: "LanguageModel", corpus: "Corpus", contexts: "Contexts", progress: bool) -> Any:
     """Held-out figures; None, with a warning, where there is nothing held out to read."""
     from saelab.evaluation.fidelity import evaluate
 

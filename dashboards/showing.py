@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.protocols import Dictionary
 from saelab.dashboards.assembly import build
 from saelab.dashboards.result import Dashboard
 from saelab.models.language import load_model
@@ -22,7 +23,7 @@ SHOWN_TOKENS = 50_000
 
 
 def show(
-    sae: Any,
+    sae: Dictionary,
     latents: int | Sequence[int],
     lm: Any = None,
     corpus: Any = None,
@@ -45,7 +46,7 @@ def of_run(
     return build(run.sae, lm, corpus, where, **{"latents": 512, **options})
 
 
-def sources(sae: Any, lm: Any = None, corpus: Any = None) -> "tuple[LanguageModel, Corpus]":
+def sources(sae: Dictionary, lm: Any = None, corpus: Any = None) -> "tuple[LanguageModel, Corpus]":
     """Model and corpus: as given (objects or names), else those named in the SAE's metadata.
 
     Raises `ConfigError` where the metadata name none, or what has that name is no longer what the SAE was trained on.
@@ -65,7 +66,7 @@ def sources(sae: Any, lm: Any = None, corpus: Any = None) -> "tuple[LanguageMode
     return loaded_lm, loaded
 
 
-def _named(sae: Any, what: str) -> str:
+def _named(sae: Dictionary, what: str) -> str:
     name = sae.metadata.get(what)
     if name is None:
         raise ConfigError(

@@ -9,7 +9,19 @@ from torch import Tensor
 
 from tests.shapes import checked, rooms, without_shapes
 
-SHAPED = ["base", "kernels", "autoencoders", "interop", "reading", "training", "evaluation", "selection", "analysis", "pages", "cli"]
+SHAPED = [
+    "base",
+    "kernels",
+    "autoencoders",
+    "interop",
+    "reading",
+    "training",
+    "evaluation",
+    "selection",
+    "analysis",
+    "pages",
+    "cli",
+]
 """The rooms in which each public function that takes or gives a tensor says its shape."""
 
 

@@ -46,7 +46,7 @@ FAMILIES = (
 
 
 def latent_families(
-    sae: Any,
+    sae: Dictionary,
     lm: "LanguageModel",
     corpus: Any,
     *,

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from saelab.analysis.circuits import frozen
 from saelab.base.errors import DataError
+from saelab.base.protocols import Dictionary
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def head_attribution(sae: Any) -> Float[Tensor, "d_sae heads"]:
+def head_attribution(sae: Dictionary) -> Float[Tensor, "d_sae heads"]:
     """Attribution to heads by the weights: the share of each head's slice in the norms of a decoder row.
 
     h_{i,k} = |W_dec[i, k]| / sum_l |W_dec[i, l]| (Kissane et al., arXiv 2406.17759; in their code, by our notes). Rows sum to
@@ -48,7 +49,7 @@ def head_shares(W_dec_FD: Float[Tensor, "latents _"], heads: int) -> Float[Tenso
     return torch.where(total_F1 > 0, norms_FH / total_F1.clamp_min(1e-30), 1 / heads)
 
 
-def top_latents(sae: Any, k: int = 10) -> "DataFrame":
+def top_latents(sae: Dictionary, k: int = 10) -> "DataFrame":
     """The `k` latents of each head with the largest share of it (`head_attribution`): head, rank, latent, share, and
     `top_head`, whether it is that latent's largest share too."""
     import pandas as pd
@@ -63,7 +64,7 @@ def top_latents(sae: Any, k: int = 10) -> "DataFrame":
     return pd.DataFrame(rows, columns=["head", "rank", "latent", "share", "top_head"])
 
 
-def firing_head_attribution(sae: Any, x: Any, rows: int = 2048) -> Float[Tensor, "d_sae heads"]:
+def firing_head_attribution(sae: Dictionary, x: Any, rows: int = 2048) -> Float[Tensor, "d_sae heads"]:
     """Attribution to heads where a latent fires: the mean over its firings of w^h . z^h (direct attribution by head).
 
     Args:
@@ -149,7 +150,7 @@ def head_agreement(weights: Any, attribution: Any, permutations: int = 10_000, s
 
 
 def polysemanticity(
-    sae: Any,
+    sae: Dictionary,
     labels: Mapping[int, str | None] | Sequence[str | None],
     top: int = 10,
     majority: float = 0.9,

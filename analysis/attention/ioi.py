@@ -152,7 +152,7 @@ def noising(
 
 def ablate_latents(
     lm: "LanguageModel",
-    sae: Any,
+    sae: Dictionary,
     prompts: Prompts,
     *,
     site: str | None = None,
@@ -200,7 +200,9 @@ def by_latent(table: "DataFrame", n: int) -> "DataFrame":
     return found.reset_index().sort_values("total", key=abs, ascending=False, ignore_index=True)
 
 
-def _variants(lm: "LanguageModel", sae: Any, prompts: Prompts, place: Any) -> tuple[list[tuple[Any, ...]], Tensor]:
+def _variants(
+    lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Any
+) -> tuple[list[tuple[Any, ...]], Tensor]:
     """(prompt, part, latent, activation) of everything that is taken out, and what is added at S2 to do so [n, D]."""
     variants: list[tuple[Any, ...]] = []
     changes: list[Tensor] = []
@@ -221,7 +223,7 @@ def _variants(lm: "LanguageModel", sae: Any, prompts: Prompts, place: Any) -> tu
     return variants, torch.cat(changes) if changes else sae.W_dec.new_zeros(0, sae.d_in)
 
 
-def _at_s2(lm: "LanguageModel", sae: Any, prompts: Prompts, place: Any) -> tuple[Tensor, Tensor]:
+def _at_s2(lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Any) -> tuple[Tensor, Tensor]:
     """The site's activation at S2 [N, D], and for which prompts the SAE is for it [N]."""
     found: list[tuple[Tensor, Tensor]] = []
     rows, s2 = torch.arange(len(prompts)), prompts.s2

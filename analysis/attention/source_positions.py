@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.analysis.circuits import frozen
+from saelab.base.protocols import Dictionary
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -69,7 +70,7 @@ class DirectAttribution:
         return f"DirectAttribution(latent {self.latent}, {batch} texts of {positions} tokens, {heads} heads)"
 
 
-def direct_attribution(sae: Any, lm: "LanguageModel", tokens: Any, latent: int) -> DirectAttribution:
+def direct_attribution(sae: Dictionary, lm: "LanguageModel", tokens: Any, latent: int) -> DirectAttribution:
     """Which source positions and heads a latent of an attention layer's `hook_z` gets its pre-activation from.
 
     With the encoder column w split by head, DFA(t, s) = sum_h A^h_ts v^h_s . w^h, and the sum over s plus the bias is the
@@ -125,7 +126,7 @@ def patterns(lm: "LanguageModel", tokens: Any, block: int) -> Float[Tensor, "bat
 
 
 def at_positions(
-    sae: Any,
+    sae: Dictionary,
     layer: frozen.Layer,
     context: int,
     destinations: Int[Tensor, "n"],

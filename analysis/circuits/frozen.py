@@ -21,6 +21,7 @@ from torch import Tensor
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
+from saelab.base.protocols import Dictionary
 from saelab.models.attention import AttentionParts, Pattern, attention_parts, watching
 from saelab.models.hooks import first_runs
 from saelab.models.purpose import Purpose
@@ -101,7 +102,7 @@ class Readers(NamedTuple):
     bias: Tensor
 
 
-def readers(sae: Any, latents: Int[Tensor, " n"]) -> Readers:
+def readers(sae: Dictionary, latents: Int[Tensor, " n"]) -> Readers:
     """The affine function whose value a latent's code is where it fires, in raw units, in at least fp32.
 
     The pre-activation (x - b_dec) W_enc + b_enc; of a gated SAE the magnitude's, e^r (x - b_dec) W_enc + b_mag.
@@ -169,7 +170,7 @@ class Coded(NamedTuple):
     error: Tensor
 
 
-def coded(lm: "LanguageModel", sae: Any, x: Float[Tensor, "batch pos width"], tokens: Tokens) -> Coded:
+def coded(lm: "LanguageModel", sae: Dictionary, x: Float[Tensor, "batch pos width"], tokens: Tokens) -> Coded:
     """The codes of x [batch, position, width] over batch * position rows, and what they miss.
 
     At positions that the SAE is not for (skipped, special, padding, above its norm limit: as `lm.splice` leaves them alone)
@@ -187,7 +188,7 @@ def coded(lm: "LanguageModel", sae: Any, x: Float[Tensor, "batch pos width"], to
         return Coded(SparseCodes(values, indices, offsets, sae.d_sae), error.to(x.device))
 
 
-def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, int, int]:
+def attention_site(sae: Dictionary, lm: "LanguageModel | None" = None) -> tuple[int, int, int]:
     """(block, heads, d_head) of an SAE of an attention layer's `hook_z`.
 
     Raises `ConfigError` for another site, or metadata without (or with impossible) heads; with a model also `SiteError` for
@@ -211,7 +212,7 @@ def attention_site(sae: Any, lm: "LanguageModel | None" = None) -> tuple[int, in
     return int(block), int(heads[0]), int(heads[1])
 
 
-def check_latent(sae: Any, latent: Any) -> Int[Tensor, "1"]:
+def check_latent(sae: Dictionary, latent: Any) -> Int[Tensor, "1"]:
     """The number of a latent as a tensor [1] on the SAE's device; `ConfigError` for one that is not there."""
     why = f"there is no latent {latent}: the autoencoder has {sae.d_sae:,}, from 0 on"
     number = checks.count("latent", latent, least=0, most=sae.d_sae - 1, of=why)

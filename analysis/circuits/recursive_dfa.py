@@ -22,6 +22,7 @@ from saelab.analysis.circuits.frozen import check_latent, readers
 from saelab.analysis.circuits.stream import ATTENTION, BIAS, ERROR, RESIDUAL, REST, Stream, order, place_of
 from saelab.base import checks
 from saelab.base.errors import DataError
+from saelab.base.protocols import Dictionary
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -30,13 +31,13 @@ _Key = tuple[str, str, int, int, int]  # kind, of, block, position, latent
 
 
 def trace(
-    sae: Any,
+    sae: Dictionary,
     lm: "LanguageModel",
     text: Any,
     latent: int,
     position: int | None = None,
     *,
-    saes: Iterable[Any] = (),
+    saes: Dictionary | Iterable[Dictionary] = (),
     depth: int = 2,
     keep: float = 0.9,
     most: int = 24,
@@ -71,7 +72,7 @@ def trace(
     number = int(check_latent(sae, latent))
     depth, most = checks.count("depth", depth), checks.count("most", most)
     keep, share = checks.number("keep", keep, above=0, most=1), checks.number("share", share, least=0)
-    saes = [saes] if hasattr(saes, "W_dec") else saes
+    saes = saes if isinstance(saes, Iterable) else [saes]
     others = [other for other in saes if other is not sae]
     stream = Stream(lm, text, [sae, *others], end=(kind, block))
     at = (

@@ -88,7 +88,7 @@ class FeatureAttribution:
 
 
 def feature_attribution(
-    sae: Any, lm: "LanguageModel", tokens: Any, latent: int, residual_sae: Any, destinations: Any = None
+    sae: Dictionary, lm: "LanguageModel", tokens: Any, latent: int, residual_sae: Dictionary, destinations: Any = None
 ) -> FeatureAttribution:
     """Which features of the residual stream, at which source positions, a latent gets its pre-activation from.
 
@@ -158,7 +158,7 @@ def of_codes(
     return codes.values * torch.cat(dots) if dots else codes.values
 
 
-def residual_block(sae: Any, lm: "LanguageModel") -> int:
+def residual_block(sae: Dictionary, lm: "LanguageModel") -> int:
     """The block before which an SAE reads the stream; `ConfigError` for another site, `SiteError` for another width."""
     site = Purpose.of(sae).source(lm)
     parts = site.name.split(".")

@@ -56,7 +56,7 @@ class Stream:
         end: (kind, block) of the latents up to which is read; SAEs of later places are left out.
     """
 
-    def __init__(self, lm: "LanguageModel", tokens: Any, saes: Iterable[Any], end: tuple[str, int]) -> None:
+    def __init__(self, lm: "LanguageModel", tokens: Any, saes: Iterable[Dictionary], end: tuple[str, int]) -> None:
         saes = list(saes)
         self.lm, self.tokens = lm, lm.tokens_for(saes[0], tokens) if saes else lm.to_tokens(tokens)
         if len(self.tokens.ids) != 1:
@@ -162,7 +162,7 @@ def order(kind: str, block: int) -> int:
     return 2 * block + (kind == ATTENTION)
 
 
-def place_of(sae: Any, lm: "LanguageModel") -> tuple[str, int]:
+def place_of(sae: Dictionary, lm: "LanguageModel") -> tuple[str, int]:
     """(kind of latents, block) of an SAE; `ConfigError` where it is neither of attention's hook_z nor of the stream."""
     if checks.language_model("lm", lm).site(Purpose.of(sae).reads).name.endswith("attn.hook_z"):
         return ATTENTION, frozen.attention_site(sae, lm)[0]

@@ -1,7 +1,6 @@
 """Reading rows with their codes twice, without those above the norm limit that an SAE was trained with."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from saelab.base.codes import SparseCodes, check_finite
 from saelab.base.errors import ConfigError
 from saelab.base.moments import Spread
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 
 CODES_KEPT = 512 * 2**20  # bytes of sparse codes of held-out rows kept for the second pass; others are encoded again
 
@@ -19,7 +19,7 @@ CODES_KEPT = 512 * 2**20  # bytes of sparse codes of held-out rows kept for the 
 class Reader:
     """The rows that count with their codes: all of them the first time, the held-out ones the second."""
 
-    def __init__(self, sae: Any, rows: Rows, high_norm: bool, progress: bool) -> None:
+    def __init__(self, sae: Dictionary, rows: Rows, high_norm: bool, progress: bool) -> None:
         self.sae, self.rows, self.high_norm, self.progress = sae, rows, high_norm, progress
         self.kept: list[SparseCodes] = []
         self.room = CODES_KEPT
@@ -60,7 +60,7 @@ class Reader:
         return codes
 
 
-def for_sae(sae: Any, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Float[Tensor, "n d"]]:
+def for_sae(sae: Dictionary, chunk: Chunk, high_norm: bool) -> tuple[Chunk, Float[Tensor, "n d"]]:
     """The chunk on the SAE's device in at least fp32, less the rows above its norm limit unless `high_norm`; and those."""
     x = wide(chunk.x.to(sae.device))
     if not bool(torch.isfinite(x.sum())):

@@ -1,11 +1,11 @@
 """The regression of an SAE's error repeated where its answer is known or would be trivial."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from saelab.base.moments import Moments, divided
+from saelab.base.protocols import Dictionary
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +22,7 @@ class Control:
         return f"Control(scale={self.scale:.4g}, bias={self.bias}, fvu={self.fvu:.4f}, r2_error={self.r2_error:.4f})"
 
 
-def controls(sae: Any, fit_rows: Moments, heldout: Moments, bias: bool) -> dict[str, Control]:
+def controls(sae: Dictionary, fit_rows: Moments, heldout: Moments, bias: bool) -> dict[str, Control]:
     """The controls of `Decomposition.controls`, from the moments of x and its error that are at hand.
 
     The error of s x_hat = s (x - e) is (1 - s) x + s e, so no row has to be read again.

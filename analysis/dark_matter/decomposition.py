@@ -22,6 +22,7 @@ from saelab.analysis.dark_matter.rows import LEARN, MAP, SCORE, Chunk, Rows
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.moments import LinearFit, Moments, Spread, TargetMoments, divided, merged
+from saelab.base.protocols import Dictionary
 
 PARTS = ("x", "sae", "error", "linear", "nonlinear")
 TOKENS_PER_DIMENSION = 40  # the paper has 150,000 / 3,584, by our notes
@@ -53,7 +54,7 @@ class Decomposition:
         squared nonlinear error. Bootstraps draw from them.
     """
 
-    sae: Any
+    sae: Dictionary
     linear_map: Tensor
     bias: Tensor
     r2_error: float
@@ -117,7 +118,7 @@ class Decomposition:
 
 
 def decompose(
-    sae: Any,
+    sae: Dictionary,
     x: Any,
     holdout: float = 0.5,
     bias: bool = True,
@@ -215,7 +216,7 @@ class _Norms:
     groups: dict[int, list[float]]
 
 
-def _norms(reader: Reader, sae: Any, fit: LinearFit, known: dict[int, Moments], mean_D: Tensor) -> _Norms:
+def _norms(reader: Reader, sae: Dictionary, fit: LinearFit, known: dict[int, Moments], mean_D: Tensor) -> _Norms:
     """The second pass; `mean_D` of the held-out rows."""
     targets = {use: TargetMoments(known[use], len(PARTS)) for use in (LEARN, SCORE)}
     lengths, squares = (torch.zeros(len(PARTS), dtype=torch.float64) for _ in range(2))

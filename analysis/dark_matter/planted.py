@@ -12,6 +12,7 @@ from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.base.moments import Moments
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 
 SIGMAS = (0.0, 1.0, 2.0, 3.0, 4.0)
 
@@ -42,7 +43,7 @@ class Planted:
 
 
 def planted_experiment(
-    sae: Any,
+    sae: Dictionary,
     x: Any,
     *,
     sigmas: Sequence[float] = SIGMAS,

@@ -48,7 +48,7 @@ class PowerLaw:
     identifiable: bool
     reason: str
 
-    def __call__(self, width: float | Shaped[Tensor, "*shape"]) -> Any:
+    def __call__(self, width: int | float | Shaped[Tensor, "*shape"]) -> Any:
         """The FVU of a width."""
         return self.floor + self.factor * width**-self.exponent
 

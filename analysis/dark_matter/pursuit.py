@@ -12,7 +12,6 @@ Shapes: N tokens of a tile, D inputs, F latents, S slots (latents that were ever
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +22,7 @@ from saelab.analysis.dark_matter.support import GrowingSupport, descend
 from saelab.base import checks
 from saelab.base.codes import SparseCodes, check_finite
 from saelab.base.errors import ConfigError
+from saelab.base.protocols import Dictionary
 
 _TILE_ROWS, _TILE_SCORES = 512, 2**21  # 8 MiB of products: what comes out is read again while it is in the cache
 _GRAM_LATENTS = 16_384  # up to which the Gram matrix of the directions, 1 GiB then, is made
@@ -32,7 +32,7 @@ _NOTHING = 1e-6  # of a row's norm: an inner product below it is rounding
 Budget = int | Tensor | None
 
 
-def gradient_pursuit(sae: Any, x: Float[Tensor, "*rows d"], budget: Budget = None) -> SparseCodes:
+def gradient_pursuit(sae: Dictionary, x: Float[Tensor, "*rows d"], budget: Budget = None) -> SparseCodes:
     """Codes of x [..., d] by gradient pursuit in the decoder's directions, its leading dimensions flattened to rows.
 
     At each step the latent with the largest inner product with the residual joins those that are on, all take a step along
@@ -55,7 +55,7 @@ def gradient_pursuit(sae: Any, x: Float[Tensor, "*rows d"], budget: Budget = Non
     return _pursue(sae, x, budget, exact=False)
 
 
-def orthogonal_pursuit(sae: Any, x: Float[Tensor, "*rows d"], budget: Budget = None) -> SparseCodes:
+def orthogonal_pursuit(sae: Dictionary, x: Float[Tensor, "*rows d"], budget: Budget = None) -> SparseCodes:
     """Codes of x [..., d] by orthogonal matching pursuit with non-negative codes.
 
     As `gradient_pursuit`, but after each new latent the values are the least-squares ones on those that are on, reached
@@ -64,7 +64,9 @@ def orthogonal_pursuit(sae: Any, x: Float[Tensor, "*rows d"], budget: Budget = N
     return _pursue(sae, x, budget, exact=True)
 
 
-def support_least_squares(sae: Any, x: Float[Tensor, "*rows d"], codes: SparseCodes | None = None) -> SparseCodes:
+def support_least_squares(
+    sae: Dictionary, x: Float[Tensor, "*rows d"], codes: SparseCodes | None = None
+) -> SparseCodes:
     """The codes with the values that reconstruct x [..., d] best on the same latents, none below zero.
 
     `codes` are the SAE's own unless given. No token is reconstructed worse than before; latents whose best value is zero go
@@ -91,7 +93,7 @@ def support_least_squares(sae: Any, x: Float[Tensor, "*rows d"], codes: SparseCo
         return _gathered(found, lengths_F, len(x_ND))
 
 
-def compared(sae: Any, x: Float[Tensor, "*rows d"]) -> dict[str, SparseCodes]:
+def compared(sae: Dictionary, x: Float[Tensor, "*rows d"]) -> dict[str, SparseCodes]:
     """The codes of the encoder, with least-squares values, of both pursuits, at the SAE's own number of latents a token."""
     with torch.no_grad():
         codes = sae.encode_sparse(x)
@@ -104,7 +106,7 @@ def compared(sae: Any, x: Float[Tensor, "*rows d"]) -> dict[str, SparseCodes]:
     }
 
 
-def _pursue(sae: Any, x: Tensor, budget: Budget, exact: bool) -> SparseCodes:
+def _pursue(sae: Dictionary, x: Tensor, budget: Budget, exact: bool) -> SparseCodes:
     x_ND = _rows(sae, x)
     with torch.no_grad():
         budget_N = _budgets(sae, x_ND, budget)
@@ -186,7 +188,7 @@ def _gradient_step(gram_NSS: Tensor, values_NS: Tensor, gradient_NS: Tensor) -> 
     return (values_NS + eta_N[:, None] * gradient_NS).clamp_(min=0)
 
 
-def _rows(sae: Any, x: Tensor) -> Tensor:
+def _rows(sae: Dictionary, x: Tensor) -> Tensor:
     checks.autoencoder("sae", sae)
     if sae.d_in != sae.d_out or not sae.cfg.centres_input:
         raise ConfigError(
@@ -201,7 +203,7 @@ def _rows(sae: Any, x: Tensor) -> Tensor:
     return rows
 
 
-def _budgets(sae: Any, x_ND: Tensor, budget: Budget) -> Tensor:
+def _budgets(sae: Dictionary, x_ND: Tensor, budget: Budget) -> Tensor:
     if budget is None:
         return sae.encode_sparse(x_ND).offsets.diff()
     if not isinstance(budget, Tensor):
@@ -216,7 +218,7 @@ def _budgets(sae: Any, x_ND: Tensor, budget: Budget) -> Tensor:
     return budgets.expand(len(x_ND)).clamp(max=sae.d_sae)
 
 
-def _directions(sae: Any) -> tuple[Tensor, Tensor]:
+def _directions(sae: Dictionary) -> tuple[Tensor, Tensor]:
     """The decoder's rows at unit length [F, D], zero where they are zero, and their lengths [F]."""
     W_FD = sae.W_dec.detach().to(sae.params().b_dec.dtype)
     lengths_F = torch.linalg.vector_norm(W_FD, dim=1)

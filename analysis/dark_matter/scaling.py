@@ -13,6 +13,7 @@ from saelab.analysis.dark_matter.power_law import PowerLaw, fit_power_law, inter
 from saelab.analysis.dark_matter.rows import LEARN, SCORE
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.moments import Moments, divided
+from saelab.base.protocols import Dictionary
 
 DRAWS = 1000
 TOLERANCE = 0.02
@@ -100,7 +101,7 @@ class Family(Sequence[Decomposition]):
         return [_scaling(level, members, draws, seed) for level, members in sorted(groups.items())]
 
 
-def family(saes: Sequence[Any], x: Any, holdout: float = 0.5, bias: bool = True, **options: Any) -> Family:
+def family(saes: Sequence[Dictionary], x: Any, holdout: float = 0.5, bias: bool = True, **options: Any) -> Family:
     """Decompose each SAE on the same rows; `options` are those of `decompose`.
 
     >>> import saelab

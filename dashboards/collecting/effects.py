@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.weights import ToLogits
 from saelab.models.families import ATTENTION
 from saelab.models.hooks import first_runs
@@ -153,7 +154,7 @@ class Clean:
 
 
 def explain(
-    lm: "LanguageModel", sae: Any, site: Site, contexts: "Contexts", shown: Places, in_full: Places, directly: Places,
+    lm: "LanguageModel", sae: Dictionary, site: Site, contexts: "Contexts", shown: Places, in_full: Places, directly: Places,
     path: ToLogits | None = None, progress: bool = True,
 ) -> tuple[np.ndarray, Changes, Changes]:  # fmt: skip
     """First-order effects [N] of all that is `shown`, in nats, positive where the loss would rise; the changes by full
@@ -184,7 +185,7 @@ def explain(
     return slopes, ablated, direct
 
 
-def _first_order(sae: Any, g_LW: Tensor, shown: Places, mine: np.ndarray, length: int) -> np.ndarray:
+def _first_order(sae: Dictionary, g_LW: Tensor, shown: Places, mine: np.ndarray, length: int) -> np.ndarray:
     """-f (d . g)"""
     W_dec, out = sae.W_dec.detach(), []
     for some in np.array_split(mine, len(mine) // 8192 + 1):
@@ -194,7 +195,7 @@ def _first_order(sae: Any, g_LW: Tensor, shown: Places, mine: np.ndarray, length
     return -shown.values[mine] * np.concatenate(out)
 
 
-def _direct(sae: Any, path: ToLogits, clean: Clean, c: int, places: Places, i: int, out: Changes) -> None:
+def _direct(sae: Dictionary, path: ToLogits, clean: Clean, c: int, places: Places, i: int, out: Changes) -> None:
     position = int(places.rows[i] % clean.logits.shape[1])
     removed = sae.W_dec[int(places.latents[i])].detach().float() * float(places.values[i])
     seen = {name: x[c, position][None] for name, x in clean.seen.items()}
@@ -204,7 +205,13 @@ def _direct(sae: Any, path: ToLogits, clean: Clean, c: int, places: Places, i: i
 
 
 def _in_full(
-    lm: "LanguageModel", sae: Any, site: Site, clean: Clean, places: Places, jobs: list[tuple[int, int]], out: Changes
+    lm: "LanguageModel",
+    sae: Dictionary,
+    site: Site,
+    clean: Clean,
+    places: Places,
+    jobs: list[tuple[int, int]],
+    out: Changes,
 ) -> None:
     """The places `i` of contexts `c`, a row of the batch each."""
     length = clean.logits.shape[1]

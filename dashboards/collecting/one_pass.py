@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saelab.base import checks
 from saelab.base.errors import DataError
+from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.priority import priorities
 from saelab.models.purpose import Purpose
 from saelab.models.sites import Site, run_recording
@@ -36,7 +37,7 @@ class Reader:
     """What is read: the first `n_contexts` of `contexts` at the sites of `saes`, all on one pass."""
 
     lm: "LanguageModel"
-    saes: Sequence[Any]
+    saes: Sequence[Dictionary]
     sites: Sequence[Site]
     targets: Sequence[Site]  # what the SAE reconstructs: its site, a transcoder's target site
     contexts: "Contexts"
@@ -44,7 +45,9 @@ class Reader:
     seed: int = 0
 
     @classmethod
-    def of(cls, lm: "LanguageModel", saes: Sequence[Any], contexts: "Contexts", tokens: int, seed: int = 0) -> "Reader":
+    def of(
+        cls, lm: "LanguageModel", saes: Sequence[Dictionary], contexts: "Contexts", tokens: int, seed: int = 0
+    ) -> "Reader":
         """Read at least `tokens` tokens, in whole contexts; `SiteError` where an SAE does not fit its site."""
         purposes = [Purpose.of(sae) for sae in saes]
         sites, targets = [each.source(lm) for each in purposes], [each.target(lm) for each in purposes]
@@ -78,7 +81,7 @@ class Reader:
                     for sae, site, target in zip(self.saes, self.sites, self.targets, strict=True)
                 ]
 
-    def _tile(self, sae: Any, x_ND: Tensor, target_ND: Tensor, start: int, stop: int) -> "Tile":
+    def _tile(self, sae: Dictionary, x_ND: Tensor, target_ND: Tensor, start: int, stop: int) -> "Tile":
         x_ND, target_ND = x_ND.to(sae.W_dec), target_ND.to(sae.W_dec)
         n = (stop - start) * self.length
         purpose = Purpose.of(sae)
@@ -119,7 +122,7 @@ class Reader:
             near_rows=near[1],
         )
 
-    def _near(self, sae: Any, x_ND: Tensor, codes: Any, counted: Tensor, base: int) -> tuple[Tensor, Tensor]:
+    def _near(self, sae: Dictionary, x_ND: Tensor, codes: Any, counted: Tensor, base: int) -> tuple[Tensor, Tensor]:
         """The largest pre-activation [F] of each latent where it stays silent, and its row, among some rows of the
         tile.
 
@@ -141,7 +144,7 @@ class Reader:
         return best_F.float().cpu(), (chosen[torch.minimum(where_F, first_F).cpu()] + base).to(torch.int32)
 
 
-def dense_scores(sae: Any, x_ND: Tensor) -> Tensor:
+def dense_scores(sae: Dictionary, x_ND: Tensor) -> Tensor:
     """Dense pre-activations [N, F] in raw units."""
     from saelab.autoencoders.architecture import Batch
 

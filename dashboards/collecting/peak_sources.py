@@ -4,7 +4,7 @@ of the examples only.
 The parts of one peak are [heads, source positions], and the peaks of a context share one truncated forward pass.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from saelab.analysis.attention.source_positions import at_positions
 from saelab.analysis.circuits import frozen
 from saelab.base.errors import ConfigError
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.effects import Places
 from saelab.models.attention import attention_parts
 from saelab.models.sites import Site
@@ -47,7 +48,7 @@ def block_of(lm: "LanguageModel", site: Site) -> int | None:
 
 
 def sources(
-    lm: "LanguageModel", sae: Any, block: int, contexts: "Contexts", places: Places, progress: bool = True
+    lm: "LanguageModel", sae: Dictionary, block: int, contexts: "Contexts", places: Places, progress: bool = True
 ) -> Sources:
     """Of each (latent, row); their values play no part."""
     length = contexts.ids.shape[1]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.collect import Collection
 from saelab.dashboards.collecting.one_pass import UNKNOWN_MISS
 from saelab.dashboards.collecting.vocab import Ids
@@ -39,7 +40,13 @@ def prompts_of(lm: "LanguageModel", prompts: Any, prepend_bos: bool) -> list[Pro
 
 
 def prompt_columns(
-    lm: "LanguageModel", sae: Any, site: Site, target: Site, collection: Collection, tokens: Tokens, effects: bool
+    lm: "LanguageModel",
+    sae: Dictionary,
+    site: Site,
+    target: Site,
+    collection: Collection,
+    tokens: Tokens,
+    effects: bool,
 ) -> dict[str, Any]:
     """The columns of a prompt's chunk, with token ids still global."""
     x = lm.record(tokens, list(dict.fromkeys([site, target])))
@@ -92,7 +99,7 @@ def quantiles(collection: Collection, latents: np.ndarray, values: np.ndarray) -
 
 def _effects(
     lm: "LanguageModel",
-    sae: Any,
+    sae: Dictionary,
     target: Site,
     tokens: Any,
     latent: np.ndarray,

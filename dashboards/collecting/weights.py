@@ -3,12 +3,13 @@ pages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelab.base.protocols import Dictionary
 from saelab.models.attention import Norm
 from saelab.models.families import ATTENTION, MLP, Side
 from saelab.models.sites import Site
@@ -163,7 +164,7 @@ class Norms:
     bias: np.ndarray
 
     @classmethod
-    def of(cls, sae: Any) -> "Norms":
+    def of(cls, sae: Dictionary) -> "Norms":
         dec, enc = sae.W_dec.detach().float(), sae.W_enc.detach().float().T
         same = dec.shape[1] == enc.shape[1]
         cosine = (unit_rows(dec) * unit_rows(enc)).sum(1) if same else torch.full((len(dec),), torch.nan)

@@ -13,6 +13,7 @@ import torch
 
 from saelab.analysis.attention.heads import head_shares
 from saelab.base.errors import ConfigError
+from saelab.base.protocols import Dictionary
 from saelab.base.statistics import spearman
 from saelab.dashboards.collecting import effects as fx
 from saelab.dashboards.collecting import examples, weights
@@ -43,7 +44,7 @@ class Part:
     """One SAE with what was collected, and what its chunks are made from."""
 
     lm: "LanguageModel"
-    sae: Any
+    sae: Dictionary
     site: Site
     target: Site
     collection: Collection

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture
@@ -199,7 +199,7 @@ def filled(sae: SAE, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dic
     return sae
 
 
-def saelens_tensors(sae: SAE) -> dict[str, Tensor]:
+def saelens_tensors(sae: SAE) -> dict[str, Shaped[Tensor, "..."]]:
     """SAELens' tensors, in units of the raw activation."""
     weights = {"W_enc": sae.W_enc, _bias(sae.cfg): sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if sae.W_skip is not None:
@@ -212,7 +212,7 @@ def saelens_tensors(sae: SAE) -> dict[str, Tensor]:
     return weights
 
 
-def sparsity(sae: SAE) -> Tensor | None:
+def sparsity(sae: SAE) -> Float[Tensor, " latents"] | None:
     """log10 of the share of tokens on which each latent fires [d_sae]; None where it was not counted."""
     return sae.latent_stats.density.clamp_min(1e-10).log10() if int(sae.state.stat_tokens) else None
 

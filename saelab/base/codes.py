@@ -22,7 +22,8 @@ class SparseCodes:
     """Codes of n tokens over n_latents latents, in compressed rows.
 
     `values` [nnz] are the activations, `indices` [nnz] the latents, ascending within a token, and
-    `offsets` [n + 1] where each token's entries begin. Nothing else is kept: no zero is stored.
+    `offsets` [n + 1] where each token's entries begin. Nothing else is kept: no zero is stored. Where only the places are
+    asked for, `values` is empty.
 
     >>> import torch
     >>> codes = SparseCodes.from_dense(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]]))
@@ -34,7 +35,7 @@ class SparseCodes:
 
     def __init__(
         self,
-        values: Float[Tensor, " nnz"],
+        values: Float[Tensor, " values"],
         indices: Int[Tensor, " nnz"],
         offsets: Int[Tensor, " offsets"],
         n_latents: int,

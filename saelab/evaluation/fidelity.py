@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.autoencoders.architectures.gradient import select_with_gradient
 from saelab.base import checks
 from saelab.base.errors import DataError
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 from saelab.evaluation.passes import CleanPass, context_ce, context_kl
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.report import Report
@@ -34,7 +34,7 @@ SELECTIONS = ("plain", "grad_model", "grad_true")
 
 
 def evaluate(
-    sae: Any,
+    sae: Dictionary,
     lm: "LanguageModel",
     corpus: Any,
     *,
@@ -111,7 +111,7 @@ def evaluate(
     return sums.report(firing, split)
 
 
-def _warn_of_training_tokens(sae: Any, corpus: "Corpus", split: str) -> None:
+def _warn_of_training_tokens(sae: Dictionary, corpus: "Corpus", split: str) -> None:
     trained = sae.metadata.get("split")
     if sae.metadata.get("corpus_digest") == corpus.digest and (trained == split or "all" in (trained, split)):
         warnings.warn(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.autoencoders import serialization
@@ -66,11 +67,11 @@ class Exported:
         weights: dict[str, Any] = {"W_enc": self.W_enc * gain[:, None], "b_enc": self.b_mag, "threshold": threshold}
         return replace(self, rule="jumprelu", r_mag=None, b_mag=None, **weights)
 
-    def uncentred(self) -> Tensor:
+    def uncentred(self) -> Float[Tensor, " latents"]:
         """The encoder's bias [F] for x instead of x - b_dec."""
         return (self.b_enc.double() - self.W_enc.double() @ self.b_dec.double()).float()
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Shaped[Tensor, "..."]]:
         """By SAELens' names, W_enc turned to [D, F]."""
         bias = "b_gate" if self.rule == "gated" else "b_enc"
         named = {"W_enc": self.W_enc.T, bias: self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec,
@@ -139,7 +140,7 @@ def _saelens(weights: list[Exported]) -> dict[str, Any]:
     return files if sparsity is None else files | {serialization.SPARSITY: {"sparsity": sparsity}}
 
 
-def saelens(it: Exported) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def saelens(it: Exported) -> tuple[dict[str, Any], dict[str, Shaped[Tensor, "..."]]]:
     """The configuration and tensors of SAELens v6; `ConfigError` where it has no class for them."""
     if it.transcodes and it.rule == "topk":
         raise ConfigError(

@@ -14,13 +14,14 @@ from torch import nn
 
 from saelab.base import digests
 from saelab.base.errors import ConfigError, InterventionError
+from saelab.base.protocols import Dictionary
 from saelab.models.hooks import open_interventions
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module | Dictionary) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a module's state, as it is now."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -95,7 +96,7 @@ def refuse_interventions(lm: "LanguageModel", what: str) -> None:
         )
 
 
-def warn_of_other_weights(lm: "LanguageModel", sae: Any, stacklevel: int = 3) -> None:
+def warn_of_other_weights(lm: "LanguageModel", sae: Dictionary, stacklevel: int = 3) -> None:
     """Say so, once, when an SAE that knows its model is used with other weights.
 
     Looked at again when the weights were written to since.

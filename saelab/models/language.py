@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError, InterventionError, SiteError
 from saelab.base.lazy import provided
-from saelab.base.protocols import Receipt
+from saelab.base.protocols import Dictionary, Receipt
 from saelab.models import generation, identity, loading
 from saelab.models.backends import backend_of
 from saelab.models.families import Side
@@ -225,7 +225,11 @@ class LanguageModel:
             yield
 
     def splice(
-        self, sae: Any, error_term: bool = False, edit: Callable[[Any], Any] | None = None, site: str | None = None
+        self,
+        sae: Dictionary,
+        error_term: bool = False,
+        edit: Callable[[Any], Any] | None = None,
+        site: str | None = None,
     ) -> "contextlib.AbstractContextManager[Splice]":
         """Context manager: the autoencoder's reconstruction stands in for the activation at its site.
 
@@ -306,7 +310,7 @@ class LanguageModel:
         """Ids with the padding that `given` left open."""
         return Tokens(ids.masked_fill(~mask & (ids == UNFILLED), self.pad_id), mask)
 
-    def tokens_for(self, sae: Any, x: Any, prepend_bos: bool | None = None) -> Tokens:
+    def tokens_for(self, sae: Dictionary, x: Any, prepend_bos: bool | None = None) -> Tokens:
         """What `to_tokens` gives, with texts begun as the autoencoder was trained to read them, unless `prepend_bos`."""
         found = given(x)
         if prepend_bos is None and found.texts is not None:
@@ -415,7 +419,7 @@ class LanguageModel:
         """
         return generation.generate_text(self, prompts, max_new_tokens, temperature, seed, use_cache, prepend_bos)
 
-    def top_latents(self, text: Any, sae: Any, k: int = 10) -> "DataFrame":
+    def top_latents(self, text: Any, sae: Dictionary, k: int = 10) -> "DataFrame":
         """The `k` strongest firings on one text: position, token, latent, activation, label; strongest first.
 
         Positions the autoencoder is not for (see `splice`) are left out. Labels come from

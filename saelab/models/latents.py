@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 
-def top_latents(lm: "LanguageModel", text: Any, sae: Any, k: int = 10) -> "DataFrame":
+def top_latents(lm: "LanguageModel", text: Any, sae: Dictionary, k: int = 10) -> "DataFrame":
     """See `LanguageModel.top_latents`."""
     import pandas as pd
 

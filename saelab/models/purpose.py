@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError, SiteError
+from saelab.base.protocols import Dictionary
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens
 from saelab.models.where import Where
@@ -32,7 +33,7 @@ class Purpose:
     ('blocks.3.hook_resid_post', 1)
     """
 
-    sae: Any
+    sae: Dictionary
     site: str | None
     target_site: str | None
     context_length: int | None
@@ -40,7 +41,7 @@ class Purpose:
     skip_positions: int
 
     @classmethod
-    def of(cls, sae: Any, site: str | None = None, skip_positions: int | None = None) -> "Purpose":
+    def of(cls, sae: Dictionary, site: str | None = None, skip_positions: int | None = None) -> "Purpose":
         """As the metadata say, but for a site or a number of skipped positions that are given."""
         said = checks.autoencoder("sae", sae).metadata
         skip = said.get("skip_positions") if skip_positions is None else skip_positions

@@ -54,7 +54,7 @@ class Splice:
 
 @contextlib.contextmanager
 def splice(
-    lm: "LanguageModel", sae: Any, error_term: bool = False, edit: Edit | None = None, site: str | None = None
+    lm: "LanguageModel", sae: Dictionary, error_term: bool = False, edit: Edit | None = None, site: str | None = None
 ) -> Iterator[Splice]:
     """See `LanguageModel.splice`."""
     purpose = Purpose.of(sae, site)
@@ -100,7 +100,7 @@ def splice(
         )
 
 
-def _written(sae: Any, x: Tensor, y: Tensor, error_term: bool, edit: Edit | None) -> Tensor:
+def _written(sae: Dictionary, x: Tensor, y: Tensor, error_term: bool, edit: Edit | None) -> Tensor:
     """The new rows: the reconstruction, or y + (decode(edited) - decode(codes)) with the error term.
 
     `x` are the rows read, `y` those that stand where it is written.

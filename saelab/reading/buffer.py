@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import CheckpointError, ConfigError
@@ -113,7 +113,7 @@ class ActivationBuffer:
             )
 
     @torch.no_grad()
-    def add(self, rows: Mapping[str, Float[Tensor, "n _"]]) -> None:
+    def add(self, rows: Mapping[str, Shaped[Tensor, "n ..."]]) -> None:
         """Copy rows, one tensor [n, width] a column, into free slots."""
         self._check(rows)
         n = len(next(iter(rows.values())))
@@ -128,7 +128,7 @@ class ActivationBuffer:
         self._unread += n
 
     @torch.no_grad()
-    def draw(self, n: int) -> dict[str, Float[Tensor, "n _"]]:
+    def draw(self, n: int) -> dict[str, Shaped[Tensor, "n ..."]]:
         """n rows, uniform over all unread ones and without replacement, as new tensors [n, width]."""
         self.require(n)
         if n > self._unread:
@@ -143,7 +143,7 @@ class ActivationBuffer:
         self._unread = kept
         return {name: column.index_select(0, drawn.to(column.device)) for name, column in self._columns.items()}
 
-    def peek(self, n: int) -> dict[str, Float[Tensor, "n _"]]:
+    def peek(self, n: int) -> dict[str, Shaped[Tensor, "n ..."]]:
         """At most n unread rows, evenly spread over the slots, which stay unread."""
         slots = self._slots[: self._unread].sort().values[:: max(1, -(-self._unread // n))]
         return {name: column.index_select(0, slots.to(column.device)) for name, column in self._columns.items()}

@@ -228,7 +228,7 @@ class Corpus:
 
 
 def contexts_for(
-    sae: Any,
+    sae: Dictionary,
     lm: "LanguageModel",
     corpus: Any,
     split: str,

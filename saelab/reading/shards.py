@@ -5,7 +5,7 @@ What the files are called and hold is written down in `saelab.reading.store`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import torch
 from jaxtyping import Shaped
@@ -128,7 +128,9 @@ class Column:
         for start in range(0, len(self), CHUNK_ROWS):
             yield self[start : start + CHUNK_ROWS]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Shaped[Tensor, " _"]) -> Shaped[Tensor, "*row"]:
+    def __getitem__(
+        self, index: SupportsIndex | slice | Sequence[int] | Shaped[Tensor, "..."]
+    ) -> Shaped[Tensor, "*row"]:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             return self._slice(start, stop) if step == 1 else self._gather(torch.arange(start, stop, step))

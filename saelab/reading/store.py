@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -111,7 +111,9 @@ class ActivationStore:
     def shape(self) -> torch.Size:
         return self._x.shape
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Shaped[Tensor, " _"]) -> Float[Tensor, "*row"]:
+    def __getitem__(
+        self, index: SupportsIndex | slice | Sequence[int] | Shaped[Tensor, "..."]
+    ) -> Float[Tensor, "*row"]:
         return self._x[index]
 
     def __iter__(self) -> Iterator[Float[Tensor, "_ d"]]:

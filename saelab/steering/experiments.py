@@ -10,6 +10,7 @@ from saelab.base import checks
 from saelab.base.errors import CheckpointError, ConfigError
 from saelab.base.files import user_path
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 from saelab.models.identity import refuse_interventions, weights_digest
 from saelab.models.purpose import Purpose, fitting
 from saelab.models.texts import given
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def sweep(
     lm: "LanguageModel",
-    sae: Any,
+    sae: Dictionary,
     latents: int | Sequence[int],
     operations: str | Sequence[str],
     strengths: Sequence[float],
@@ -212,7 +213,7 @@ def batches(cells: Sequence[Cell], prompts: Sequence[Sequence[int]], size: int) 
     return found
 
 
-def _prompt_ids(lm: "LanguageModel", sae: Any, prompts: Any, prepend_bos: bool | None) -> list[list[int]]:
+def _prompt_ids(lm: "LanguageModel", sae: Dictionary, prompts: Any, prepend_bos: bool | None) -> list[list[int]]:
     found = given(prompts)
     if found.single or found.texts == []:
         raise ConfigError(f"prompts is {prompts!r}: give a list with at least one text")
@@ -239,7 +240,7 @@ def _check(
 
 
 def _resolved_unit(
-    sae: Any, latents: Sequence[int], operations: Sequence[str], unit: str | None, site: str
+    sae: Dictionary, latents: Sequence[int], operations: Sequence[str], unit: str | None, site: str
 ) -> str | None:
     """The unit that the operations end up with. Raises `ConfigError` for a dead latent or a missing figure, before the
     work begins."""
@@ -259,7 +260,7 @@ def _next_residual(lm: "LanguageModel", site: "Site") -> "Site | None":
     return lm.site(following) if following in lm.backend.named else None
 
 
-def _tops(lm: "LanguageModel", sae: Any, cells: list[Cell], controls: grid.Controls) -> dict[Any, Any]:
+def _tops(lm: "LanguageModel", sae: Dictionary, cells: list[Cell], controls: grid.Controls) -> dict[Any, Any]:
     """Top logit tokens of every direction that the cells steer with."""
     import torch
 

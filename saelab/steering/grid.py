@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
+from saelab.base.protocols import Dictionary
 from saelab.base.seeds import named_generator
 
 WITH_UNIT = ("add", "clamp", "cap")
@@ -92,7 +93,7 @@ def cells(
     return found
 
 
-def draw_controls(sae: Any, latents: Sequence[int], draws: int) -> Controls:
+def draw_controls(sae: Dictionary, latents: Sequence[int], draws: int) -> Controls:
     """The controls of each latent, seeded by its number: the same directions in every sweep.
 
     Directions are uniform on the sphere; random latents are live ones (where the SAE has statistics) other than the
@@ -131,7 +132,7 @@ class Extended:
     encoding of a batch serves all. What is not said here is the SAE's own.
     """
 
-    def __init__(self, sae: Any, vectors: dict[int, Tensor]) -> None:
+    def __init__(self, sae: Dictionary, vectors: dict[int, Tensor]) -> None:
         self.sae = sae
         self.state = None  # its counters are of the SAE's own latents
         W_dec = sae.W_dec.detach()
@@ -174,7 +175,7 @@ class Extended:
         return self.encode_sparse(x).to_dense().view(*x.shape[:-1], self.d_sae)
 
 
-def statistics(sae: Any) -> Any:
+def statistics(sae: Dictionary) -> Any:
     """The SAE's figures of each latent, None where it has none."""
     try:
         return sae.latent_stats

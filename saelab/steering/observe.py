@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import InterventionError
+from saelab.base.protocols import Dictionary
 from saelab.base.statistics import kl
 from saelab.models.generation import continuation_text, generate_ids
 from saelab.models.sites import Site
@@ -35,7 +36,7 @@ class Setting:
     (latent, baseline, draw); empty where the site does not write to the residual stream."""
 
     lm: "LanguageModel"
-    sae: Any
+    sae: Dictionary
     operations: Callable[[Cell], list[Any]]
     site: Site
     later: Site | None

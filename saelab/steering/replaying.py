@@ -24,6 +24,7 @@ from saelab.base.manifests import (
     exactly,
     read_json,
 )  # fmt: skip
+from saelab.base.protocols import Dictionary
 from saelab.models.generation import generate_text
 from saelab.models.identity import weights_digest
 from saelab.models.tokens import padded
@@ -63,7 +64,7 @@ RECEIPT: Schema = {
 
 
 def replay(
-    receipt: str | os.PathLike | Mapping[str, Any], lm: "LanguageModel | None" = None, saes: Sequence[Any] = ()
+    receipt: str | os.PathLike | Mapping[str, Any], lm: "LanguageModel | None" = None, saes: Sequence[Dictionary] = ()
 ) -> list[list[str]]:
     """Generate again what a receipt (its file, or `Receipt.to_dict()`) has generated: the texts of each `generate`.
 
@@ -123,7 +124,7 @@ def _autoencoders(entries: Sequence[Mapping[str, Any]], given: Sequence[Any]) ->
     return found
 
 
-def _again(lm: "LanguageModel", generation: Mapping[str, Any], saes: list[Any]) -> list[str]:
+def _again(lm: "LanguageModel", generation: Mapping[str, Any], saes: list[Dictionary]) -> list[str]:
     seed = generation["seed"]
     with contextlib.ExitStack() as contexts:
         for context in generation["contexts"]:
@@ -145,12 +146,12 @@ def _again(lm: "LanguageModel", generation: Mapping[str, Any], saes: list[Any]) 
     return list(texts)
 
 
-def _once(values: Mapping[str, Any], saes: list[Any], made: dict[str, Operation]) -> Operation:
+def _once(values: Mapping[str, Any], saes: list[Dictionary], made: dict[str, Operation]) -> Operation:
     """The operation; the same object for the same description, so that its rows go together as they did."""
     return made.setdefault(json.dumps(values, sort_keys=True), _operation(values, saes))
 
 
-def _operation(values: Mapping[str, Any], saes: list[Any]) -> Operation:
+def _operation(values: Mapping[str, Any], saes: list[Dictionary]) -> Operation:
     source = values["source"]
     try:
         of = saes[source["sae"]] if values["latent"] is not None else Direction.from_dict(source)

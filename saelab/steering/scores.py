@@ -50,7 +50,7 @@ def top_tokens(lm: "LanguageModel", directions_ND: Tensor, k: int = measures.TOP
     return torch.cat(rows).cpu()
 
 
-def neutral_tokens(lm: "LanguageModel", sae: Any) -> Tokens:
+def neutral_tokens(lm: "LanguageModel", sae: Dictionary) -> Tokens:
     """The text before which a latent is amplified for its output score: `NEUTRAL_PROMPT`.
 
     For a model without a tokenizer, or whose tokenizer reads nothing in it (chess, DNA: all unknown tokens), the first
@@ -67,7 +67,7 @@ def neutral_tokens(lm: "LanguageModel", sae: Any) -> Tokens:
 
 def output_scores(
     lm: "LanguageModel",
-    sae: Any,
+    sae: Dictionary,
     latents: Sequence[int],
     *,
     strength: float = AMPLIFIED,
@@ -106,7 +106,7 @@ def output_scores(
 
 def input_scores(
     lm: "LanguageModel",
-    sae: Any,
+    sae: Dictionary,
     latents: Sequence[int],
     corpus: Any,
     *,
@@ -141,7 +141,9 @@ def input_scores(
     ]
 
 
-def known_scores(lm: "LanguageModel", sae: Any, latents: Sequence[int], site: Site, corpus: Any) -> dict[str, Any]:
+def known_scores(
+    lm: "LanguageModel", sae: Dictionary, latents: Sequence[int], site: Site, corpus: Any
+) -> dict[str, Any]:
     """Top tokens and scores of each latent for the tables of a sweep; NaN (and a warning) where they mean nothing."""
     missing = [math.nan] * len(latents)
     if reason := why_no_logits(lm, site):

@@ -18,7 +18,7 @@ COLUMNS = ["latent", "score", "share", "usual_share", "activation", "promotes", 
 
 
 def find(
-    lm: "LanguageModel", sae: Any, text: Any, k: int = 10, *, against: Any = None, progress: bool = True
+    lm: "LanguageModel", sae: Dictionary, text: Any, k: int = 10, *, against: Any = None, progress: bool = True
 ) -> "DataFrame":
     """The `k` latents that speak most for a concept, given by example: a table, best first.
 
@@ -62,7 +62,7 @@ def find(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _count(lm: "LanguageModel", sae: Any, text: Any, progress: bool) -> tuple[Tensor, Tensor, int]:
+def _count(lm: "LanguageModel", sae: Dictionary, text: Any, progress: bool) -> tuple[Tensor, Tensor, int]:
     """How often each latent fires [F], the sum of its activations [F], and on how many tokens."""
     purpose = Purpose.of(sae)
     site = purpose.source(lm)
@@ -84,7 +84,7 @@ def _count(lm: "LanguageModel", sae: Any, text: Any, progress: bool) -> tuple[Te
     return fires_F, sums_F, n
 
 
-def _usual(sae: Any) -> Tensor:
+def _usual(sae: Dictionary) -> Tensor:
     try:
         density_F = sae.latent_stats.density.double().cpu()
     except (AttributeError, ConfigError) as error:
@@ -99,7 +99,7 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
     return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
 
 
-def _promoted(lm: "LanguageModel", sae: Any, latents: list[int]) -> list[str]:
+def _promoted(lm: "LanguageModel", sae: Dictionary, latents: list[int]) -> list[str]:
     from saelab.steering.scores import top_tokens, why_no_logits
 
     site = Purpose.of(sae).target(lm)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from saelab.base import digests
+from saelab.base.protocols import Dictionary
 from saelab.base.version import __version__
 
 
-def weights_digest(sae: Any) -> str:
+def weights_digest(sae: Dictionary) -> str:
     digest = hashlib.sha256()
     for tensor in sae.state_dict().values():
         digest.update(digests.content(tensor.float()))

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,8 @@ from saelab.base import checks
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
+from saelab.base.protocols import Dictionary
 from saelab.kernels import selection, sparse, weighted
-
-if TYPE_CHECKING:
-    from saelab.autoencoders.sae import SAE
 
 HALF_LIFE = 0.02  # of the mean influence, in shares of the run
 _SAMPLE = 512  # tokens of a batch that enter it
@@ -126,7 +124,7 @@ class GradientTopK(TopK):
 
 
 def select_with_gradient(
-    sae: "SAE", x: Float[Tensor, "*rows d"], gradient: Float[Tensor, "*rows d"], beta: float | None = None
+    sae: Dictionary, x: Float[Tensor, "*rows d"], gradient: Float[Tensor, "*rows d"], beta: float | None = None
 ) -> SparseCodes:
     """The codes of x [..., d_in] chosen with the gradient of the loss at x, as a `GradientTopK` is trained.
 
