@@ -18,6 +18,7 @@ from saelab.analysis.attention.source_positions import at_positions
 from saelab.analysis.circuits import frozen
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose
 from saelab.models.tokens import Tokens
 from saelab.reading.corpus import contexts_for

@@ -24,6 +24,7 @@ from torch import Tensor
 from saelab.analysis.attention.ioi_prompts import Prompts, prompts
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose, fitting
 from saelab.models.where import Where
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from saelab.analysis.circuits import frozen
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from saelab.analysis.circuits.residual_sources import of_codes, residual_block
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose
 
 if TYPE_CHECKING:

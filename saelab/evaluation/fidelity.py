@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.autoencoders.architectures.gradient import select_with_gradient
@@ -235,7 +236,7 @@ def _score(ablated: float, ce: dict[str, float]) -> float:
     return (ablated - ce["ce_sae"]) / scale if scale else float("nan")
 
 
-def ratio(sums: Tensor, counts: Tensor) -> tuple[float, float]:
+def ratio(sums: Float[Tensor, " n"], counts: Float[Tensor, " n"]) -> tuple[float, float]:
     """sum(sums) / sum(counts), and its standard error over contexts (Cochran 1977, ratio estimator); NaN for one.
 
     With equal counts the standard error is that of the contexts' means.

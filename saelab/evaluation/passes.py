@@ -49,7 +49,9 @@ class CleanPass:
             return self.lm.logits(self.inputs)
 
 
-def putting(values: Float[Tensor, "*n d"], replaced: Bool[Tensor, "batch pos"]) -> Callable[[Tensor, Any], Tensor]:
+def putting(
+    values: Float[Tensor, "*n d"], replaced: Bool[Tensor, "batch pos"]
+) -> Callable[[Float[Tensor, "batch pos d"], Any], Float[Tensor, "batch pos d"]]:
     """An intervention that writes `values` ([n, d] or [d]) at the positions `replaced`."""
 
     def put(x: Tensor, where: Any) -> Tensor:

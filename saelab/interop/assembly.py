@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture, State
@@ -65,7 +66,9 @@ class Parts:
         if self.b_mag is not None:
             self.b_mag *= lengths
 
-    def whiten(self, mean: Tensor, matrix: Tensor, inverse_matrix: Tensor) -> None:
+    def whiten(
+        self, mean: Float[Tensor, " d"], matrix: Float[Tensor, "d d"], inverse_matrix: Float[Tensor, "d d"]
+    ) -> None:
         """Of an SAE of (x - mean) matrix make one of x, with the same codes."""
         self.W_enc = self.W_enc @ matrix.T
         if not self.centres:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import FormatError
@@ -30,7 +31,7 @@ Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 Rows = Callable[[str, int, int], Tensor]
 
 
-def read(path: Path, layout: Layout) -> dict[str, Tensor]:
+def read(path: Path, layout: Layout) -> dict[str, Shaped[Tensor, "..."]]:
     """The tensors of a file that fits the layout (see `saelab.base.manifests`), floats in fp32 and latents first.
 
     In the layout "sae" is the number of latents: a matrix "in sae" comes as [d_sae, d_in], one "in out" as [d_out, d_in].

@@ -6,6 +6,7 @@ import torch
 
 from saelab.base import checks
 from saelab.base.errors import DataError
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose
 from saelab.models.sites import flat
 

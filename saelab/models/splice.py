@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from saelab.base.errors import InterventionError
+from saelab.base.protocols import Dictionary
 from saelab.models.checkpointing import recomputing
 from saelab.models.hooks import plus
 from saelab.models.identity import warn_of_other_weights

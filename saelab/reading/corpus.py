@@ -18,6 +18,7 @@ from torch import Tensor
 from saelab.base import checks
 from saelab.base.digests import of_tensors
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose
 from saelab.models.texts import digested, given
 from saelab.models.tokens import Messages, Text, chat_text, real_places

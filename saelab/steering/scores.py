@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose, counted
 from saelab.models.sites import Site
 from saelab.models.tokens import Tokens

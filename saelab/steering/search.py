@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
+from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose
 from saelab.steering.contrast import batches
 
