@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from saelab.base import cache
 from saelab.base.files import whole_file
+from saelab.base.tensors import write_tensors
 from saelab.models.classifier import Classifier
 
 T = 1000
@@ -165,7 +166,7 @@ def keep(path: Path, net: nn.Module, average: dict, optimizer: Any, done: int, l
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{key}": value for key, value in state.items()}
     tensors["losses"] = torch.tensor(losses)
-    cache.write(path, tensors, {"done": str(done), "seconds": str(spent)})
+    write_tensors(path, tensors, {"done": str(done), "seconds": str(spent)})
 
 
 def restore(path: Path, net: nn.Module, average: dict, optimizer: Any) -> tuple[int, list, float]:

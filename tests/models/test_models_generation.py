@@ -5,7 +5,8 @@ import torch
 
 import saelab
 from saelab.base.errors import ConfigError, DataError
-from saelab.models.generation import continuation_text, generate_ids, pick, row_generator
+from saelab.base.seeds import named_generator
+from saelab.models.generation import continuation_text, generate_ids, pick
 
 PROMPTS = ["The state of the union", "My", "economy"]
 
@@ -63,7 +64,7 @@ def test_a_row_ends_at_the_end_of_text(lm):
 
 def test_sampling_follows_the_probabilities():
     logits = torch.tensor([[1.0, 2.0, float("-inf"), 0.0]])
-    generators = [row_generator(0, 0)]
+    generators = [named_generator("0,0")]
     drawn = torch.cat([pick(logits, 0.5, generators) for _ in range(4000)])
     frequency = torch.bincount(drawn, minlength=4) / 4000
     torch.testing.assert_close(frequency, torch.softmax(logits[0] / 0.5, 0), atol=0.03, rtol=0)

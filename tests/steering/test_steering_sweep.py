@@ -389,7 +389,7 @@ def test_an_exception_leaves_no_hook(llama, trained, monkeypatch):
     def hooks():
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.model.modules())
 
-    monkeypatch.setattr(measures, "kl", lambda *_: 1 / 0)
+    monkeypatch.setattr(observe, "kl", lambda *_: 1 / 0)
     before = hooks()
     with pytest.raises(ZeroDivisionError):
         steering.sweep(llama, **arguments_of(trained, None))
