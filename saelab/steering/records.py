@@ -33,6 +33,9 @@ WRITTEN = Kind(
     "a number, null or an infinity",
     lambda value: value in (None, "inf", "-inf") or type(value) is int and abs(value) < 2**63 or type(value) is float,
 )
+IDS = Kind(
+    "a list of token ids or null", lambda value: value is None or type(value) is list and all(map(COUNT.holds, value))
+)
 OF_SWEEP: Schema = {
     "latents": [COUNT], "operations": [TEXT], "prompts": [TEXT], "seeds": [INTEGER], "texts": COUNT, "model": TEXT,
     "site": TEXT,
@@ -41,7 +44,7 @@ OF_SWEEP: Schema = {
 OF_ROW: Schema = {
     "row": COUNT, "baseline": exactly(*BASELINES, STEERED), "latent": COUNT.or_null(), "operation": TEXT.or_null(),
     "strength": WRITTEN, "draw": COUNT.or_null(), "control": COUNT.or_null(), "prompt_id": COUNT, "seed": INTEGER,
-    "text": TEXT, "ids": [COUNT], **{f"{name}?": WRITTEN for name in MEASURES},
+    "text": TEXT.or_null(), "ids": IDS, **{f"{name}?": WRITTEN for name in MEASURES},
 }  # fmt: skip
 OF_SCORES: Schema = {"top_tokens": [[TEXT]], "output_score": [WRITTEN], "input_score": [WRITTEN]}
 

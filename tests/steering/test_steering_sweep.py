@@ -338,6 +338,12 @@ def test_a_killed_sweep_goes_on_to_the_same_table(llama, trained, tmp_path, monk
     pd.testing.assert_frame_equal(again.summary(), rest.summary())
 
 
+def test_directions_without_a_text_are_read_back(llama, trained, tmp_path):
+    made = steering.sweep(llama, **arguments_of(trained, tmp_path / "s", draws=4, operations="add"))
+    assert sum(row["text"] is None for row in made.rows) == 2 * 3
+    pd.testing.assert_frame_equal(steering.load_sweep(tmp_path / "s").to_pandas(), made.to_pandas())
+
+
 def test_another_sweep_in_the_folder(llama, trained, tmp_path):
     steering.sweep(llama, **arguments_of(trained, tmp_path / "s"))
     with pytest.raises(CheckpointError, match="strengths.*temperature") as error:
