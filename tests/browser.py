@@ -1,6 +1,7 @@
 """Chromium for the tests of the page: started once a test file, watched for everything that a dashboard must not do."""
 
 import hashlib
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from saelab.dashboards.writing import codec
+from saelab.pages import packing
 from saelab.pages.shell import shell
 from tests import synthetic_dashboard
 
@@ -37,6 +39,21 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield chromium
         chromium.close()
+
+
+AXE = """async () => {
+  const result = await axe.run(document, { resultTypes: ["violations"] });
+  const where = (v) => v.nodes.slice(0, 3).map((n) => n.html.slice(0, 200)).join(" | ");
+  return result.violations.map((v) => `${v.id}: ${v.help}: ${where(v)}`);
+}"""
+
+
+def axe_script() -> str:
+    """The checker's script; skips where it is not installed. `Watched.axe()` asks it."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("axe is not installed: pip install axe-playwright-python")
+    return (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
 class Watched:
@@ -101,6 +118,12 @@ class Watched:
     def text(self, selector: str = "main") -> str:
         return self.page.locator(selector).first.text_content()
 
+    def axe(self) -> list[str]:
+        """What axe finds wrong with the page as it is."""
+        if not self.page.evaluate("typeof axe !== 'undefined'"):
+            self.page.evaluate(axe_script())
+        return self.page.evaluate(AXE)
+
     def nodes(self) -> int:
         return self.page.evaluate("document.querySelectorAll('*').length")
 
@@ -119,10 +142,10 @@ class Watched:
 
 def texts(chunks: Iterable[tuple[str, bytes]], manifest: Mapping[str, Any]) -> dict[str, str]:
     """Base64 of every chunk by name, the manifest first."""
-    members = {name: codec.compress(container) for name, container in chunks}
+    members = {name: packing.compress(container) for name, container in chunks}
     described = {name: [hashlib.sha256(member).hexdigest(), len(member), 0] for name, member in members.items()}
-    first = {"manifest": codec.to_text(codec.manifest_bytes({**manifest, "chunks": described}))}
-    return first | {name: codec.to_text(member) for name, member in members.items()}
+    first = {"manifest": packing.to_text(codec.manifest_bytes({**manifest, "chunks": described}))}
+    return first | {name: packing.to_text(member) for name, member in members.items()}
 
 
 def synthetic_texts(change: Callable[[str, dict, dict], None] | None = None, **arguments: Any) -> dict[str, str]:

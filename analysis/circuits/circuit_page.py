@@ -1,17 +1,14 @@
 """The page of a circuit (`saelab.analysis.circuits.circuit`): the graph, one node's particulars, a table; one file, no network.
 
-It is made of the dashboards' own parts under their policy. The graph is in the page as base64 of JSON: no string of a text can
-end an element, and strings reach the page as text nodes only.
+Addresses of dashboards are checked here, and once more where they are shown.
 """
 
-import base64
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from saelab.base.errors import ConfigError
-from saelab.pages.shell import shell
+from saelab.pages.shell import report
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _HARMLESS = ("file:", "http:", "https:")
@@ -28,9 +25,7 @@ def page(circuit: Mapping[str, Any], pages: Mapping[str, str]) -> str:
         raise ConfigError(
             f"pages names {', '.join(unknown)}, and the SAEs here are of {', '.join(s['site'] for s in saes)}"
         )
-    text = json.dumps({**circuit, "saes": saes}, allow_nan=False)
-    data = base64.b64encode(text.encode()).decode()
-    return "".join(shell([("circuit", data)], "circuit"))
+    return report("circuit", {**circuit, "saes": saes})
 
 
 def _address(address: str | None) -> str | None:

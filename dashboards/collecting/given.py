@@ -5,11 +5,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from saelab.base import checks
 from saelab.base.errors import ConfigError
 from saelab.base.files import user_path
+from saelab.pages.packing import plain
 from saelab.steering.grid import NONE, STEERED
 from saelab.steering.sweep_table import Sweep
 
@@ -78,10 +77,3 @@ def _steered(sweep: Sweep) -> list[dict[str, Any]]:
         for row in rows
         if row["baseline"] == STEERED
     ]
-
-
-def plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

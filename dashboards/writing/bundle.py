@@ -25,6 +25,7 @@ from saelab.base.files import (
 from saelab.base.manifests import COUNT, DIGEST, SIZE, TEXT, Kind, exactly, parse_json, read_text
 from saelab.dashboards.writing import codec
 from saelab.dashboards.writing.tables import TABLES
+from saelab.pages.packing import compress, to_text
 
 _CHUNK = Kind(
     "[SHA-256, packed bytes, bytes]",
@@ -114,7 +115,7 @@ def _write_bundle(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
     with whole_folder(path, listed=listed, what="a dashboard") as folder:
         (folder / "data").mkdir()
         for name, container in chunks:
-            member = codec.compress(container)
+            member = compress(container)
             described[name] = _described(member, container)
             _script(folder, name, member)
         if beside is not None:
@@ -127,7 +128,7 @@ def _write_bundle(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
 
 
 def _script(folder: Path, name: str, member: bytes) -> None:
-    statement = codec.script(name, codec.to_text(member))
+    statement = codec.script(name, to_text(member))
     (folder / "data" / f"{name}.js").write_text(statement, encoding="ascii", newline="\n")
 
 
@@ -138,7 +139,7 @@ def _write_single(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
     members: dict[str, bytes] = {}
     size = 0
     for name, container in chunks:
-        members[name] = codec.compress(container)
+        members[name] = compress(container)
         described[name] = _described(members[name], container)
         size += (len(members[name]) + 2) // 3 * 4
         if size > SINGLE_FILE_LIMIT:
@@ -148,9 +149,9 @@ def _write_single(path: Path, chunks: Iterable[tuple[str, bytes]], manifest: Map
             )
 
     def inline() -> Iterator[tuple[str, str]]:
-        yield "manifest", codec.to_text(codec.manifest_bytes({**manifest, "chunks": described}))
+        yield "manifest", to_text(codec.manifest_bytes({**manifest, "chunks": described}))
         for name, member in members.items():
-            yield name, codec.to_text(member)
+            yield name, to_text(member)
 
     if beside is not None:
         beside(_beside(path))

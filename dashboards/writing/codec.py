@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import gzip
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from saelab.base.errors import FormatError
+from saelab.pages.packing import compress, json_bytes
 
 MAGIC = b"SLD1"
 _SLACK, _DENSEST = 2**20, 256  # what a member may unpack to: a page's data never do to more
@@ -64,7 +64,7 @@ def encode(kind: str, columns: Mapping[str, Column], **extra: Any) -> bytes:
                 entry["scale"] = column.scale
         described.append(entry)
         parts.append(data)
-    header = _json({"kind": kind, "columns": described, **extra})
+    header = json_bytes({"kind": kind, "columns": described, **extra})
     out = bytearray(MAGIC + struct.pack("<I", len(header)) + header)
     for data in parts:
         out += bytes(-len(out) % 8)
@@ -106,16 +106,6 @@ def decode(container: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return header, columns
 
 
-def compress(data: bytes) -> bytes:
-    """One gzip member whose bytes depend on the data alone."""
-    return gzip.compress(data, compresslevel=9, mtime=0)
-
-
-def to_text(member: bytes) -> str:
-    """Base64 of a gzip member: the only bytes that enter HTML or script."""
-    return base64.b64encode(member).decode("ascii")
-
-
 def member(text: str) -> bytes:
     """The gzip member behind a chunk's base64. Raises `FormatError` for anything but base64."""
     try:
@@ -148,7 +138,7 @@ def script(name: str, text: str) -> str:
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     """The manifest as compressed JSON: ASCII, sorted keys, no NaN."""
-    return compress(_json(manifest))
+    return compress(json_bytes(manifest))
 
 
 def texts(strings: Sequence[str]) -> dict[str, Column]:
@@ -173,7 +163,3 @@ def cut(text: str, lengths: np.ndarray) -> list[str]:
 def none_of(dtype: Any) -> int:
     """The stored value that means None in an unsigned column."""
     return int(np.iinfo(dtype).max)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")

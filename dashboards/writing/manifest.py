@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.base import digests
 from saelab.dashboards.collecting.effects import FULL_CONTEXTS
-from saelab.dashboards.collecting.given import plain
 from saelab.dashboards.collecting.one_pass import Reader
 from saelab.dashboards.collecting.prompts import Prompt
 from saelab.dashboards.writing.chunks import DEAD, DENSE, DUPLICATE, PER_CHUNK, SEED_COSINE, SILENT, Part
 from saelab.models.purpose import Purpose
+from saelab.pages.packing import plain
 
 if TYPE_CHECKING:
     from saelab.reading.corpus import Corpus

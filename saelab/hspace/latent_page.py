@@ -14,15 +14,13 @@ from saelab.base.errors import ConfigError, DataError
 from saelab.base.files import try_file, whole_file
 from saelab.hspace.dictionaries import activation_maps, latent_codes
 from saelab.hspace.effect_measures import judge
-from saelab.hspace.image_pages import Markup, document, number, picture, png, table
+from saelab.hspace.pictures import heat, picture
 from saelab.hspace.principal import h_of
 from saelab.hspace.trajectory import Trajectory
+from saelab.pages.shell import report
 
 if TYPE_CHECKING:
     from saelab.autoencoders.sae import SAE
-
-# Blue-black through orange to pale yellow, at equal steps of lightness: read as heat by every kind of eye.
-RAMP = torch.tensor([[16, 18, 40], [74, 28, 96], [150, 40, 98], [218, 72, 60], [248, 148, 44], [252, 236, 160]]).float()
 
 
 def show_latents(
@@ -40,7 +38,7 @@ def show_latents(
 
     For each latent: how often it fires and how strongly at each timestep, its mean activation at each place, and its strongest
     samples: predicted x0 at the step of its peak, the same under the map of its activations there, and the finished sample. It
-    opens offline, fetches nothing and runs no script.
+    opens offline and fetches nothing.
 
     Args:
         sae: trained by `train_latents`.
@@ -62,26 +60,17 @@ def show_latents(
     words = None
     if classifier is not None:
         words = _ClassMeans(judge(classifier, trajectory.samples).probabilities.argmax(1), classes)
-    rows, sections = [], []
+    found = []
     for latent in chosen:
         map_NShw = activation_maps(codes, [latent], shape)[0]
-        profile_S = map_NShw.mean(dim=(0, 2, 3))
-        when = trajectory.timesteps[int(profile_S.argmax())]
-        most = words.most(map_NShw) if words else None
-        density = float(fired[latent]) / len(codes)
-        link = Markup(f'<a href="#latent-{latent}">{latent}</a>')
-        rows.append([link, density, float(map_NShw.max()), int(when), most])
-        sections.append(_latent(trajectory, latent, map_NShw, examples, f"fires at {density:.2%} of places"))
-    body = [
-        f'<p class="lead">{sae.d_sae:,} latents read the bottleneck at each place and step; {int((fired > 0).sum()):,} fire on '
-        f"these {shape[0]:,} samples. Bars: mean activation at each timestep, noise to image from left to right. Map: mean "
-        f"activation at each place. Examples: predicted x0 at the step of the latent's peak, where it is active there, and the "
-        f"finished sample.</p><h2>{len(chosen)} latents</h2>",
-        table(["latent", "density", "largest", "peaks at t", "most active for"], rows),
-        *sections,
-    ]
+        more = {"density": float(fired[latent]) / len(codes), "most": words.most(map_NShw) if words else None}
+        found.append(_latent(trajectory, latent, map_NShw, examples) | more)
+    data = {
+        "title": title, "d_sae": sae.d_sae, "live": int((fired > 0).sum()), "samples": shape[0],
+        "timesteps": trajectory.timesteps.tolist(), "latents": found,
+    }  # fmt: skip
     with whole_file(path) as temporary:
-        temporary.write_text(document(title, body), encoding="utf-8")
+        temporary.write_text(report("hspace-latents", data), encoding="utf-8")
 
 
 def _chosen(fired: Tensor, latents: int | Sequence[int]) -> list[int]:
@@ -110,61 +99,23 @@ class _ClassMeans:
         return f"{self.names[self.present[best]]} ({means[best] / max(float(activity_N.mean()), 1e-12):.1f}x the mean)"
 
 
-def _latent(trajectory: Trajectory, latent: int, map_NShw: Tensor, examples: int, words: str) -> str:
-    peaks_NS = map_NShw.amax(dim=(2, 3))
+def _latent(trajectory: Trajectory, latent: int, map_NShw: Tensor, examples: int) -> dict[str, Any]:
+    peaks_NS, profile_S, map_hw = map_NShw.amax(dim=(2, 3)), map_NShw.mean(dim=(0, 2, 3)), map_NShw.mean(dim=(0, 1))
     largest = float(peaks_NS.max())
     best = [
         n for n in peaks_NS.amax(1).argsort(descending=True, stable=True)[:examples].tolist() if peaks_NS[n].max() > 0
     ]
-    figures = "".join(_example(trajectory, map_NShw, n, int(peaks_NS[n].argmax()), largest) for n in best)
-    return (
-        f'<section class="latent" id="latent-{latent}"><h2>Latent {latent}<small>{words}, largest activation {number(largest)}'
-        f"</small></h2><div><h3>By timestep</h3>{_bars(map_NShw.mean(dim=(0, 2, 3)), trajectory.timesteps)}"
-        f"<h3>By place</h3>{_map(map_NShw.mean(dim=(0, 1)))}</div>"
-        f'<div><h3>Strongest samples</h3><div class="examples">{figures}</div></div></section>'
-    )
+    return {
+        "latent": latent, "largest": largest, "peaks_at": int(trajectory.timesteps[int(profile_S.argmax())]),
+        "profile": profile_S.tolist(), "map": heat(map_hw, float(map_hw.max())), "map_largest": float(map_hw.max()),
+        "examples": [_example(trajectory, map_NShw, n, int(peaks_NS[n].argmax()), largest) for n in best],
+    }  # fmt: skip
 
 
-def _example(trajectory: Trajectory, map_NShw: Tensor, n: int, step: int, largest: float) -> str:
+def _example(trajectory: Trajectory, map_NShw: Tensor, n: int, step: int, largest: float) -> dict[str, Any]:
     assert trajectory.x0 is not None
-    t = int(trajectory.timesteps[step])
-    seen = picture(trajectory.x0[n, step], f"predicted x0 of sample {n} at t = {t}")
-    heat = f'<img alt="where the latent is active" src="{png(_heat(map_NShw[n, step], largest, alpha=True))}">'
-    under = picture(trajectory.x0[n, step], "")
-    done = picture(trajectory.samples[n], f"sample {n}")
-    peak = number(float(map_NShw[n, step].max()))
-    return (
-        f'<figure><div class="pair">{seen}<span class="over">{under}{heat}</span>{done}</div>'
-        f"<figcaption>{peak}<br>t = {t}</figcaption></figure>"
-    )
-
-
-def _heat(map_hw: Tensor, largest: float, alpha: bool = False) -> Any:
-    """Bytes [h, w, 3 or 4]: the ramp; with alpha the weaker the more transparent."""
-    level = (map_hw.float().cpu() / max(largest, 1e-12)).clamp(0, 1) * (len(RAMP) - 1)
-    low = level.floor().long().clamp(max=len(RAMP) - 2)
-    share = (level - low)[..., None]
-    colour = (1 - share) * RAMP[low] + share * RAMP[low + 1]
-    if alpha:
-        colour = torch.cat([colour, 255 * (level[..., None] / (len(RAMP) - 1)).sqrt() * 0.85], dim=-1)
-    return colour.round().byte().numpy()
-
-
-def _map(map_hw: Tensor) -> str:
-    largest = float(map_hw.max())
-    return f'<img class="map" alt="mean activation at each place, at most {largest:.3g}" src="{png(_heat(map_hw, largest))}">'
-
-
-def _bars(profile_S: Tensor, timesteps: Tensor) -> str:
-    largest = max(float(profile_S.max()), 1e-12)
-    step = 256 / len(profile_S)
-    bars = "".join(
-        f'<rect x="{4 + i * step:.1f}" y="{84 - 76 * value / largest:.1f}" width="{max(step - 1, 0.6):.1f}" '
-        f'height="{76 * value / largest:.1f}"><title>t = {int(t)}: {value:.3g}</title></rect>'
-        for i, (value, t) in enumerate(zip(profile_S.tolist(), timesteps.tolist(), strict=True))
-    )
-    return (
-        f'<svg class="bars" viewBox="0 0 264 104" role="img" aria-label="mean activation by timestep">{bars}'
-        f'<text x="4" y="99">t = {int(timesteps[0])}</text>'
-        f'<text x="260" y="99" text-anchor="end">{int(timesteps[-1])}</text></svg>'
-    )
+    return {
+        "sample": n, "t": int(trajectory.timesteps[step]), "peak": float(map_NShw[n, step].max()),
+        "x0": picture(trajectory.x0[n, step]), "heat": heat(map_NShw[n, step], largest, alpha=True),
+        "done": picture(trajectory.samples[n]),
+    }  # fmt: skip

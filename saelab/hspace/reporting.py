@@ -34,12 +34,14 @@ class Effects:
     `table`: a row for each direction, kind ("edit" or a control), draw and strength, with the figures of
     `effect_measures.changes`, `target` (a class or None), `p_target`, `change_target`, and `off_target` (mean absolute
     change of the other classes' mean probabilities) with `off_target_signed`. `images` maps a direction's name to
-    (strengths, images [strengths, samples, C, H, W]).
+    (strengths, images [strengths, samples, C, H, W]), `control_images` to a kind of control and its first draw's images by
+    strength.
     """
 
     table: "DataFrame"
     classes: tuple[str, ...]
     images: dict[str, tuple[list[float], Tensor]]
+    control_images: dict[str, tuple[str, dict[float, Tensor]]] = dataclasses.field(default_factory=dict)
 
     def to_pandas(self) -> "DataFrame":
         """The whole table."""
@@ -94,7 +96,7 @@ class Effects:
     def to_html(self, path: str | os.PathLike, title: str = "h-space directions") -> None:
         """One self-contained page: galleries, matrix, curves and table. It opens offline and fetches nothing."""
         from saelab.base.files import whole_file
-        from saelab.hspace.gallery import page
+        from saelab.hspace.effects_page import page
 
         with whole_file(path) as temporary:
             temporary.write_text(page(self, title), encoding="utf-8")
@@ -158,6 +160,7 @@ def effects(
     real = None if data is None else judge(judges, data.to(images)).features
     rows = []
     kept_images: dict[str, list[tuple[float, Tensor]]] = {}
+    control_images: dict[str, tuple[str, dict[float, Tensor]]] = {}
     jobs = [(direction, s) for direction in directions for s in sorted(strengths)]
     for direction, strength in progress_bar(len(jobs), "editing", "edit", progress, iterable=jobs):
         variants = [(EDIT, 0, direction)]
@@ -176,8 +179,11 @@ def effects(
                          **_targeted(figures, target, len(classes)), **figures})  # fmt: skip
             if kind == EDIT:
                 kept_images.setdefault(direction.name, []).append((float(strength), after[:kept].cpu()))
+            elif (kind, draw) == (controls[-1], 0):
+                of_control = control_images.setdefault(direction.name, (kind, {}))[1]
+                of_control[float(strength)] = after[:kept].cpu()
     stacked = {name: ([s for s, _ in some], torch.stack([x for _, x in some])) for name, some in kept_images.items()}
-    return Effects(pandas.DataFrame(rows), classes, stacked)
+    return Effects(pandas.DataFrame(rows), classes, stacked, control_images)
 
 
 def _targeted(figures: dict[str, Any], target: int | None, classes: int) -> dict[str, Any]:

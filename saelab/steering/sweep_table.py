@@ -124,8 +124,8 @@ class Sweep:
         return figure(self.to_pandas(), self.settings, kind, effect, kl)
 
     def to_html(self, path: str | Path, effect: str = "rise_text", kl: str = "kl_text", budget: float = 1.0) -> Path:
-        """Write one self-contained page: summary, curves, and texts side by side. It needs no network and runs no
-        script; whatever the texts hold is shown, not obeyed. Raises `CheckpointError` on a full or read-only disk."""
+        """Write one self-contained page: summary, curves, and texts side by side. It needs no network;
+        whatever the texts hold is shown, not obeyed. Raises `CheckpointError` on a full or read-only disk."""
         from saelab.base.files import user_path, whole_file
         from saelab.steering.sweep_page import page
 

@@ -15,6 +15,7 @@ from saelab.dashboards.assembly import build
 from saelab.dashboards.collecting import effects
 from saelab.dashboards.collecting.given import sweep_rows
 from saelab.dashboards.writing import bundle, codec
+from saelab.pages import packing
 from tests import tiny
 from tests.synthetic_dashboard import HOSTILE
 from tests.toy_dashboard import LENGTH, SITE, TEXTS, make_sae
@@ -82,7 +83,7 @@ def test_a_bundle_holds_the_same_chunks(tiny_llama, sae, corpus, tmp_path):
 def test_a_changed_chunk_is_found(tiny_llama, sae, corpus, tmp_path):
     page = make(sae, tiny_llama, corpus, tmp_path / "out", latents=2)
     chunk = page.path.parent / "data" / "idx-0.js"
-    changed = codec.to_text(codec.compress(b"SLD1"))
+    changed = packing.to_text(packing.compress(b"SLD1"))
     chunk.write_text(codec.script("idx-0", changed))
     with pytest.raises(FormatError, match="idx-0 does not have the checksum"):
         bundle.read(page.path)

@@ -1,8 +1,5 @@
 """The page of a circuit: clean under the policy, hostile strings as they are, reachable by keys, linked to dashboards."""
 
-import base64
-import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -11,17 +8,13 @@ import torch
 import saelab
 from saelab.analysis.circuits import recursive_dfa
 from saelab.analysis.circuits.circuit_page import page as circuit_page
+from saelab.pages.packing import packed
 from tests import tiny
 from tests.browser import Watched, browser  # noqa: F401
 from tests.synthetic_dashboard import HOSTILE
 from tests.toy_attribution import attention_sae, residual_sae
 
 SITE = "blocks.3.attn.hook_z"
-RUN = """async () => {
-  const result = await axe.run(document, { resultTypes: ["violations"] });
-  const where = (v) => v.nodes.slice(0, 3).map((n) => n.html.slice(0, 200)).join(" | ");
-  return result.violations.map((v) => `${v.id}: ${v.help}: ${where(v)}`);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +137,7 @@ def test_addresses_that_are_no_page(browser, circuit, address, tmp_path):  # noq
 
 def encoded(circuit, address):
     saes = [{**sae, "page": address if sae["site"] == SITE else sae.get("page")} for sae in circuit["saes"]]
-    return base64.b64encode(json.dumps({**circuit, "saes": saes}).encode()).decode()
+    return packed({**circuit, "saes": saes})
 
 
 def test_a_site_that_is_not_there(circuit):
@@ -155,16 +148,28 @@ def test_a_site_that_is_not_there(circuit):
 @pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"forced_colors": "active"}],
                          ids=["light", "dark", "forced"])  # fmt: skip
 def test_axe_finds_nothing(browser, page, look):  # noqa: F811
-    found = importlib.util.find_spec("axe_playwright_python")
-    if found is None or found.origin is None:
-        pytest.skip("axe is not installed: pip install axe-playwright-python")
     with Watched(browser, **look) as watched:
         watched.open(page)
-        watched.page.evaluate((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
-        assert watched.page.evaluate(RUN) == []
+        assert watched.axe() == []
         watched.page.locator("g.node[tabindex='0']").focus()
-        assert watched.page.evaluate(RUN) == []
+        assert watched.axe() == []
         assert watched.verdict() == []
+
+
+@pytest.mark.parametrize("width", [360, 720, 1280])
+def test_the_graph_fits_its_frame_and_tokens_are_whole(browser, tmp_path, width):  # noqa: F811
+    lm = saelab.load_model(tiny.llama_model(), device="cpu")
+    traced = recursive_dfa.trace(attention_sae(lm, 3), lm, ids(12), 3, saes=[attention_sae(lm, 1)]).to_dict()
+    traced["tokens"] = [f" representatives{i}" for i in range(12)]
+    (tmp_path / "c.html").write_text(circuit_page(traced, {}), encoding="utf-8")
+    cut = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1).length"
+    with Watched(browser, viewport={"width": width, "height": 780}) as watched:
+        watched.open(tmp_path / "c.html")
+        assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert watched.page.locator(".circuit .scroll").evaluate("(e) => e.scrollWidth - e.clientWidth") <= 1
+        for chips in (".axis .chip", ".nodes .chip", ".links .chip"):
+            found = watched.page.locator(chips)
+            assert found.count() and found.evaluate_all(cut) == 0, chips
 
 
 @pytest.mark.parametrize("width", [360, 720])
@@ -177,7 +182,7 @@ def test_nothing_runs_out_of_a_narrow_page(browser, page, width):  # noqa: F811
 def test_a_file_that_was_cut_says_so(browser, page, tmp_path):  # noqa: F811
     text = page.read_text(encoding="utf-8")
     cut = tmp_path / "cut.html"
-    cut.write_text(text[: text.rindex('id="circuit">') + 400], encoding="utf-8")
+    cut.write_text(text[: text.rindex('id="data">') + 400], encoding="utf-8")
     with Watched(browser) as watched:
         watched.open(cut)
         assert "could not be read" in watched.text()

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saelab.dashboards.writing import codec
+from saelab.pages import packing
 from saelab.pages.shell import PAGE
 from tests import synthetic_dashboard
 from tests.browser import Watched, browser, bundle, single_file, synthetic_texts  # noqa: F401
@@ -90,7 +91,7 @@ def number(x: Any) -> float:
 @given(columns=st.dictionaries(NAMES, ARRAYS, max_size=6), kind=st.text(max_size=10))
 def test_what_python_encodes_chromium_decodes(tab, columns, kind):
     container = codec.encode(kind, columns)
-    read = tab.evaluate("(text) => decodeChunk(text)", codec.to_text(codec.compress(container)))
+    read = tab.evaluate("(text) => decodeChunk(text)", packing.to_text(packing.compress(container)))
     header, wanted = codec.decode(container)
     assert "error" not in read, read
     assert [c["name"] for c in read["header"]["columns"]] == list(columns)
@@ -109,7 +110,7 @@ def test_what_python_encodes_chromium_decodes(tab, columns, kind):
 @given(strings=st.lists(st.text(max_size=12), max_size=12))
 def test_texts_are_cut_where_python_cut_them(tab, strings):
     container = codec.encode("toy", codec.texts(strings))
-    read = tab.evaluate("(text) => readTexts(text)", codec.to_text(codec.compress(container)))
+    read = tab.evaluate("(text) => readTexts(text)", packing.to_text(packing.compress(container)))
     assert read == ["".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in s) for s in strings]
 
 
@@ -143,9 +144,9 @@ def test_damage_never_passes_and_never_breaks(tab):
     container = codec.encode(
         "toy", {"a": np.arange(50, dtype="<u2"), "text": "naïve" * 9, "h": codec.Half(np.linspace(0, 9, 30))}
     )
-    member = codec.compress(container)
+    member = packing.compress(container)
     digest = hashlib.sha256(member).hexdigest()
-    assert "columns" in tab.evaluate("([text, check]) => decodeChunk(text, check)", [codec.to_text(member), digest])
+    assert "columns" in tab.evaluate("([text, check]) => decodeChunk(text, check)", [packing.to_text(member), digest])
     for _ in range(120):
         broken = bytearray(member)
         for _ in range(rng.randint(1, 3)):
@@ -153,13 +154,13 @@ def test_damage_never_passes_and_never_breaks(tab):
         broken = broken[: rng.choice([len(broken), rng.randrange(len(broken))])]
         if bytes(broken) == member:
             continue
-        read = tab.evaluate("([text, check]) => decodeChunk(text, check)", [codec.to_text(bytes(broken)), digest])
+        read = tab.evaluate("([text, check]) => decodeChunk(text, check)", [packing.to_text(bytes(broken)), digest])
         assert read.get("error") == "ChunkError"
         inner = bytearray(container)
         inner[rng.randrange(len(inner))] ^= 1 << rng.randrange(8)
         read = tab.evaluate(
             "(text) => decodeChunk(text)",
-            codec.to_text(gzip.compress(bytes(inner[: rng.choice([len(inner), rng.randrange(len(inner))])]))),
+            packing.to_text(gzip.compress(bytes(inner[: rng.choice([len(inner), rng.randrange(len(inner))])]))),
         )
         assert "columns" in read or read["error"] == "ChunkError", read
     for text in ("", "A", "====", "AAAA", "not base64!", base64.b64encode(b"SLD1").decode()):
@@ -223,7 +224,7 @@ def test_a_missing_file_and_a_missing_start(browser, chunks, tmp_path):  # noqa:
 
 
 def test_another_version_is_refused(browser, tmp_path):  # noqa: F811
-    future = codec.to_text(codec.manifest_bytes({"format": "saelab-dashboard", "version": 99, "chunks": {}}))
+    future = packing.to_text(codec.manifest_bytes({"format": "saelab-dashboard", "version": 99, "chunks": {}}))
     with Watched(browser) as watched:
         watched.open(single_file(tmp_path / "x.html", {"manifest": future}))
         assert "version 99" in watched.text("main [role=alert]") and "build the dashboard again" in watched.text()
@@ -239,7 +240,7 @@ def test_the_loader_asks_for_chunks_only(browser, chunks, tmp_path):  # noqa: F8
         if name != "manifest":
             member = base64.b64decode(chunks[name])
             manifest["chunks"][name] = [hashlib.sha256(member).hexdigest(), len(member), 0]
-    path = bundle(tmp_path / "x", chunks | {"manifest": codec.to_text(codec.manifest_bytes(manifest))})
+    path = bundle(tmp_path / "x", chunks | {"manifest": packing.to_text(codec.manifest_bytes(manifest))})
     with Watched(browser) as watched:
         watched.open(path, "#p=0")
         assert "evil" in watched.text("main [role=alert]")

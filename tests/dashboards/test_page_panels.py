@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from saelab.dashboards.writing import codec
+from saelab.pages import packing
 from tests import synthetic_dashboard
 from tests.browser import Watched, browser, single_file, synthetic_texts, texts  # noqa: F401
 
@@ -229,7 +230,7 @@ def test_without_labels_tokens_stand_for_them(browser, tmp_path):  # noqa: F811
     chunks = synthetic_texts(**arguments)
     manifest = json.loads(codec.from_text(chunks["manifest"]))
     manifest["saes"][0]["name"] = "A"
-    chunks["manifest"] = codec.to_text(codec.manifest_bytes(manifest))
+    chunks["manifest"] = packing.to_text(codec.manifest_bytes(manifest))
     with Watched(browser) as watched:
         watched.open(single_file(tmp_path / "x.html", chunks), "#s=id")
         assert watched.text("h1") == "TopK, 40 latents"

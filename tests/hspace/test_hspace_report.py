@@ -8,6 +8,7 @@ from saelab import cli, hspace
 from saelab.base.errors import ConfigError, DataError
 from saelab.hspace.dictionaries import activation_maps, latent_codes
 from saelab.hspace.effect_measures import Judged, changes, judge
+from saelab.hspace.pictures import picture
 from tests.browser import Watched, browser  # noqa: F401
 from tests.toy_hspace import unet
 
@@ -175,21 +176,36 @@ def test_latents_of_something_else_are_refused(denoiser, trajectory, sae):
 # pages
 
 
-def test_the_gallery_page(browser, found, tmp_path):  # noqa: F811
+def test_the_page_of_directions(browser, found, tmp_path):  # noqa: F811
     found.to_html(tmp_path / "page.html", title=HOSTILE)
     with Watched(browser) as watched:
+        watched.open(tmp_path / "page.html")
         page = watched.page
-        page.goto(f"file://{tmp_path / 'page.html'}")
         assert page.locator("h1").text_content() == HOSTILE == page.title()
-        assert page.locator("section.direction").count() == 2
-        first = page.locator("section.direction").first
+        assert page.locator("[data-name]").count() == 2
+        first = page.locator("[data-name]").first
         assert first.locator("table.pictures img").count() == 3 * 3
-        assert first.locator("output").text_content() == "0"
-        before = first.locator("img.large").first.get_attribute("src")
-        first.locator("input[type=range]").fill("2")
-        assert first.locator("output").text_content() == "1"
-        shown = first.locator("img.large").first.get_attribute("src")
-        assert shown != before and shown == first.locator("td[data-at='2'] img").first.get_attribute("src")
+        large = first.locator("img.large")
+        for at, strength in ((2, "1"), (0, "−1"), (1, "0")):
+            first.locator("input[type=range]").fill(str(at))
+            assert first.locator("output").text_content() == strength
+            sources = large.evaluate_all("(all) => all.map((image) => image.src)")
+            cells = first.locator(f"td[data-at='{at}'] img").evaluate_all("(all) => all.map((image) => image.src)")
+            kind, control = found.control_images["pca 0"]
+            beside = control[-1.0 if not at else 1.0] if at != 1 else found.images["pca 0"][1][1]
+            assert kind == "covariance" and "random, covariance-matched direction" in first.text_content()
+            wanted = ["data:image/png;base64," + picture(image) for image in beside]
+            assert sources == cells + wanted and (cells == wanted) == (at == 1)
+        assert watched.verdict() == []
+
+
+def test_without_controls_a_direction_stands_alone(browser, denoiser, trajectory, tmp_path):  # noqa: F811
+    found = hspace.effects(denoiser, trajectory, hspace.pca(trajectory, 1), [1.0], classifier=classifier, controls=(),
+                           progress=False)  # fmt: skip
+    found.to_html(tmp_path / "page.html")
+    with Watched(browser) as watched:
+        watched.open(tmp_path / "page.html")
+        assert watched.page.locator(".strip-of-pictures").count() == 1 and found.control_images == {}
         assert watched.verdict() == []
 
 
@@ -198,15 +214,16 @@ def test_the_page_of_latents(browser, trajectory, sae, tmp_path):  # noqa: F811
                         examples=3, title=HOSTILE)  # fmt: skip
     codes = latent_codes(sae, trajectory)
     with Watched(browser) as watched:
+        watched.open(tmp_path / "page.html")
         page = watched.page
-        page.goto(f"file://{tmp_path / 'page.html'}")
-        assert page.locator("section.latent").count() == 5
+        assert page.locator("[data-name]").count() == 5
         link = page.locator("table a").first
         latent = int(link.text_content())
         assert int(codes.indices.bincount().argmax()) == latent  # the most frequent first
         section = page.locator(f"#latent-{latent}")
-        assert section.locator("svg rect").count() == 4  # a bar a step
         maps = activation_maps(codes, [latent], [12, 4, 4, 4])[0]
+        bars = section.locator("path.bars").get_attribute("d")
+        assert bars.count("M") == int((maps.mean((0, 2, 3)) > 0).sum())  # one a step
         best = int(maps.amax((1, 2, 3)).argmax())
         t = int(trajectory.timesteps[int(maps[best].amax((1, 2)).argmax())])
         assert f"sample {best} at t = {t}" in section.locator("figure img").first.get_attribute("alt")
@@ -254,7 +271,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, denoiser):
         "r.html",
     ]
     assert cli.main(["hspace", *report]) == 0
-    assert (tmp_path / "r.html").read_text().count('class="direction"') == 2
+    assert 'data-page="hspace-directions"' in (tmp_path / "r.html").read_text()
     for method in ("joint-pca", "jacobian"):
         made = [
             "directions",

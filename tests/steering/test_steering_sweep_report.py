@@ -1,17 +1,11 @@
-"""The page of a sweep: hostile texts shown verbatim, no script, no network."""
+"""The page of a sweep: hostile texts shown verbatim, what differs marked, a sentence a latent."""
 
-import html
-import re
-from html.parser import HTMLParser
-from pathlib import Path
-
-import pytest
+import math
 
 from saelab.steering.records import MEASURES
-from saelab.steering.sweep_page import STYLE, shown
 from saelab.steering.sweep_table import Sweep
+from tests.browser import Watched, browser  # noqa: F401
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = [
     "</script><script>window.__pwned=1</script>",
     '<img/src="x"/onerror="window.__pwned=1">',
@@ -47,99 +41,68 @@ def made(texts, latent=3):
     return Sweep(rows, settings, scores)
 
 
-class Reader(HTMLParser):
-    """The texts in `bdi` elements, and every tag and attribute."""
-
-    def __init__(self):
-        super().__init__()
-        self.texts, self.tags, self.attributes, self.depth = [], set(), set(), 0
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag == "bdi":
-            self.texts.append("")
-            self.depth += 1
-
-    def handle_endtag(self, tag):
-        self.depth -= tag == "bdi"
-
-    def handle_data(self, data):
-        if self.depth:
-            self.texts[-1] += data
+def texts(watched, selector):
+    return watched.page.locator(selector).all_text_contents()
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return made(HOSTILE).to_html(tmp_path_factory.mktemp("page") / "sweep.html")
+def test_every_text_is_shown_verbatim(browser, tmp_path):  # noqa: F811
+    page = made(HOSTILE).to_html(tmp_path / "sweep.html")
+    with Watched(browser) as watched:
+        watched.open(page)
+        assert texts(watched, ".asked") == HOSTILE == texts(watched, ".unsteered")
+        steered = texts(watched, ".steered .text")
+        kinds = ("steered", "random_direction", "random_latent")
+        assert steered == [f"{words[:3]}{kind} {words}" for words in HOSTILE for kind in kinds]
+        assert texts(watched, ".facts .chip")[1].endswith(HOSTILE[1][1:]) and HOSTILE[0] in watched.page.title()
+        assert HOSTILE[0] in watched.text("footer") and HOSTILE[1] in watched.text("footer")
+        assert watched.verdict() == []
 
 
-def test_every_text_is_shown_verbatim(page):
-    reader = Reader()
-    reader.feed(page.read_text(encoding="utf-8"))
-    for words in HOSTILE:
-        visible = html.unescape(shown(words))
-        assert reader.texts.count(visible) >= 2, words[:60]  # as a prompt and as an unsteered text
-        for baseline in ("steered", "random_direction", "random_latent"):
-            assert f"{visible[:3]}{baseline} {visible}" in reader.texts, words[:60]
-
-
-def test_nothing_but_the_pages_own_elements(page):
-    reader = Reader()
-    reader.feed(page.read_text(encoding="utf-8"))
-    assert not reader.tags & {"script", "img", "link", "iframe", "object", "form", "base"}
-    assert not {name for name in reader.attributes if name.startswith("on")} and "style" not in reader.attributes
-    assert "src" not in reader.attributes
-    text = page.read_text(encoding="utf-8")
-    assert text.count("<style>") == 1 and "default-src 'none'" in text
-    assert re.findall(r'href="([^"]*)"', text) == ["#latent-3"]
-
-
-def test_what_a_page_cannot_hold_is_made_visible():
-    assert shown("a\x00b\x1bc\x7f\x85\ud800\n\t") == "a\u2400b\u241bc\u2421\\u0085\\ud800\n\t"
-    assert shown("<&>\"'") == "&lt;&amp;&gt;&quot;&#x27;"
-    assert shown("\u202eא\u200d😀") == "\u202eא\u200d😀"
-
-
-def test_marks_begin_where_the_texts_part(tmp_path):
+def test_words_that_the_unsteered_text_has_not_are_marked(browser, tmp_path):  # noqa: F811
     sweep = made(["one two three"])
     sweep.rows[1]["text"] = "one two <b>four"
-    assert "one two <mark>&lt;b&gt;four</mark></bdi>" in sweep.to_html(tmp_path / "p.html").read_text()
-    sweep.rows[1]["text"] = "one two three"
-    assert '<td><bdi class="text">one two three</bdi>' in sweep.to_html(tmp_path / "p.html").read_text()
+    sweep.rows[2]["text"] = "one two three"
+    with Watched(browser) as watched:
+        watched.open(sweep.to_html(tmp_path / "p.html"))
+        assert texts(watched, ".steered mark")[:1] == ["<b>four"]
+        assert watched.page.locator(".steered .text").nth(0).is_visible()  # open, nothing to unfold
+        assert watched.page.locator(".steered .text").nth(1).locator("mark").count() == 0
 
 
-def test_an_unfinished_sweep_has_a_page(tmp_path):
+def ranked(latent, effect, lifts):
+    """Rows of one strengthless operation: the latent's effect, and those of random directions, on two prompts."""
+    rows, nothing = [], {name: math.nan for name in MEASURES}
+    for prompt_id in range(2):
+        rows.append({"baseline": "none", "latent": None, "operation": None, "draw": None, "text": "a", **nothing})
+        for draw, lift in enumerate([effect, *lifts], start=-1):
+            figures = nothing | {"rise_text": lift, "own_rise_text": lift, "kl_text": 0.5}
+            rows.append({"baseline": "random_direction" if draw >= 0 else "steered", "latent": latent, "operation": "ablate",
+                         "draw": draw if draw >= 0 else None, "text": "a" if draw < 3 else None, **figures})  # fmt: skip
+        for row in rows:
+            row |= {"strength": None, "control": None, "seed": 0, "prompt_id": row.get("prompt_id", prompt_id)}
+    return [{**row, "row": i} for i, row in enumerate(rows)]
+
+
+def test_the_first_thing_is_a_sentence_a_latent(browser, tmp_path):  # noqa: F811
+    for effect, place, p in ((0.9, "above the random band", "0.0476"), (0.0875, "inside the random band", "0.143")):
+        sweep = made(["one", "two"])
+        sweep.settings["operations"] = ["ablate"]
+        rows = ranked(3, effect, [i / 200 for i in range(20)])
+        with Watched(browser) as watched:
+            watched.open(Sweep(rows, sweep.settings, sweep.scores).to_html(tmp_path / "p.html"))
+            said = texts(watched, "main .verdicts li")
+            assert len(said) == 1 and said[0].startswith(f"Latent 3, ablate: {place}. rise_text is +{effect:.3}")
+            assert f"(p = {p} among 20; no strength to match the KL by: at equal norm)" in said[0]
+            assert watched.page.locator("main > *").nth(1).get_attribute("class") == "verdicts"
+            assert watched.verdict() == []
+
+
+def test_an_unfinished_sweep_has_a_page(browser, tmp_path):  # noqa: F811
     sweep = made(["one", "two"])
-    assert "random directions: p needs 20" in sweep.to_html(tmp_path / "p.html").read_text()
-    part = Sweep(sweep.rows[:1], sweep.settings, sweep.scores)
-    assert "1 of 8" in part.to_html(tmp_path / "p.html").read_text()
-    assert "No steered text yet" in Sweep([], sweep.settings, {}).to_html(tmp_path / "p.html").read_text()
-
-
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
-def test_in_a_browser(page):
-    """Nothing runs, nothing is asked of the network, nothing breaks the policy, and the texts are what they were."""
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking"]
-        )
-        try:
-            tab = browser.new_page()
-            said, asked = [], []
-            tab.on("console", lambda message: said.append(message.text))
-            tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.goto(page.as_uri())
-            assert said == [] and asked == [page.as_uri()]
-            assert tab.evaluate("typeof window.__pwned") == "undefined"
-            assert tab.evaluate("getComputedStyle(document.querySelector('.text')).unicodeBidi") == "isolate"
-            prompts = tab.evaluate("[...document.querySelectorAll('p.prompt .text')].map(e => e.textContent)")
-        finally:
-            browser.close()
-    assert prompts == [html.unescape(shown(words)) for words in HOSTILE]
-
-
-def test_the_style_has_no_address():
-    assert "url(" not in STYLE and "@import" not in STYLE
+    with Watched(browser) as watched:
+        watched.open(sweep.to_html(tmp_path / "p.html"))
+        assert "Latent 3, add: not ranked, 1 random directions: p needs 20." in watched.text(".verdicts")
+        watched.open(Sweep(sweep.rows[:1], sweep.settings, sweep.scores).to_html(tmp_path / "p.html"))
+        assert "1 of 8" in watched.text("footer")
+        watched.open(Sweep([], sweep.settings, {}).to_html(tmp_path / "p.html"))
+        assert "No steered text yet" in watched.text()

@@ -1,9 +1,9 @@
 // Small charts in SVG: one path a series, so that a chart costs a dozen nodes whatever its bins.
 
-/** @import { Numbers } from "./types.d.ts" */
+/** @import { Child, Numbers } from "./types.d.ts" */
 
 import { el, svg } from "./dom.js";
-import { clamp, number } from "./numbers.js";
+import { clamp, figure, number } from "./numbers.js";
 
 const WIDE = 340;
 
@@ -130,34 +130,65 @@ export function histogram({
   return figure;
 }
 
+/** @typedef {{ name: string, points: [x: number, y: number][] }} Series */
+
 /**
- * A sparkline of a curve over shares: [[x, y]], with y from 0 to the largest. For sweeps and evaluation curves.
- * @param {{ label: string, points: [number, number][], xs?: number[], mark?: number | null, height?: number, yText?: (y: number) => string }} options
+ * Lines through points, from 0 or below to the largest y, over a band of [x, low, high]. What is not finite is left out.
+ * @param {{ label: string, series: Series[], band?: [number, number, number][], mark?: number | null, xName?: string, height?: number }} options
  */
-export function curve({ label, points, xs, mark, height = 110, yText = number }) {
-  const low = Math.min(...points.map((p) => p[0])),
-    high = Math.max(...points.map((p) => p[0]));
-  const top = Math.max(...points.map((p) => p[1]), 1e-12),
-    bottom = Math.min(0, ...points.map((p) => p[1]));
+export function curve({ label, series, band = [], mark, xName, height = 110 }) {
+  const drawn = series.map(({ points }) => points.filter((p) => p.every(Number.isFinite)));
+  const around = band.filter((p) => p.every(Number.isFinite));
+  const xs = [...drawn.flat(), ...around].map(([x]) => x);
+  const ys = [...drawn.flat().map(([, y]) => y), ...around.flatMap(([, ...ends]) => ends)];
+  if (!xs.length) return null;
+  const [low, high] = [Math.min(...xs), Math.max(...xs)];
+  const [bottom, top] = [Math.min(0, ...ys), Math.max(1e-12, ...ys)];
   /** @param {number} v */
   const x = (v) => 36 + ((v - low) / (high - low || 1)) * (WIDE - 46);
   /** @param {number} v */
   const y = (v) => 6 + (1 - (v - bottom) / (top - bottom || 1)) * (height - 12);
+  /** @param {(readonly [number, number])[]} points */
+  const path = (points) => points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("");
+  /** @type {[number, number][]} */
+  const edge = [
+    ...around.map((p) => /** @type {[number, number]} */ ([p[0], p[1]])),
+    ...around.toReversed().map((p) => /** @type {[number, number]} */ ([p[0], p[2]])),
+  ];
   return el(
     "div.chart",
     null,
     svg(
       "svg",
       { viewBox: `0 0 ${WIDE} ${height + 18}`, role: "img", "aria-label": label },
-      svg("path.axis", { d: `M36 ${height}.5H${WIDE - 6}` }),
-      svg("path.curve", {
-        d: points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join(""),
-      }),
-      points.map((p) => svg("circle.aim", { cx: x(p[0]), cy: y(p[1]), r: p[0] === mark ? 4.5 : 2 })),
-      svg("text", { x: 30, y: 12, "text-anchor": "end" }, yText(top)),
-      svg("text", { x: 30, y: height, "text-anchor": "end" }, yText(bottom)),
-      (xs || [low, high]).map((v) => svg("text", { x: x(v), y: height + 14, "text-anchor": "middle" }, number(v, 2))),
+      edge.length > 0 && svg("path.band", { d: `${path(edge)}z` }),
+      svg("path.axis", { d: `M36 ${y(0).toFixed(1)}H${WIDE - 6}` }),
+      drawn.toReversed().map((points, k) => svg(`path.curve.s${drawn.length - 1 - k}`, { d: path(points) })),
+      drawn[0].map((p) => svg("circle.aim", { cx: x(p[0]), cy: y(p[1]), r: p[0] === mark ? 4.5 : 2 })),
+      svg("text", { x: 30, y: 12, "text-anchor": "end" }, number(top)),
+      svg("text", { x: 30, y: height, "text-anchor": "end" }, number(bottom)),
+      [low, high].map((v) => svg("text", { x: x(v), y: height + 14, "text-anchor": "middle" }, figure(v))),
+      xName && svg("text", { x: (WIDE + 26) / 2, y: height + 14, "text-anchor": "middle" }, xName),
     ),
+  );
+}
+
+/** What the lines of a curve are, and its band. @param {string[]} lines @param {string} [band] */
+export function curveLegend(lines, band) {
+  /** @param {Child} mark @param {string} words */
+  const entry = (mark, words) =>
+    el(
+      "span",
+      null,
+      svg("svg.swatch", { viewBox: "0 0 18 8", width: 18, height: 8, "aria-hidden": "true" }, mark),
+      " ",
+      words,
+    );
+  return el(
+    "p.legend.chart",
+    null,
+    lines.map((words, k) => entry(svg(`path.curve.s${k}`, { d: "M0 4H18" }), words)),
+    band && entry(svg("path.band", { d: "M0 0H18V8H0z" }), band),
   );
 }
 

@@ -103,15 +103,19 @@ async function chunkBytes(name, expected) {
   return inflate(name, member);
 }
 
+/** What a chunk of JSON holds. @param {string} name */
+export async function loadJson(name) {
+  const bytes = await chunkBytes(name);
+  try {
+    return JSON.parse(new TextDecoder().decode(bytes));
+  } catch (error) {
+    throw new ChunkError(name, /** @type {Error} */ (error).message);
+  }
+}
+
 /** @returns {Promise<Manifest>} */
 export async function loadManifest() {
-  const bytes = await chunkBytes("manifest");
-  let manifest;
-  try {
-    manifest = JSON.parse(new TextDecoder().decode(bytes));
-  } catch (error) {
-    throw new ChunkError("manifest", /** @type {Error} */ (error).message);
-  }
+  const manifest = await loadJson("manifest");
   if (manifest.format !== "saelab-dashboard" || manifest.version !== 1) {
     throw new ChunkError(
       "manifest",

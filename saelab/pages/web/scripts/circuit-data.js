@@ -2,16 +2,15 @@
 
 /** @import { Circuit, CircuitNode } from "./types.d.ts" */
 
-import { byId } from "./dom.js";
 import { count, signed } from "./numbers.js";
 
 const HARMLESS = new Set(["file:", "http:", "https:"]);
 
 export const circuit = /** @type {Circuit} */ ({});
 
-export function read() {
-  const bytes = Uint8Array.from(atob(byId("circuit").textContent ?? ""), (c) => c.charCodeAt(0));
-  Object.assign(circuit, JSON.parse(new TextDecoder().decode(bytes)));
+/** @param {Circuit} data */
+export function take(data) {
+  Object.assign(circuit, data);
   circuit.scale = Math.abs(circuit.sums.root) || 1;
   circuit.out = circuit.nodes.map(() => []);
   circuit.in = circuit.nodes.map(() => []);

@@ -20,6 +20,7 @@ export const SHAPES = {
   bias: ["M-1.1 0h2.2", "biases"],
   rest: ["M-1.1-.4h2.2M-1.1.4h2.2", "what was pruned, summed"],
 };
+const LETTER = 8; // pixels: tokens that do not fit beside each other stand upright
 const NAMED = 0.03; // of the root: latents with this much have their number below them
 
 /** Everything that a node is made of and goes into. @param {number} id */
@@ -83,7 +84,8 @@ function drawEdge(edge, at) {
  */
 export function graph(shown, wide, choose) {
   const ids = new Set(shown.map((node) => node.id));
-  const { at: places, rows, columns, width, height } = layout(circuit, shown, wide);
+  const named = wide < 480 ? 84 : 122; // pixels for the names of the rows
+  const { at: places, rows, columns, width, height } = layout(circuit, shown, wide - named - 2);
   /** @param {number} id */
   const at = (id) => places.get(id) ?? [0, 0];
   const edges = circuit.edges.filter((edge) => ids.has(edge.child) && ids.has(edge.parent));
@@ -108,8 +110,10 @@ export function graph(shown, wide, choose) {
     { "aria-hidden": "true" },
     rows.map((row) => el("div", { style: { height: `${row.height}px` } }, row.name)),
   );
+  /** @param {{ position: number, width: number }} column */
+  const fits = ({ position, width: room }) => LETTER * (circuit.tokens[position]?.length ?? 4) + 16 <= room;
   const axis = el(
-    "div.axis",
+    columns.every(fits) ? "div.axis" : "div.axis.upright",
     { style: { width: `${width}px` } },
     columns.map((column) =>
       el(
@@ -188,7 +192,12 @@ export function graph(shown, wide, choose) {
     event.stopPropagation();
   });
   light(current);
-  return { node: el("div.circuit", null, names, scroller), light, has: (/** @type {number} */ id) => marks.has(id) };
+  const style = { "grid-template-columns": `${named}px minmax(0, 1fr)` };
+  return {
+    node: el("div.circuit", { style }, names, scroller),
+    light,
+    has: (/** @type {number} */ id) => marks.has(id),
+  };
 }
 
 /** The name of a node beside it. @param {CircuitNode | null} node @param {Element | null} [mark] */

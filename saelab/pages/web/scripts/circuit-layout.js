@@ -3,8 +3,8 @@
 /** @import { Circuit, CircuitNode } from "./types.d.ts" */
 
 const CELL = 30; // pixels between neighbours in one place
-const LEAST = 64; // of a column, so that its token can be read
-const ACROSS = 5; // nodes side by side, before a place grows upwards
+const ACROSS = 5; // nodes side by side, at most, before a place grows upwards
+const TIGHTEST = 0.5; // of the room that nodes want: beyond that the graph scrolls
 
 /**
  * Later in the model is higher: what was written to the stream, the stream before a block, its attention, its MLP.
@@ -46,7 +46,8 @@ function placed(circuit) {
 }
 
 /**
- * {at: Map(id -> [x, y]), rows: [{y, name}], columns: [{x, width, position}], width, height} of the nodes shown.
+ * {at: Map(id -> [x, y]), rows: [{y, name}], columns: [{x, width, position}], width, height} of the nodes shown: as wide as
+ * `wide`, places growing upwards and nodes standing closer where there are many.
  * @param {Circuit} circuit
  * @param {CircuitNode[]} shown
  * @param {number} wide
@@ -63,25 +64,31 @@ export function layout(circuit, shown, wide) {
     cell.nodes.push(node);
   }
   const all = [...cells.values()];
+  // What has no place in the text stands at the right.
+  /** @param {number} column */
+  const order = (column) => (column < 0 ? Infinity : column);
+  const positions = [...new Set(all.map((cell) => cell.column))].sort((a, b) => order(a) - order(b));
+  /** @param {number} across */
+  const columnsOf = (across) =>
+    positions.map((position) => {
+      const most = Math.max(...all.filter((cell) => cell.column === position).map((cell) => cell.nodes.length));
+      return { position, width: Math.min(most, across) * CELL + 10, x: 0 };
+    });
+  /** @param {{ width: number }[]} columns */
+  const room = (columns) => columns.reduce((sum, column) => sum + column.width, 0);
+  let across = ACROSS;
+  while (across > 1 && room(columnsOf(across)) > wide) across--;
+  const columns = columnsOf(across);
+  const stretch = Math.max(TIGHTEST, wide / (room(columns) || 1));
+  const step = CELL * Math.min(1, stretch);
   /** @param {Cell} cell */
-  const lines = (cell) => Math.ceil(cell.nodes.length / ACROSS);
+  const lines = (cell) => Math.ceil(cell.nodes.length / across);
   const rows = [...new Set(all.map((cell) => cell.row))]
     .sort((a, b) => b - a)
     .map((row) => {
       const mine = all.filter((cell) => cell.row === row);
       return { row, name: places[mine[0].nodes[0].id].name, height: Math.max(...mine.map(lines)) * CELL + 18, y: 0 };
     });
-  // What has no place in the text stands at the right.
-  /** @param {number} column */
-  const order = (column) => (column < 0 ? Infinity : column);
-  const columns = [...new Set(all.map((cell) => cell.column))]
-    .sort((a, b) => order(a) - order(b))
-    .map((column) => {
-      const most = Math.max(...all.filter((cell) => cell.column === column).map((cell) => cell.nodes.length));
-      return { position: column, width: Math.max(LEAST, Math.min(most, ACROSS) * CELL + 10), x: 0 };
-    });
-  const needed = columns.reduce((sum, column) => sum + column.width, 0);
-  const stretch = Math.max(1, wide / (needed || 1));
   let x = 0;
   for (const column of columns) {
     column.width *= stretch;
@@ -101,10 +108,10 @@ export function layout(circuit, shown, wide) {
     if (!column || !row) continue;
     const tall = lines(cell);
     cell.nodes.forEach((node, i) => {
-      const line = Math.floor(i / ACROSS);
-      const across = Math.min(ACROSS, cell.nodes.length - line * ACROSS);
+      const line = Math.floor(i / across);
+      const beside = Math.min(across, cell.nodes.length - line * across);
       at.set(node.id, [
-        column.x + column.width / 2 + ((i % ACROSS) - (across - 1) / 2) * CELL,
+        column.x + column.width / 2 + ((i % across) - (beside - 1) / 2) * step,
         row.y + row.height / 2 + (line - (tall - 1) / 2) * CELL,
       ]);
     });

@@ -1,15 +1,15 @@
 // The page of a circuit: the graph, what is known of one node, and all of them as a table.
 
-/** @import { CircuitNode, Edge } from "./types.d.ts" */
+/** @import { Circuit, CircuitNode, Edge } from "./types.d.ts" */
 
-import { circuit, dashboardOf, members, read, share, sign, token } from "./circuit-data.js";
+import { circuit, dashboardOf, members, share, sign, take, token } from "./circuit-data.js";
 import { graph, SHAPES } from "./circuit-graph.js";
 import { step } from "./colour.js";
-import { all, byId, el, nearest, replace, svg } from "./dom.js";
+import { all, button, byId, el, nearest, replace, svg } from "./dom.js";
 import { downloadCsv, downloadJson } from "./export.js";
 import { clamp, count, number, percent, plural, signed } from "./numbers.js";
-import { errorCard, pairs } from "./parts.js";
-import { isDark, loadPreferences, prefer } from "./preferences.js";
+import { pairs } from "./parts.js";
+import { arrived, startReport } from "./report.js";
 import { go, here, startRoute } from "./route.js";
 import { chip, textNodes } from "./text.js";
 
@@ -175,7 +175,7 @@ function startCircuit() {
     const shown = circuit.order.filter(
       (node) => Math.abs(share(node)) >= least() || node.id === 0 || node.id === chosen,
     );
-    picture = graph(shown, Math.max(300, place.clientWidth - 130), choose);
+    picture = graph(shown, place.clientWidth, choose);
     replace(place, picture.node);
     replace(rows, table(shown, choose));
     replace(
@@ -228,7 +228,7 @@ function startCircuit() {
   startRoute((params) => {
     const id = Number(params.get("n") ?? 0);
     select(Number.isInteger(id) && id >= 0 && id < circuit.nodes.length ? id : 0);
-    document.documentElement.dataset.shown = String(Number(document.documentElement.dataset.shown ?? 0) + 1);
+    arrived();
   });
 }
 
@@ -254,50 +254,38 @@ function provenanceOfCircuit() {
   );
 }
 
-function begin() {
-  loadPreferences();
-  byId("theme").addEventListener("click", () => prefer({ theme: isDark() ? "light" : "dark" }));
-  try {
-    read();
-    /** @type {(keyof CircuitNode)[]} */
-    const keys = [
-      "id",
-      "name",
-      "label",
-      "kind",
-      "of",
-      "block",
-      "position",
-      "latent",
-      "activation",
-      "contribution",
-      "depth",
-      "expanded",
-      "members",
-    ];
-    byId("csv").addEventListener("click", () =>
-      downloadCsv(
-        "circuit.csv",
-        [...keys, "token"],
-        circuit.nodes.map((node) => [...keys.map((key) => node[key]), token(node)]),
-      ),
-    );
-    byId("json").addEventListener("click", () => {
-      const { format, version, model, tokens, saes, settings, sums, nodes, edges } = circuit;
-      downloadJson("circuit.json", { format, version, model, tokens, saes, settings, sums, nodes, edges });
-    });
-    replace(byId("provenance"), provenanceOfCircuit());
-    startCircuit();
-  } catch (error) {
-    replace(
-      byId("main"),
-      errorCard(
-        "This circuit could not be read",
-        Object.assign(/** @type {Error} */ (error), { hint: "The file may be cut off or changed." }),
-      ),
-    );
-    document.documentElement.dataset.shown = "0";
-  }
+/** @type {(keyof CircuitNode)[]} */
+const KEYS = [
+  "id",
+  "name",
+  "label",
+  "kind",
+  "of",
+  "block",
+  "position",
+  "latent",
+  "activation",
+  "contribution",
+  "depth",
+  "expanded",
+  "members",
+];
+const asCsv = () =>
+  downloadCsv(
+    "circuit.csv",
+    [...KEYS, "token"],
+    circuit.nodes.map((node) => [...KEYS.map((key) => node[key]), token(node)]),
+  );
+function asJson() {
+  const { format, version, model, tokens, saes, settings, sums, nodes, edges } = circuit;
+  downloadJson("circuit.json", { format, version, model, tokens, saes, settings, sums, nodes, edges });
 }
 
-addEventListener("DOMContentLoaded", begin); // the graph stands below this script
+/** @param {Circuit} data */
+function paint(data) {
+  take(data);
+  startCircuit();
+  return provenanceOfCircuit();
+}
+const plain = { class: "button plain" };
+startReport("saelab circuit", paint, button("CSV", asCsv, plain), button("JSON", asJson, plain));

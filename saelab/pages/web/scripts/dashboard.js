@@ -5,7 +5,7 @@
 import { hoverCard } from "./card.js";
 import { ChunkError, loadManifest } from "./chunks.js";
 import { comparePage } from "./compare-page.js";
-import { byId, el, replace } from "./dom.js";
+import { button, byId, el, replace } from "./dom.js";
 import { Dataset } from "./feature-data.js";
 import { featurePage } from "./feature-page.js";
 import { indexPage } from "./index-page.js";
@@ -15,9 +15,36 @@ import { errorCard } from "./parts.js";
 import { loadPreferences, prefer } from "./preferences.js";
 import { promptPage } from "./prompt-page.js";
 import { provenance } from "./provenance.js";
+import { bar } from "./report.js";
 import { actions, again, go, here, route, startRoute } from "./route.js";
 import { textNodes } from "./text.js";
 import { openHelp, openView } from "./view.js";
+
+/** The bar: a search, the pages, what one may set. */
+function dashboardBar() {
+  const says = "Search latents: number, word, tok:, text:, re:, ~number";
+  const placeholder = 'Search: 123, word, tok:" the", text:"…", ~123';
+  bar(
+    "saelab",
+    "#",
+    el(
+      "div.search",
+      { role: "search" },
+      el("input", {
+        id: "search",
+        type: "search",
+        autocomplete: "off",
+        spellcheck: "false",
+        "aria-label": says,
+        placeholder,
+      }),
+      el("kbd", { "aria-hidden": "true" }, "/"),
+    ),
+    el("nav", { "aria-label": "Pages", id: "nav-pages" }),
+    button("View", openView, { class: "button plain", id: "view" }),
+    button("?", openHelp, { class: "button plain", id: "help", "aria-label": "Keys and search help" }),
+  );
+}
 
 const searchField = () => /** @type {HTMLInputElement} */ (byId("search"));
 
@@ -110,11 +137,10 @@ function startSearch() {
 
 async function start() {
   loadPreferences();
+  dashboardBar();
   for (const feature of ["color-scheme: dark", "contrast: more"])
     matchMedia(`(prefers-${feature})`).addEventListener("change", () => prefer({}));
   addEventListener("scroll", () => hoverCard.hide(), { passive: true });
-  byId("help").addEventListener("click", openHelp);
-  byId("view").addEventListener("click", openView);
   try {
     const manifest = await loadManifest();
     replace(byId("brand"), textNodes(manifest.title));

@@ -60,6 +60,19 @@ export function svg(name, props, ...children) {
   return /** @type {DrawnOf<Name>} */ (fill(node, props, children));
 }
 
+/**
+ * A picture that the page's data hold, of base64 of PNG.
+ * @param {string} png
+ * @param {string} alt
+ * @param {string} [kind]
+ */
+export function picture(png, alt, kind = "") {
+  if (!/^[A-Za-z0-9+/]*=*$/.test(png)) throw new Error("a picture is not base64");
+  const image = el(kind ? `img.picture.${kind}` : "img.picture", { alt });
+  image.src = `data:image/png;base64,${png}`;
+  return image;
+}
+
 /** @param {Child} label @param {(event: MouseEvent) => void} action @param {Props} [props] */
 export function button(label, action, props = {}) {
   return el("button.button", { type: "button", click: action, ...props }, label);

@@ -14,12 +14,14 @@ export function number(x, digits = 3) {
   if (size >= 1e6 || size < 1e-4)
     return x
       .toExponential(Math.max(0, digits - 2))
-      .replace("-", "−")
+      .replaceAll("-", "−")
       .replace("e+", "e");
   if (size >= 1000) return Math.round(x).toLocaleString("en-US").replace("-", "−");
   const places = clamp(digits - 1 - Math.floor(Math.log10(size)), 0, 6);
   return x.toFixed(places).replace("-", "−");
 }
+/** A number that may be a whole one: then it is not rounded. @param {number | string | null | undefined} x */
+export const figure = (x) => (Number.isSafeInteger(x) ? count(Number(x)).replace("-", "−") : number(x));
 /** @param {number | null | undefined} n */
 export const count = (n) => (n === undefined || n === null ? "–" : Number(n).toLocaleString("en-US"));
 /** @param {number | null} x @param {number} [digits] */

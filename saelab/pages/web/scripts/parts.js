@@ -3,7 +3,7 @@
 /** @import { Child, Choice, Props } from "./types.d.ts" */
 
 import { all, button, byId, el, freshId, maybeById, nearest } from "./dom.js";
-import { clamp } from "./numbers.js";
+import { clamp, figure } from "./numbers.js";
 import { textNodes } from "./text.js";
 
 /**
@@ -58,6 +58,53 @@ export function table(heads, rows, hidden = false) {
       null,
       rows.map((row) => row && el("tr", null, cells(row))),
     ),
+  );
+}
+
+/**
+ * A table of figures that scrolls on its own: numbers as people read them at the right, all else at the left.
+ * @param {string[]} heads
+ * @param {(Child)[][]} rows
+ * @param {string} label
+ */
+export function figures(heads, rows, label) {
+  /** @param {Child} cell */
+  const shown = (cell) =>
+    typeof cell === "string" ? textNodes(cell) : typeof cell === "number" || cell === null ? figure(cell) : cell;
+  const right = heads.map((_, i) => rows.some((row) => typeof row[i] === "number"));
+  const made = table(
+    heads.map((head, i) => (right[i] ? `#${head}` : head)),
+    rows.map((row) => row.map(shown)),
+  );
+  made.classList.add("figures");
+  return el("div.scroll", { tabindex: 0, role: "region", "aria-label": label }, made);
+}
+
+/**
+ * A table whose cells are tinted by their share of the largest absolute value, or of a tenth where all are smaller.
+ * @param {string} corner
+ * @param {string[]} names of the rows
+ * @param {string[]} columns
+ * @param {(number | null)[][]} values
+ * @param {(x: number | null) => string} format
+ */
+export function matrix(corner, names, columns, values, format) {
+  const largest = Math.max(0.1, ...values.flat().map((x) => Math.abs(x ?? 0)));
+  /** @param {number | null} x */
+  const cell = (x) =>
+    el(
+      (x ?? 0) < 0 ? "td.minus" : "td.plus",
+      { data: { share: "" }, style: { "--share": String(Math.abs(x ?? 0) / largest) } },
+      format(x),
+    );
+  const heads = [corner, ...columns].map((words, i) => el(i ? "th.num" : "th", { scope: "col" }, textNodes(words)));
+  const rows = names.map((words, i) =>
+    el("tr", null, el("th", { scope: "row" }, textNodes(words)), values[i].map(cell)),
+  );
+  return el(
+    "div.scroll",
+    { tabindex: 0, role: "region", "aria-label": `Table by ${corner}` },
+    el("table.pairs.figures", null, el("thead", null, el("tr", null, heads)), el("tbody", null, rows)),
   );
 }
 

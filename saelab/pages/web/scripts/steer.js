@@ -1,12 +1,12 @@
 // Steering replayed: a sweep that was run before, its texts by strength beside the unsteered one.
 
 /** @import { Sae } from "./feature-data.js" */
-/** @import { Child } from "./types.d.ts" */
 /** @typedef {Record<string, unknown> & { text: string, strength?: number | null, kl?: number | null }} Entry */
 
 import { curve } from "./charts.js";
 import { cutTexts } from "./chunks.js";
 import { choice } from "./dialogs.js";
+import { differing } from "./differing.js";
 import { el, replace } from "./dom.js";
 import { starts } from "./feature-data.js";
 import { clamp, number, plural } from "./numbers.js";
@@ -86,7 +86,7 @@ function sweepDrawer(entries) {
             null,
             curve({
               label: `KL by strength, ${kls.map(([s, k]) => `${number(s)}: ${number(k)}`).join(", ")}`,
-              points: kls,
+              series: [{ name: "KL", points: kls }],
               mark: entry.strength,
             }),
           ),
@@ -114,30 +114,4 @@ function sweepDrawer(entries) {
     el("div.facets", null, pickers, el("label.field", null, "strength", slider, reading)),
     body,
   );
-}
-
-/**
- * The steered text with the words that the unsteered one has not, in order, underlined (longest common subsequence).
- * @param {string} before
- * @param {string} after
- */
-export function differing(before, after) {
-  const a = before.match(/\s+|[^\s]+/gu)?.slice(0, 600) ?? [],
-    b = after.match(/\s+|[^\s]+/gu)?.slice(0, 600) ?? [];
-  const length = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
-  for (let i = a.length - 1; i >= 0; i--)
-    for (let j = b.length - 1; j >= 0; j--)
-      length[i][j] = a[i] === b[j] ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
-  /** @type {Child[]} */
-  const out = [];
-  for (let i = 0, j = 0; j < b.length; ) {
-    if (i < a.length && a[i] === b[j]) {
-      out.push(textNodes(b[j]));
-      i++;
-      j++;
-    } else if (i < a.length && length[i + 1][j] >= length[i][j + 1]) i++;
-    else out.push(el("mark", null, textNodes(b[j++])));
-  }
-  if (b.length === 600) out.push("…");
-  return out;
 }

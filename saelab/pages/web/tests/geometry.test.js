@@ -98,16 +98,28 @@ test("bars are walked with keys, read out and picked", () => {
 });
 
 test("a curve goes from its smallest x at the left to its largest y at the top; a meter is as wide as its share", () => {
-  const drawn = curve({
+  const points = [
+    [0, 0],
+    [1, 1],
+    [2, 4],
+    [3, Number.NaN],
+  ];
+  const drawn = curve({ label: "x", series: [{ name: "x", points }], height: 110 });
+  assert.equal(drawn.querySelector("path.curve").getAttribute("d"), "M36.0 104.0L183.0 79.5L330.0 6.0");
+  const other = { name: "y", points: [[1, -1]] };
+  const banded = curve({
     label: "x",
-    points: [
-      [0, 0],
-      [1, 1],
-      [2, 4],
+    series: [{ name: "x", points }, other],
+    band: [
+      [0, -1, 9],
+      [2, 0, 3],
     ],
     height: 110,
   });
-  assert.equal(drawn.querySelector("path.curve").getAttribute("d"), "M36.0 104.0L183.0 79.5L330.0 6.0");
+  assert.equal(banded.querySelector("path.band").getAttribute("d"), "M36.0 104.0L330.0 94.2L330.0 64.8L36.0 6.0z");
+  assert.equal(banded.querySelector("path.curve.s1").getAttribute("d"), "M183.0 104.0");
+  assert.equal(banded.querySelector("path.axis").getAttribute("d"), "M36 94.2H334");
+  assert.equal(curve({ label: "x", series: [{ name: "x", points: [] }] }), null);
   assert.equal(meter(0.25).firstChild.style.width, "25.0%");
   assert.equal(meter(7).firstChild.style.width, "100.0%");
 });
@@ -178,4 +190,18 @@ test("nodes of a circuit stand by token from left to right and by layer from the
     ["attention 1", "all else of attention 1", "MLP 0", "embedding"],
   );
   close(width, 600);
+});
+
+test("a crowded circuit is as wide as its frame, its nodes closer and above each other", () => {
+  const nodes = Array.from({ length: 36 }, (_, id) => ({ id, kind: "mlp", of: null, block: 0, position: id % 12 }));
+  for (const wide of [900, 500, 250]) {
+    const { at, width, columns } = layout({ nodes, edges: [] }, nodes, wide);
+    close(width, wide);
+    for (const { id, position } of nodes) {
+      const column = columns.find((one) => one.position === position);
+      assert.ok(at.get(id)[0] > column.x && at.get(id)[0] < column.x + column.width);
+    }
+    assert.equal(new Set(nodes.map(({ id }) => at.get(id).join())).size, 36); // none on another
+  }
+  assert.equal(layout({ nodes, edges: [] }, nodes, 100).width, 12 * 20); // no closer than that: it scrolls
 });

@@ -2,12 +2,12 @@ import "./page.js";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ramp, step } from "../scripts/colour.js";
+import { differing } from "../scripts/differing.js";
 import { el, svg } from "../scripts/dom.js";
 import { csv } from "../scripts/export.js";
 import { parseLatent, sameLatent } from "../scripts/latents.js";
 import { count, density, number, percent, plural, signed } from "../scripts/numbers.js";
 import { actions, go, hashOf, here, mark, parseHash, route, startRoute } from "../scripts/route.js";
-import { differing } from "../scripts/steer.js";
 import { characterGroups, chip, textNodes } from "../scripts/text.js";
 
 test("numbers as people read them", () => {
@@ -22,7 +22,7 @@ test("numbers as people read them", () => {
   };
   for (const [x, words] of Object.entries(wanted)) assert.equal(number(Number(x)), words);
   assert.deepEqual([number(-12.345), number(123_456), number(999_999)], ["−12.3", "123,456", "999,999"]);
-  assert.equal(number(0.00001234), "1.2e−5");
+  assert.deepEqual([number(0.00001234), number(-0.00001234)], ["1.2e−5", "−1.2e−5"]);
   assert.deepEqual(
     [null, undefined, Number.NaN, Infinity, -Infinity].map((x) => number(x)),
     ["–", "–", "–", "∞", "−∞"],
