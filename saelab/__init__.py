@@ -43,6 +43,7 @@ _PUBLIC = {
     "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
+    "calibrate": "saelab.evaluation.calibration",
     "Report": "saelab.evaluation.fidelity",
     "QuickSelection": "saelab.selection.estimator",
     "SaelabError": "saelab.base.errors",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from saelab.base.errors import InterventionError as InterventionError
     from saelab.base.errors import SaelabError as SaelabError
     from saelab.base.errors import SiteError as SiteError
+    from saelab.evaluation.calibration import calibrate as calibrate
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
     from saelab.interop.loading import load_sae as load_sae

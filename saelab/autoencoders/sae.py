@@ -194,7 +194,10 @@ class SAE(nn.Module):
         """
         state = self.state
         if not int(state.stat_tokens):
-            raise ConfigError("this SAE has no activation statistics: it was not trained by saelab, or not to the end")
+            raise ConfigError(
+                "this SAE has no activation statistics: it was not trained by saelab, or not to the end; saelab.calibrate "
+                "measures them"
+            )
         fires = state.fires.clamp(min=1)
         return LatentStats(
             max=state.act_max / state.target_scale,

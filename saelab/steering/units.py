@@ -57,7 +57,11 @@ def _of_latent(operation: "Operation") -> float:
     if operation.unit == "residual_norm":
         figure = sae.metadata.get("median_norm")
         if figure is None:
-            raise _missing(operation, 'median norm (sae.metadata["median_norm"])', "an SAE trained by saelab")
+            raise _missing(
+                operation,
+                'median norm (sae.metadata["median_norm"])',
+                "an SAE trained by saelab, or measured by saelab.calibrate",
+            )
         return float(figure)
     stats = _stats(operation, "largest activation" if operation.unit == "max_activation" else "standard deviation")
     return float(stats.max[latent] if operation.unit == "max_activation" else stats.std[latent])
