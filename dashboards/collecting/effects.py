@@ -23,8 +23,8 @@ from torch import Tensor
 from saelab.base.progress import progress_bar
 from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.weights import ToLogits
-from saelab.models.families import ATTENTION
 from saelab.models.hooks import first_runs
+from saelab.models.site_names import ATTENTION
 from saelab.models.sites import Site, flat, frozen
 from saelab.models.tokens import Tokens
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saelab.base.protocols import Dictionary
 from saelab.models.attention import Norm
-from saelab.models.families import ATTENTION, MLP, Side
+from saelab.models.site_names import ATTENTION, MLP, Side
 from saelab.models.sites import Site
 from saelab.models.unembedding import Unembedding, unembedding, written_share
 

@@ -1,24 +1,28 @@
-"""The parts of one attention layer, by family: norms, value and output weights, and the pattern that the model used.
+"""The parts of one attention layer: norms, value and output weights, and the pattern that the model used.
 
 Shapes: B batch, T destination and S source positions, D width of the stream, H query heads, G key-value heads, E width of
 a head.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError
-from saelab.models.backends import Bridge, Hooked
-from saelab.models.families import KNOWN, Side, block_list, family_of
+from saelab.models.backends import Bridge, Hooked, Transformers
+from saelab.models.blocks import USUAL
+from saelab.models.site_names import Side
+from saelab.models.wrappers import looked_through
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -73,6 +77,12 @@ class Norm:
         return (x - x.mean(-1, keepdim=True) if self.centred else x) * self.gain
 
 
+def is_norm(module: nn.Module, width: int) -> bool:
+    """Whether a module may be a norm of vectors so long: its only parameters are as long, or it has none and is called so."""
+    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
+    return shapes == {(width,)} or not shapes and "norm" in type(module).__name__.lower()
+
+
 @dataclass(frozen=True)
 class Projection:
     """x -> x W + b with W [in, out]; b None where there is none."""
@@ -105,58 +115,99 @@ class AttentionParts:
 def attention_parts(lm: "LanguageModel", layer: int) -> AttentionParts:
     """The parts of one layer's attention, weights in at least fp32.
 
-    Raises `ConfigError` for a layer that is not there or a model whose family has no table.
+    Found by what has to hold: at the first token, which sees nothing else, z is the values that the norm and a projection
+    give. Raises `ConfigError` for a layer that is not there, or where no part of the attention does (gates, norms of the
+    values, latent attention).
     """
     why = f"there is no block {layer}: {lm.name} has {lm.n_layers}, from 0 on"
     layer = checks.count("block", layer, least=0, most=lm.n_layers - 1, of=why)
-    backend: Any = lm.backend
-    if isinstance(backend, Hooked) and not isinstance(backend, Bridge):
-        return _hooked_parts(backend, layer)
-    family = family_of(backend.config)
-    found = family and block_list(lm.inner, family)
-    if not family or not found:
-        raise ConfigError(
-            f"where {lm.name} keeps its attention is not known: attribution is there for {', '.join(KNOWN)}"
-        )
-    block = found[1][layer]
-    value = _projection(block.get_submodule(family.value))
-    output = _projection(block.get_submodule(family.z_reader))
-    heads, d_model = int(backend.config.num_attention_heads), value.W.shape[0]
-    d_head = output.W.shape[0] // heads
-    W_V, b_V = _value_part(value, family.value_part, d_head)
-    module = block.get_submodule(family.attention)
-    norm, after = block.get_submodule(family.norm), family.attention_norm
-    places: dict[str, tuple[nn.Module, Side]] = {
-        "norm_in": (norm, "input"), "norm_out": (norm, "output"), "z": lm.place(lm.site(f"blocks.{layer}.attn.hook_z")),
-        "attention": (module, "output"),
-    }  # fmt: skip
-    if after:
-        places["post_norm"] = (block.get_submodule(after), "output")
-    like = next(norm.parameters())
-    return AttentionParts(
-        layer, module, Norm(norm, d_model, like),
-        Norm(block.get_submodule(after), d_model, like) if after else None,
-        W_V, b_V, output.W.view(heads, d_head, d_model), _bias(output, d_model),
-        torch.arange(heads, device=W_V.device) // (heads // W_V.shape[1]), places,
-    )  # fmt: skip
+    backend = lm.backend
+    ways = _by_names(lm, backend, layer) if isinstance(backend, Hooked) else _by_modules(backend, layer)
+    if layer in backend.attention_ways:
+        return next(itertools.islice(ways, backend.attention_ways[layer], None))
+    every = list(ways)
+    places = {place for parts in every for place in (parts.places["norm_out"], parts.places["z"])}
+    seen = backend.few_tokens({place: place for place in places})
+    for number, parts in enumerate(every):
+        if _values_are_z(parts, seen):
+            backend.attention_ways[layer] = number
+            return parts
+    raise ConfigError(f"what block {layer} of {lm.name} attends to is not known: no projection of it gives values "
+                      "that hook_z holds at the first token, or it adds something else to the stream")  # fmt: skip
 
 
-def _hooked_parts(backend: Hooked, layer: int) -> AttentionParts:
-    """Of a `HookedTransformer`, whose attention holds its weights by head and gives its pattern to a hook point."""
-    block: Any = backend.runner.blocks[layer]  # type: ignore[index]
-    attn, exact = block.attn, torch.promote_types(block.attn.W_V.dtype, torch.float32)
-    W_V, b_V, W_O, b_O = (x.detach().to(exact) for x in (attn.W_V, attn.b_V, attn.W_O, attn.b_O))
-    after = getattr(block, "ln1_post", None)
-    d_model = int(backend.cfg.d_model)
+def _values_are_z(parts: AttentionParts, seen: Mapping[Any, Tensor]) -> bool:
+    normed, z = (seen.get(parts.places[name]) for name in ("norm_out", "z"))
+    if normed is None or z is None:
+        return False
+    values_BGE = torch.einsum("bd,dge->bge", normed[:, 0].to(parts.W_V), parts.W_V) + parts.b_V
+    gap = values_BGE[:, parts.group].flatten(1) - z[:, 0].flatten(1)
+    tolerance = max(1e-4, 8 * torch.finfo(z.dtype).eps)
+    return bool(gap.abs().max() <= tolerance * z[:, 0].abs().max())
+
+
+def _by_modules(backend: Transformers, layer: int) -> Iterator[AttentionParts]:
+    """What the parts of a transformers model may be, the likeliest first."""
+    pre, z, out = (
+        backend.named.get(f"blocks.{layer}.{hook}") for hook in ("hook_resid_pre", "attn.hook_z", "hook_attn_out")
+    )
+    if pre is None or z is None or z.heads is None or out is None:
+        return
+    block, last = (backend.inner.get_submodule(site.path) for site in (pre, z))
+    module = backend.inner.get_submodule(z.path.rpartition(".")[0])
+    inside = dict(module.named_modules())
+    linear = [
+        path for path, m in inside.items() if getattr(getattr(m, "weight", None), "ndim", 0) == 2 and m is not last
+    ]
+    if not isinstance(getattr(last, "weight", None), Tensor):
+        return
+    output = _projection(last)
+    norms = [m for m in block.modules() if is_norm(m, pre.width) and m not in inside.values()]
+    after = backend.inner.get_submodule(out.path) if USUAL.norms.search(out.path) else None
+    for path in sorted(linear, key=lambda path: not USUAL.projects[2].search(path)):
+        value = _projection(inside[path])
+        for norm, values in itertools.product(norms, _value_parts(value, z.heads, z.width // z.heads)):
+            if len(values[0]) == pre.width:
+                yield _assembled(backend, layer, module, norm, after, values, output, z.heads)
+
+
+def _by_names(lm: "LanguageModel", backend: Hooked, layer: int) -> Iterator[AttentionParts]:
+    """Of a TransformerLens model, whose blocks name them; a bridge takes a joint projection apart."""
+    block: Any = looked_through(lm.model).blocks[layer]  # type: ignore[index]
+    attention, norm = getattr(block, "attn", None), getattr(block, "ln1", None)
+    if attention is None or norm is None:
+        return
+    heads = int(backend.cfg.n_heads)
+    if isinstance(backend, Bridge):
+        value, output = _projection(attention.v), _projection(attention.o)
+        ways = list(_value_parts(value, heads, int(backend.cfg.d_head)))
+    else:
+        exact = torch.promote_types(attention.W_V.dtype, torch.float32)
+        W_V, b_V, W_O, b_O = (getattr(attention, name).detach().to(exact) for name in ("W_V", "b_V", "W_O", "b_O"))
+        output = Projection(rearrange(W_O, "h e d -> (h e) d"), b_O)
+        ways = [(rearrange(W_V, "g d e -> d g e"), b_V)]
+    for values in ways:
+        yield _assembled(backend, layer, attention, norm, getattr(block, "ln1_post", None), values, output, heads)
+
+
+def _assembled(
+    backend: Transformers, layer: int, module: nn.Module, norm: nn.Module, after: nn.Module | None,
+    values: tuple[Tensor, Tensor], output: Projection, heads: int,
+) -> AttentionParts:  # fmt: skip
+    (W_V, b_V), d_model = values, output.W.shape[1]
     places: dict[str, tuple[nn.Module, Side]] = {
-        "norm_in": (block.ln1, "input"), "norm_out": (block.ln1, "output"), "z": (attn.hook_z, "output"),
-        "pattern": (attn.hook_pattern, "output"), "attention": (attn, "output"),
+        "norm_in": (norm, "input"), "norm_out": (norm, "output"),
+        "z": backend.place(backend.site(f"blocks.{layer}.attn.hook_z")), "attention": (module, "output"),
     }  # fmt: skip
+    if hasattr(module, "hook_pattern") and not isinstance(backend, Bridge):
+        places["pattern"] = (module.hook_pattern, "output")  # type: ignore[assignment]
     if after is not None:
         places["post_norm"] = (after, "output")
+    like = next(norm.parameters(), W_V)
     return AttentionParts(
-        layer, attn, Norm(block.ln1, d_model, attn.W_V), Norm(after, d_model, attn.W_V) if after is not None else None,
-        W_V.transpose(0, 1), b_V, W_O, b_O, torch.arange(len(W_O), device=W_O.device) // (len(W_O) // len(W_V)), places,
+        layer, module, Norm(norm, d_model, like), Norm(after, d_model, like) if after is not None else None,
+        W_V, b_V, rearrange(output.W, "(h e) d -> h e d", h=heads), _bias(output, d_model),
+        torch.arange(heads, device=W_V.device) // (heads // W_V.shape[1]), places,
     )  # fmt: skip
 
 
@@ -180,14 +231,20 @@ def _bias(projection: Projection, width: int) -> Tensor:
     return projection.W.new_zeros(width) if projection.b is None else projection.b
 
 
-def _value_part(value: Projection, part: str, d_head: int) -> tuple[Tensor, Tensor]:
-    """W_V [D, G, E] and b_V [G, E] from the projection that makes the values, and perhaps queries and keys too."""
-    W, b = value.W, _bias(value, value.W.shape[1])
-    if part == "third":
-        W, b = W.chunk(3, dim=1)[2], b.chunk(3)[2]
-    W, b = W.reshape(len(W), -1, d_head), b.reshape(-1, d_head)
-    # query, key and value of one head stand together
-    return (W[:, 2::3], b[2::3]) if part == "third of each head" else (W, b)
+def _value_parts(value: Projection, heads: int, d_head: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """W_V [D, G, E] and b_V [G, E], as a projection may make them: its whole output; what stands after all queries and keys;
+    of each group what stands after its queries and its key."""
+    both, e = (value.W, _bias(value, value.W.shape[1])), {"e": d_head}
+    wide = value.W.shape[1] // d_head
+    if value.W.shape[1] % d_head == 0 and heads % wide == 0:
+        W_V, b_V = (rearrange(x, "... (g e) -> ... g e", **e) for x in both)
+        yield W_V, b_V
+    groups = (wide - heads) // 2
+    if value.W.shape[1] == (heads + 2 * groups) * d_head and groups > 0 and heads % groups == 0:
+        W_V, b_V = (rearrange(x[..., -groups * d_head :], "... (g e) -> ... g e", **e) for x in both)
+        yield W_V, b_V
+        W_V, b_V = (rearrange(x, "... (g n e) -> ... g n e", g=groups, **e)[..., -1, :] for x in both)
+        yield W_V, b_V
 
 
 class Pattern:

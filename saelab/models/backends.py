@@ -5,30 +5,21 @@ imported: its objects are known by what they have.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from saelab.base.errors import ConfigError, DataError, SiteError
-from saelab.models.blocks import Found, block_lists, ends, measured
-from saelab.models.families import (
-    EMBEDDING,
-    KINDS,
-    MLP,
-    NORM,
-    PROJECTION,
-    Family,
-    Side,
-    block_list,
-    classic_name,
-    family_of,
-    in_features,
-)
+from saelab.models.adapters import adapter_words
+from saelab.models.blocks import block_lists, ends, measured
 from saelab.models.hooks import aside, first_runs, interventions_silent
 from saelab.models.identity import dropout_rate
+from saelab.models.site_names import EMBEDDING, KINDS, MLP, NORM, PROJECTION, Side, classic_name
 from saelab.models.sites import Site, flat, unknown_site
 from saelab.models.tasks import OTHERWISE, refuse_other_tasks
 from saelab.models.where import locator
@@ -64,6 +55,7 @@ class Transformers:
                                   "model is called here: name it so, or give the model inside")  # fmt: skip
             self.known &= set(outer)  # a wrapper may hand on only some of them
         self._by_path: dict[str, Site] = {}
+        self.attention_ways: dict[int, int] = {}  # see `saelab.models.attention`
 
     @property
     def config(self) -> Any:
@@ -190,22 +182,22 @@ class Transformers:
 
     @cached_property
     def named(self) -> dict[str, Site]:
-        """The sites that have a name: from the family's table, else measured when first asked for."""
+        """The sites that have a name: measured when first asked for."""
         return self._named_sites()
 
     def _probed_width(self, name: str, site: Site) -> int:
-        x = flat(self._few_tokens({name: self.place(site)}, False)[name])
+        x = flat(self.few_tokens({name: self.place(site)}, False)[name])
         if x.ndim != 3 or x.shape[:2] != (2, 3):
             raise SiteError(f"{name!r} holds {list(x.shape)} for 2 texts of 3 tokens, not one vector a token: "
                             "read it with saelab.models.sites.record")  # fmt: skip
         return int(x.shape[2])
 
-    def _few_tokens(self, targets: Mapping[str, tuple[nn.Module, Side]], partly: bool = True) -> dict[str, Tensor]:
+    def few_tokens(self, targets: Mapping[Any, tuple[nn.Module, Side]], partly: bool = True) -> dict[Any, Tensor]:
         """What passes at some modules when the model reads 2 texts of 3 tokens; those that do not run are left out."""
         device = next(self.runner.parameters()).device
         ids = torch.tensor([[1, 2, 3], [6, 5, 4]], device=device) % self.d_vocab
         mask = torch.ones_like(ids, dtype=torch.bool)
-        with interventions_silent(), torch.no_grad():
+        with interventions_silent(), torch.no_grad(), _NothingDropped():
             return first_runs(targets, lambda: self.logits(ids, mask), stop=not partly, partly=partly)
 
     def path_of(self, name: str) -> tuple[str, Side]:
@@ -225,28 +217,23 @@ class Transformers:
         raise unknown_site(name, [*self.named, *sorted(modules)], hint)
 
     def _named_sites(self) -> dict[str, Site]:
-        family = family_of(self.config)
-        found = family and block_list(self.inner, family)
-        if not family or not found:
-            heads = int(getattr(self.config, "num_attention_heads", 1) or 1)
-            path, places = measured(self.inner, self.n_layers, heads, self._few_tokens)
-        else:
-            path, blocks = found
-            places = {f"blocks.{layer}.{hook}": place._replace(path=f"{path}.{layer}.{place.path}".rstrip("."))
-                      for layer, block in enumerate(blocks) for hook, place in self._in_table(family, block)}  # fmt: skip
+        heads = int(getattr(self.config, "num_attention_heads", 1) or 1)
+        path, places = measured(self.inner, self.n_layers, heads, self.few_tokens, lambda: adapter_words(self.inner))
         if places:
             places |= ends(self.inner, path, next(iter(places.values())).width)
         return {name: Site(name, *place) for name, place in places.items()}
 
-    def _in_table(self, family: Family, block: nn.Module) -> Iterator[tuple[str, Found]]:
-        heads, d_model = int(self.config.num_attention_heads), int(self.config.hidden_size)
-        z_width, mlp_width = (in_features(block.get_submodule(path)) for path in (family.z_reader, family.post_reader))
-        widths = {"attn.hook_z": z_width, "mlp.hook_pre": mlp_width, "mlp.hook_post": mlp_width}
-        for hook, (path, side) in family.places().items():
-            width = widths.get(hook, d_model)
-            if KINDS[hook] == PROJECTION:
-                width = int(block.get_submodule(path).out_features)  # type: ignore[arg-type]
-            yield hook, Found(path, side, width, KINDS[hook], heads if hook == "attn.hook_z" else None)
+
+class _NothingDropped(TorchFunctionMode):
+    """Within it dropout is the identity, so that what is measured holds in training mode too, and no number is drawn."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is dropout:
+            return kwargs.get("input", args[0] if args else None)
+        if func is scaled_dot_product_attention and "dropout_p" in kwargs:
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
 
 
 class Hooked(Transformers):

@@ -1,10 +1,14 @@
-"""TransformerLens' names in a family that no table knows: measured, from what a few tokens leave in the model.
+"""Where a transformer keeps what TransformerLens names: measured, from what a few tokens leave in the model.
 
 A name is given where the module holds what the name means: the output of a block is what the next one reads; what attention and
 MLP give adds up to the block's change of the stream; what stands between them is the stream with attention's part added. A
 block that scales or norms what it adds has no module that gives it, and no such name.
+
+Which modules are looked at is a matter of `Words`: `USUAL` has what most models call their parts, an adapter of TransformerLens
+(`saelab.models.adapters`) what its family calls them. Either has to pass the same sums.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,18 +16,48 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelab.models.families import ATTENTION, EMBEDDING, MLP, NORM, PROJECTION, RESIDUAL, Side
+from saelab.models.site_names import ATTENTION, EMBEDDING, KINDS, MLP, NORM, PROJECTION, RESIDUAL, Side
 
-Targets = Mapping[str, tuple[nn.Module, Side]]
-Reader = Callable[[Targets], Mapping[str, Tensor]]  # runs a few tokens and gives what passed, of the modules that ran
+# runs a few tokens and gives what passed, of the modules that ran
+Reader = Callable[[Mapping[Any, tuple[nn.Module, Side]]], Mapping[Any, Tensor]]
 
-_MIXER = re.compile(r"attn|attention|temporal_block|mixer|mamba|conv$", re.I)
-_ATTENTION = re.compile(r"attn|attention", re.I)
-_STATES = re.compile(r"linear_attn|mamba|mixer", re.I)  # named so, and going from state to state: attention to nothing
-_MLP = re.compile(r"mlp|ffn|feed_?forward|moe|fc2$", re.I)
-_NORM = re.compile(r"norm|^ln", re.I)
-_OUTPUT = re.compile(r"^(o_proj|out_proj|c_proj|dense|wo|fc_out|fc2|down_proj|dense_4h_to_h|w2)$")
-_PRE = ("gate_proj", "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h")
+
+class Words(NamedTuple):
+    """By what the path of a module below its block tells the part that it is; `attends` looks at "path Class".
+
+    `mixes`: of attention, or of what stands for it; `attends`: attention itself; `writes`: of the MLP; `norms`; `ends`: the
+    last projection of attention or MLP; `begins`: the first of the MLP, the likeliest pattern first; `projects`: what
+    makes queries, keys and values.
+    """
+
+    mixes: re.Pattern[str]
+    attends: re.Pattern[str]
+    writes: re.Pattern[str]
+    norms: re.Pattern[str]
+    ends: re.Pattern[str]
+    begins: tuple[re.Pattern[str], ...]
+    projects: tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]
+
+
+def _named(*names: str) -> re.Pattern[str]:
+    """Paths whose last name is one of these."""
+    return re.compile(rf"(?:^|\.)(?:{'|'.join(names)})$")
+
+
+USUAL = Words(
+    mixes=re.compile(r"^[^.]*(?:attn|attention|temporal_block|mixer|mamba|conv(?=\.|$))", re.I),
+    # linear attention and the like go from state to state: no attention to anything
+    attends=re.compile(r"(?:^|\.)(?!ln|[^. ]*(?:norm|linear_attn|mamba|mixer))[^. ]*(?:attn|attention)[^. ]* "
+                       r"|(?:^|\.)temporal_block \w*Attention$", re.I),
+    writes=re.compile(r"^[^.]*(?:mlp|ffn|feed_?forward|moe|fc2(?=\.|$))", re.I),
+    norms=re.compile(r"(?:^|\.)(?:ln[^.]*|[^.]*norm[^.]*)$", re.I),
+    ends=_named("o_proj", "out_proj", "c_proj", "dense", "wo", "fc_out", "fc2", "down_proj", "dense_4h_to_h", "w2"),
+    begins=tuple(_named(name) for name in ("gate_proj", "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h")),
+    projects=(_named("q_proj", "query"), _named("k_proj", "key"), _named("v_proj", "value")),
+)  # fmt: skip
+
+# What a block with attention and an MLP has; queries and the like are one with others, or the stream has no middle, in many.
+_COMPLETE = ("attn.hook_z", "hook_attn_out", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out")
 
 
 class Found(NamedTuple):
@@ -42,63 +76,39 @@ def block_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     yield from sorted(lists, key=lambda item: (-len(item[1]), item[0].count(".")))
 
 
-def measured(model: nn.Module, n_layers: int, heads: int, read: Reader) -> tuple[str, dict[str, Found]]:
-    """The path of the list of blocks and name -> place; empty where no such list passes one stream from block to block."""
+def measured(
+    model: nn.Module, n_layers: int, heads: int, read: Reader, other: Callable[[], Words | None]
+) -> tuple[str, dict[str, Found]]:
+    """The path of the list of blocks and name -> place; empty where no such list passes one stream from block to block.
+
+    `other` words are asked for where the usual ones leave a name out, and stand where those are silent.
+    """
     for path, blocks in block_lists(model):
         if len(blocks) != n_layers:
             continue
-        stream = read({f"{i}{side}": (block, side) for i, block in enumerate(blocks) for side in ("input", "output")})
-        if len(stream) == 2 * n_layers and all(_same_stream(stream, i) for i in range(n_layers)):
-            named: dict[str, Found] = {}
-            for layer, block in enumerate(blocks):
-                pre, post = stream[f"{layer}input"], stream[f"{layer}output"]
-                for hook, found in _inside(block, pre, post, heads, read).items():
-                    inside = f"{path}.{layer}.{found.path}".rstrip(".")
-                    named[f"blocks.{layer}.{hook}"] = found._replace(path=inside)
-            return path, named
+        passed = _passed(blocks, read)
+        if not _one_stream(passed):
+            continue
+        inside = [_inside(block, heads, USUAL) for block in passed]
+        if not all(hook in found for found in inside for hook in _COMPLETE) and (words := other()) is not None:
+            inside = [_inside(block, heads, words) | found for block, found in zip(passed, inside, strict=True)]
+        return path, {
+            f"blocks.{layer}.{hook}": found[hook]._replace(path=f"{path}.{layer}.{found[hook].path}".rstrip("."))
+            for layer, found in enumerate(inside)
+            for hook in KINDS
+            if hook in found
+        }
     return "", {}
 
 
-def _same_stream(stream: Mapping[str, Tensor], layer: int) -> bool:
-    x, y, following = (stream.get(key) for key in (f"{layer}input", f"{layer}output", f"{layer + 1}input"))
-    assert x is not None and y is not None
-    return x.ndim == 3 and x.shape == y.shape and (following is None or torch.equal(y, following))
-
-
-def _inside(block: nn.Module, pre: Tensor, post: Tensor, heads: int, read: Reader) -> dict[str, Found]:
-    width = pre.shape[-1]
-    parts = {
-        path: m
-        for path, m in block.named_modules()
-        if path and path.count(".") < 3 and not isinstance(m, nn.ModuleList)
-    }
-    inputs, outputs = (read({path: (m, side) for path, m in parts.items()}) for side in ("input", "output"))
-    whole = Passed(inputs, outputs, pre)
-    found = {"hook_resid_pre": Found("", "input", width, RESIDUAL)}
-    mixing, writing = _added(whole, post) or (None, None)
-    attention = next((path for path in parts if _attends(path, parts[path])), None)
-    if attention:
-        found |= _of_attention(whole, attention, mixing, heads)
-    if attention and mixing and mixing.startswith((attention, *_norms(outputs))) and outputs[mixing].shape == pre.shape:
-        found["hook_attn_out"] = Found(mixing, "output", width, ATTENTION)
-    between = _between(
-        whole, post, mixing or next((path for path in outputs if _MIXER.search(path.split(".")[0])), None)
-    )
-    if between:
-        found["hook_resid_mid"] = Found(between, "input", width, RESIDUAL)
-    if writing and outputs[writing].shape == pre.shape:
-        found |= _of_mlp(whole, writing)
-        found["hook_mlp_out"] = Found(writing, "output", width, MLP)
-    found["hook_resid_post"] = Found("", "output", width, RESIDUAL)
-    return found
-
-
 class Passed(NamedTuple):
-    """What went into and came out of the modules of a block, by path, and what the block read."""
+    """What went into and came out of a block, and of the modules in it by path; `kinds` are "path Class"."""
 
+    pre: Tensor
+    post: Tensor
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    pre: Tensor
+    kinds: tuple[str, ...]
 
     def at(self, path: str) -> Tensor:
         """The output in the shape of the stream (some families run their MLP on rows without a batch)."""
@@ -109,30 +119,68 @@ class Passed(NamedTuple):
         return [path for path, x in self.outputs.items() if x.numel() == self.pre.numel()]
 
 
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
+def _passed(blocks: nn.ModuleList, read: Reader) -> list[Passed]:
+    """Of every block, from one run; nothing where a block gives no tensor. A module that several share is the first one's,
+    whose run is read."""
+    owners: dict[nn.Module, tuple[int, str]] = {}
+    for layer, block in enumerate(blocks):
+        for path, module in block.named_modules():
+            # a dropout gives what it gets where nothing is dropped
+            if path.count(".") < 3 and not isinstance(module, nn.ModuleList | nn.Dropout):
+                owners.setdefault(module, (layer, path))
+    found = read({(*owner, side): (m, side) for m, owner in owners.items() for side in ("input", "output")})
+    passed = []
+    for layer in range(len(blocks)):
+        inputs, outputs = ({path: x for (at, path, which), x in found.items() if (at, which) == (layer, side)}
+                           for side in ("input", "output"))  # fmt: skip
+        kinds = tuple(f"{path} {type(m).__name__}" for m, (at, path) in owners.items() if at == layer and path)
+        if "" not in inputs or "" not in outputs:
+            return []
+        passed.append(Passed(inputs.pop(""), outputs.pop(""), inputs, outputs, kinds))
+    return passed
 
 
-def _norms(paths: Mapping[str, Tensor]) -> list[str]:
-    return [path for path in paths if _NORM.search(_last(path))]
+def _one_stream(passed: list[Passed]) -> bool:
+    """Whether the output of each block is what the next one reads."""
+    alike = all(block.pre.ndim == 3 and block.pre.shape == block.post.shape for block in passed)
+    return bool(passed) and alike and all(torch.equal(one.post, two.pre) for one, two in itertools.pairwise(passed))
 
 
-def _attends(path: str, module: nn.Module) -> bool:
-    name, kind = _last(path), type(module).__name__
-    named = _ATTENTION.search(name) and not _NORM.search(name) and not _STATES.search(name)
-    return bool(named or (name == "temporal_block" and kind.endswith("Attention")))
+def _inside(block: Passed, heads: int, words: Words) -> dict[str, Found]:
+    shape, outputs = block.pre.shape, block.outputs
+    width = shape[-1]
+    found = {"hook_resid_pre": Found("", "input", width, RESIDUAL)}
+    mixing, writing = _added(block, words) or (None, None)
+    attention = next((kind.partition(" ")[0] for kind in block.kinds if words.attends.search(kind)), None)
+    if attention:
+        found |= _of_attention(block, words, attention, mixing, heads)
+    if (
+        attention
+        and mixing
+        and (mixing.startswith(attention) or words.norms.search(mixing))
+        and outputs[mixing].shape == shape
+    ):
+        found["hook_attn_out"] = Found(mixing, "output", width, ATTENTION)
+    between = _between(block, mixing or next((path for path in outputs if words.mixes.search(path)), None))
+    if between:
+        found["hook_resid_mid"] = Found(between, "input", width, RESIDUAL)
+    if writing and outputs[writing].shape == shape:
+        found |= _of_mlp(block, words, writing)
+        found["hook_mlp_out"] = Found(writing, "output", width, MLP)
+    found["hook_resid_post"] = Found("", "output", width, RESIDUAL)
+    return found
 
 
-def _added(whole: Passed, post: Tensor) -> tuple[str, str | None] | None:
+def _added(block: Passed, words: Words) -> tuple[str, str | None] | None:
     """The module of the attention (or what stands for it) and that of the MLP that add up to the block's change."""
-    paths = sorted(whole.of_stream(), key=lambda path: (bool(_NORM.search(_last(path))), path.count(".")))
-    mixing = [path for path in paths if _MIXER.search(path.split(".")[0]) or _NORM.search(_last(path))]
-    writing = [path for path in paths if _MLP.search(path.split(".")[0]) or _NORM.search(_last(path))]
+    paths = sorted(block.of_stream(), key=lambda path: (bool(words.norms.search(path)), path.count(".")))
+    mixing = [path for path in paths if words.mixes.search(path) or words.norms.search(path)]
+    writing = [path for path in paths if words.writes.search(path) or words.norms.search(path)]
     for one in mixing:
-        if _close(post, whole.pre, whole.at(one)):
+        if _close(block.post, block.pre, block.at(one)):
             return one, None
         for other in writing:
-            if other != one and _close(post, whole.pre, whole.at(one), whole.at(other)):
+            if other != one and _close(block.post, block.pre, block.at(one), block.at(other)):
                 return one, other
     return None
 
@@ -144,15 +192,15 @@ def _close(total: Tensor, *parts: Tensor) -> bool:
     return bool((rest.abs() <= 16 * torch.finfo(total.dtype).eps * size).all())
 
 
-def _between(whole: Passed, post: Tensor, mixing: str | None) -> str | None:
+def _between(block: Passed, mixing: str | None) -> str | None:
     """The first module that reads the stream with attention's part added, from where it goes on to the end of the block with
     another module's part; both may be scaled. None where MLP and attention run side by side, or the stream itself is normed."""
-    if mixing is None or mixing not in whole.of_stream():
+    if mixing is None or mixing not in block.of_stream():
         return None
-    for path, x in whole.inputs.items():
-        if x.shape == whole.pre.shape and _multiple(x, whole.pre, whole.at(mixing)):
-            later = (other for other in whole.of_stream() if other != mixing)
-            return path if any(_multiple(post, x, whole.at(other)) for other in later) else None
+    for path, x in block.inputs.items():
+        if x.shape == block.pre.shape and _multiple(x, block.pre, block.at(mixing)):
+            later = (other for other in block.of_stream() if other != mixing)
+            return path if any(_multiple(block.post, x, block.at(other)) for other in later) else None
     return None
 
 
@@ -163,42 +211,42 @@ def _multiple(total: Tensor, start: Tensor, part: Tensor) -> bool:
     return bool(scale.abs() > 1e-3) and _close(total, start, scale * step)
 
 
-def _of_attention(whole: Passed, attention: str, mixing: str | None, heads: int) -> dict[str, Found]:
+def _of_attention(block: Passed, words: Words, attention: str, mixing: str | None, heads: int) -> dict[str, Found]:
     found = {}
-    for names in (("q_proj", "k_proj", "v_proj"), ("query", "key", "value")):
-        paths = [f"{attention}.{name}" for name in names]
-        if all(path in whole.outputs and whole.outputs[path].ndim == 3 for path in paths):
-            for letter, path in zip("qkv", paths, strict=True):
-                found[f"attn.hook_{letter}"] = Found(path, "output", whole.outputs[path].shape[-1], PROJECTION)
-    own = [path for path in whole.outputs if path.startswith(f"{attention}.") and _OUTPUT.match(_last(path))]
-    if len(own) == 1 and whole.inputs[own[0]].ndim == 3 and _gives(whole, own[0], attention, mixing):
-        wide = whole.inputs[own[0]].shape[-1]
-        found["attn.hook_z"] = Found(own[0], "input", wide, ATTENTION, heads if wide % heads == 0 else None)
+    own = {path: x for path, x in block.outputs.items() if path.startswith(f"{attention}.") and x.ndim == 3}
+    made = [[path for path in own if pattern.search(path)] for pattern in words.projects]
+    if all(len(paths) == 1 for paths in made):
+        for letter, (path,) in zip("qkv", made, strict=True):
+            found[f"attn.hook_{letter}"] = Found(path, "output", own[path].shape[-1], PROJECTION)
+    last = [path for path in own if words.ends.search(path)]
+    if len(last) == 1 and block.inputs[last[0]].ndim == 3 and _gives(block, last[0], attention, mixing):
+        wide = block.inputs[last[0]].shape[-1]
+        found["attn.hook_z"] = Found(last[0], "input", wide, ATTENTION, heads if wide % heads == 0 else None)
     return found
 
 
-def _gives(whole: Passed, projection: str, module: str, contribution: str | None) -> bool:
+def _gives(block: Passed, projection: str, module: str, contribution: str | None) -> bool:
     """Whether a projection is what a module ends with, or what it adds to the stream."""
-    return projection == contribution or torch.equal(whole.outputs[projection], whole.outputs[module])
+    return projection == contribution or torch.equal(block.outputs[projection], block.outputs[module])
 
 
-def _of_mlp(whole: Passed, writing: str) -> dict[str, Found]:
+def _of_mlp(block: Passed, words: Words, writing: str) -> dict[str, Found]:
     found = {}
     mlp = writing
-    if _NORM.search(_last(writing)):
-        mlp = next((path for path in whole.outputs if _MLP.search(_last(path))), writing)
-    elif _OUTPUT.match(_last(writing)):
+    if words.norms.search(writing):
+        mlp = next((path for path in block.outputs if words.writes.search(path)), writing)
+    elif words.ends.search(writing):
         mlp = writing.rpartition(".")[0]
-    own = {_last(path): path for path in whole.outputs if path.rpartition(".")[0] == mlp}
-    last = [path for name, path in own.items() if _OUTPUT.match(name)]
+    own = [path for path in block.outputs if path.rpartition(".")[0] == mlp]
+    last = [path for path in own if words.ends.search(path)]
     if (
         len(last) == 1
-        and whole.inputs[last[0]].ndim == 3
-        and (last[0] == writing or _gives(whole, last[0], mlp, writing))
+        and block.inputs[last[0]].ndim == 3
+        and (last[0] == writing or _gives(block, last[0], mlp, writing))
     ):
-        wide = whole.inputs[last[0]].shape[-1]
-        first = next((own[name] for name in _PRE if name in own), None)
-        if first and whole.outputs[first].shape[-1] == wide:
+        wide = block.inputs[last[0]].shape[-1]
+        first = next((path for pattern in words.begins for path in own if pattern.search(path)), None)
+        if first and block.outputs[first].shape[-1] == wide:
             found["mlp.hook_pre"] = Found(first, "output", wide, MLP)
         found["mlp.hook_post"] = Found(last[0], "input", wide, MLP)
     return found

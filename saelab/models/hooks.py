@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from saelab.base.errors import InterventionError, SiteError
 from saelab.models.checkpointing import Call, Recomputed, recomputing
-from saelab.models.families import Side
 from saelab.models.reach import opened, reached
+from saelab.models.site_names import Side
 from saelab.models.wrappers import eager
 
 

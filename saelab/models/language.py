@@ -16,9 +16,9 @@ from saelab.base.lazy import provided
 from saelab.base.protocols import Dictionary, Receipt
 from saelab.models import generation, identity, loading
 from saelab.models.backends import backend_of
-from saelab.models.families import Side
 from saelab.models.hooks import editing
 from saelab.models.reach import reached
+from saelab.models.site_names import Side
 from saelab.models.sites import Site, flat, run_recording
 from saelab.models.texts import UNFILLED, given
 from saelab.models.tokens import Tokens, adds_bos, checked, encode, padded, real_places, separator_id, special_ids
@@ -36,6 +36,7 @@ def load_model(
     tokenizer: Any = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
+    backend: Literal["transformers", "transformer-lens"] = "transformers",
 ) -> "LanguageModel":
     """A language model by name, from a folder, or around an object of transformers or TransformerLens.
 
@@ -43,29 +44,40 @@ def load_model(
     folder; these load in evaluation mode, in fp32 unless `dtype`, on the GPU where there is one. Objects
     (transformers' causal models, `TransformerBridge`, `HookedTransformer`) are wrapped as they are, on their device,
     in their dtype and mode, and never changed; a transformers model takes `tokenizer=` (object, name or folder) or
-    reads token ids only.
+    reads token ids only. With `backend="transformer-lens"` what was loaded is driven by a `TransformerBridge` (`lm.model`),
+    with eager attention: the same verbs and sites, and its own hook points too; the digest is the plain model's.
 
-    Raises `ConfigError`, with the way out, when nothing can be loaded or the object is no language model. Warns when
-    an object is in training mode with dropout.
+    Raises `ConfigError`, with the way out, when nothing can be loaded, the object is no language model, or no bridge can
+    be built (never around an object, whose modules it would replace). Warns when an object is in training mode with dropout.
 
     >>> lm = load_model("smollm2-135m")  # doctest: +SKIP
     >>> lm.record("The state of the union", "blocks.3.hook_resid_post").shape  # doctest: +SKIP
     torch.Size([1, 5, 576])
     """
     dtype = checks.dtype_of(dtype)
-    if isinstance(name_or_object, LanguageModel):
-        return name_or_object
+    bridged = checks.choice("backend", backend, ("transformers", "transformer-lens")) == "transformer-lens"
     if not isinstance(name_or_object, str | os.PathLike):
-        return _around(name_or_object, tokenizer, device, dtype)
+        own = isinstance(name_or_object, LanguageModel)
+        lm = name_or_object if own else _around(name_or_object, tokenizer, device, dtype)
+        if bridged and not hasattr(lm.backend, "hooks"):
+            raise ConfigError(f"a bridge would replace the modules of your {type(lm.model).__name__}: give a name or a folder, "
+                              "or a TransformerBridge that you built yourself")  # fmt: skip
+        return lm
     name, place = os.fspath(name_or_object), checks.device_of(device)
+    digest = None
     if name == loading.BUNDLED:
         from saelab.models.bundled import load_smollm2
 
         model, own_tokenizer, digest = load_smollm2(place, dtype)
-        chosen = own_tokenizer if tokenizer is None else loading.pretrained_tokenizer(tokenizer)
-        return LanguageModel(model, chosen, name, digest)
-    model, own_tokenizer = loading.pretrained(name, place, dtype, tokenizer)
-    return LanguageModel(model, own_tokenizer, name)
+        tokenizer = own_tokenizer if tokenizer is None else loading.pretrained_tokenizer(tokenizer)
+    else:
+        model, tokenizer = loading.pretrained(name, place, dtype, tokenizer)
+    if bridged:
+        from saelab.models.adapters import bridge_around
+
+        digest = digest or identity.weights_digest(model)
+        model = bridge_around(model, tokenizer, name)
+    return LanguageModel(model, tokenizer, name, digest)
 
 
 def _around(model: Any, tokenizer: Any, device: str | torch.device, dtype: torch.dtype | None) -> "LanguageModel":

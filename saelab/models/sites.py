@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from saelab.base.errors import SiteError
-from saelab.models.families import MODULE, Side
 from saelab.models.hooks import editing, first_runs
+from saelab.models.site_names import MODULE, Side
 from saelab.models.tokens import Tokens
 from saelab.models.wrappers import eager
 

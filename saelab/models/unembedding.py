@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.base.errors import ConfigError, SiteError
-from saelab.models.attention import Norm
+from saelab.models.attention import Norm, is_norm
 from saelab.models.hooks import _hooked, first_runs, interventions_silent
 from saelab.models.sites import Site, flat
 from saelab.models.tokens import Tokens
@@ -199,10 +199,5 @@ def _last_norm(runner: nn.Module, width: int) -> nn.Module | None:
         return runner.ln_final  # type: ignore[return-value]
     blocks = {id(module) for parent in runner.modules() if isinstance(parent, nn.ModuleList)
               for module in parent.modules()}  # fmt: skip
-    norms = [module for module in runner.modules() if id(module) not in blocks and _is_norm(module, width)]
+    norms = [module for module in runner.modules() if id(module) not in blocks and is_norm(module, width)]
     return norms[-1] if norms else None
-
-
-def _is_norm(module: nn.Module, width: int) -> bool:
-    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
-    return shapes == {(width,)} or not shapes and "norm" in type(module).__name__.lower()

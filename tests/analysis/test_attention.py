@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import saelab
 from saelab.analysis import attention
 from saelab.analysis.circuits import frozen, recursive_dfa
-from tests import tiny
+from tests import families, tiny
 from tests.models.test_models_families import CONFIGS, IDS, bridge_of, build
 from tests.toy_attribution import attention_sae, eager_pattern, pre_activation, residual_sae
 
@@ -49,6 +49,22 @@ def test_sources_and_heads_against_dense_sums(lm):
     expected = torch.einsum("bkts,bskd,kd->bts", A, v, w)
     torch.testing.assert_close(parts.by_source, expected.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(parts.by_head, torch.einsum("btkd,kd->btk", z, w).detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers' own
+@pytest.mark.parametrize(
+    "family", ["phi3", "falcon_new", "bloom", "gpt_bigcode", "gpt_neo", "qwen3_moe", "dbrx", "bamba"]
+)
+def test_attention_is_found_by_what_has_to_hold(family):
+    """Joint projections by part and by group, one key-value head, norms with no table: z is the sum over the sources."""
+    lm = saelab.load_model(families.build(family), device="cpu")
+    layer = frozen.read(lm, lm.to_tokens(IDS), [1]).layers[1]
+    z = torch.einsum("bhts,bshe->bthe", layer.pattern.full(), layer.values[:, :, layer.parts.group])
+    torch.testing.assert_close(z.flatten(2), lm.record(IDS, "blocks.1.attn.hook_z"), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        z.flatten(2) @ layer.parts.W_O.flatten(0, 1) + layer.parts.b_O, lm.record(IDS, "blocks.1.hook_attn_out"),
+        atol=1e-5, rtol=1e-4,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -225,14 +241,12 @@ class TestErrors:
         with pytest.raises(saelab.ConfigError, match="no block 4.*has 4"):
             attention.patterns(tiny_llama, IDS, 4)
 
-    def test_a_family_without_a_table(self):
-        from transformers import OPTConfig, OPTForCausalLM
-
-        config = OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=20, num_hidden_layers=2, num_attention_heads=2,
-                           word_embed_proj_dim=16, max_position_embeddings=32)  # fmt: skip
-        lm = saelab.load_model(OPTForCausalLM(config).eval(), device="cpu")
-        with pytest.raises(saelab.ConfigError, match="gpt2, llama"):
-            attention.patterns(lm, torch.tensor([[1, 2]]), 0)
+    @pytest.mark.filterwarnings("ignore")  # of transformers' own
+    @pytest.mark.parametrize("family", ["deepseek_v2", "diffllama", "bitnet", "mamba"])
+    def test_an_attention_of_another_kind(self, family):
+        lm = saelab.load_model(families.build(family), device="cpu")
+        with pytest.raises(saelab.ConfigError, match=r"no projection of it gives values that hook_z holds"):
+            attention.patterns(lm, IDS, 0)
 
     def test_dropout_of_the_fused_attention(self):
         model = tiny.gpt2_model().train()

@@ -20,7 +20,7 @@ from transformers import (
 )  # fmt: skip
 
 import saelab
-from saelab.models.families import KINDS, PROJECTION
+from saelab.models.site_names import KINDS, PROJECTION
 from tests.tiny import byte_tokenizer
 
 SIZES = {
