@@ -273,7 +273,7 @@ class SAE(nn.Module):
         return rows
 
 
-def _tensor(x: Any) -> Tensor:
+def _tensor(x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise ConfigError(f"an SAE reads tensors, and this is {type(x).__name__}: give torch.as_tensor(...) of it")
     return x

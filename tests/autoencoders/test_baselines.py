@@ -306,7 +306,9 @@ def test_jumprelu_reaches_it_in_very_short_runs_too(steps):
     assert run.sae.encode_sparse(x).l0 == pytest.approx(4, rel=0.25 if steps < 30 else 0.1)
 
 
-def test_dead_latents_pay_for_what_they_miss():
+@pytest.mark.parametrize("part", [2, 512])
+def test_dead_latents_pay_for_what_they_miss(part, monkeypatch):
+    monkeypatch.setattr(jumprelu, "_PART", part)
     sae, x = jittered(JumpReLU(target_l0=3, d_sae=F, dead_coefficient=0.01)), torch.randn(N, D, dtype=torch.float64)
     sae.state.tokens_since_fired[4:9] = 10**8
     p, theta = sae.cfg.scores(sae.params(), Batch(x, x)).dense(), sae.extra["log_threshold"].exp()

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from saelab.autoencoders import penalty
 from saelab.autoencoders.allocation import PreActivations
@@ -23,7 +24,7 @@ from saelab.base.codes import SparseCodes
 INTEGRAL, PROPORTIONAL = 20.0, 1.0  # log-price gained a run, and at once, by a unit of log(L0 / target)
 CALIBRATE_FROM, HALF_LIFE = 0.8, 0.02  # of the run
 REACH, CELLS = 2.0, 2000  # of the calibration: shifts of t from -REACH to REACH
-_PART = 512
+_PART = 512  # latents of which all scores are held at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class JumpPreActivations(PreActivations):
     def near(self, width: float) -> SparseCodes:
         """Those above the lower edge of their threshold's window, differentiable; computed once."""
         return self.once(f"near {width}", lambda: self.above(self.theta_F.detach() - width / 2, floor=-math.inf))
+
+    def missing(self, latents: Int64[Tensor, " m"]) -> Float[Tensor, ""]:
+        """What these latents miss of their thresholds, summed over them, on average over the tokens."""
+        return (self.theta_F[latents] - self.of(latents)).relu().sum(1).mean()
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -141,9 +146,11 @@ class JumpReLU(Architecture):
         fired = count(scores.near(width), scores.theta_F, width)
         terms = {"squared_error": penalty.squared_error(batch, x_hat), "l0_price": price * fired / len(batch.x)}
         if self.dead_coefficient:
-            dead = state.dead.nonzero().squeeze(1)
-            missing = (scores.theta_F[dead] - scores.of(dead)).relu().sum(1).mean()
-            terms["dead_price"] = self.dead_coefficient * unit * missing
+            parts = state.dead.nonzero().squeeze(1).split(_PART)
+            missing = [
+                checkpoint(scores.missing, part, use_reentrant=False, preserve_rng_state=False) for part in parts
+            ]
+            terms["dead_price"] = self.dead_coefficient * unit * torch.stack(missing).sum()
         return terms
 
     def observe(self, batch: Batch, codes: Codes, params: Params, state: State) -> None:
