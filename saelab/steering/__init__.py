@@ -32,6 +32,7 @@ _PUBLIC = {
     "steer": "saelab.steering.apply",
     "steer_rows": "saelab.steering.apply",
     "sweep": "saelab.steering.experiments",
+    "to_lm_eval": "saelab.steering.harness",
     "top_tokens": "saelab.steering.scores",
     "unit_size": "saelab.steering.units",
 }
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from saelab.steering.contrast import measured as measured
     from saelab.steering.experiments import load_sweep as load_sweep
     from saelab.steering.experiments import sweep as sweep
+    from saelab.steering.harness import to_lm_eval as to_lm_eval
     from saelab.steering.operations import Operation as Operation
     from saelab.steering.operations import ablate as ablate
     from saelab.steering.operations import add as add
