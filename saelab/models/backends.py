@@ -240,9 +240,14 @@ class Hooked(Transformers):
     """A TransformerLens model of before version 4 (`HookedTransformer`), by duck type: hook_dict, cfg, forward."""
 
     def __init__(self, model: Any) -> None:
-        self.hooks: dict[str, nn.Module] = dict(model.hook_dict)
-        self.cfg = model.cfg
+        self.driven, self.cfg = model, model.cfg
         super().__init__(model, model)
+
+    @property
+    def hooks(self) -> dict[str, nn.Module]:
+        """The hook points by name, as they are now: SAELens puts others in their places when it takes its SAEs away."""
+        found: dict[str, nn.Module] = self.driven.hook_dict
+        return found
 
     @property
     def d_vocab(self) -> int:
@@ -293,8 +298,7 @@ class Bridge(Hooked):
     """A TransformerLens 4 `TransformerBridge`: its hook points lie in the transformers model that it drives."""
 
     def __init__(self, model: Any) -> None:
-        self.hooks = dict(model.hook_dict)
-        self.cfg = model.cfg
+        self.driven, self.cfg = model, model.cfg
         Transformers.__init__(self, model.original_model, model.original_model)
 
     def _pass(self, ids: Tensor, mask: Tensor, last_only: bool, cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
