@@ -19,7 +19,7 @@ from saelab.interop.given import SCALE, Given
 from saelab.interop.weights import read
 
 _CONFIG = {
-    "act_fn": TEXT, "jump_relu_threshold?": SCALE, "dataset_average_activation_norm?": {"in": SCALE, "out": SCALE},
+    "act_fn?": TEXT, "jump_relu_threshold?": SCALE, "dataset_average_activation_norm?": {"in": SCALE, "out": SCALE},
     "top_k?": NUMBER.or_null(), "hook_point_in?": TEXT.or_null(), "hook_point_out?": TEXT.or_null(),
     "sparsity_include_decoder_norm?": FLAG, "apply_decoder_bias_to_pre_encoder?": FLAG,
 }  # fmt: skip
@@ -57,8 +57,8 @@ def load_llama_scope_r1(folder: Path, given: Given) -> SAE:
 
 
 def _loaded(folder: Path, config: dict[str, Any], found: dict[str, Any], threshold: torch.Tensor, given: Given) -> SAE:
-    if config["act_fn"].lower() != "jumprelu":
-        raise FormatError(f"{folder} has the activation function {config['act_fn']!r}: only JumpReLU is read")
+    if (activation := config.get("act_fn", "jumprelu")).lower() != "jumprelu":
+        raise FormatError(f"{folder} has the activation function {activation!r}: only JumpReLU is read")
     reads, writes = config.get("hook_point_in"), config.get("hook_point_out")
     parts = Parts(
         found["encoder.weight"], found["encoder.bias"], found["decoder.weight"], found["decoder.bias"],

@@ -105,7 +105,7 @@ def _fold_normalisation(folder: Path, config: dict[str, Any], parts: Parts, give
 def _architecture(kind: str, config: dict[str, Any], parts: Parts, folder: Path) -> Architecture:
     d_sae, told = config["d_sae"], config["metadata"]
     details = told.get("training_architecture_details") or {}
-    details = details | {name: config[name] for name in ("k", "matryoshka_widths") if config.get(name)}
+    details = details | {name: config[name] for name in ("k", "matryoshka_widths") if config.get(name) is not None}
     trained = told.get("training_architecture") if kind == "jumprelu" else kind
     k: Any = details.get("k")
     if trained in ("topk", "batchtopk", "matryoshka_batchtopk") and not (NUMBER.holds(k) and 1 <= k <= d_sae):
