@@ -1,34 +1,21 @@
 """From what the user passes to `train` to a source of rows, and what the run's manifest says of it."""
 
 import functools
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.base import digests, seeds
-from saelab.base.errors import ConfigError, DataError
-from saelab.base.surroundings import OwnRandomness
+from saelab.base.errors import ConfigError
 from saelab.evaluation.fidelity import evaluate
 from saelab.evaluation.report import Report
 from saelab.models.identity import refuse_interventions
 from saelab.reading.reader import ContextReader
+from saelab.training.pieces import ItemPieces, ModelPieces, Pieces, rows_digest, rows_of
 from saelab.training.settings import Settings
-from saelab.training.sources import (
-    PIECE_ROWS,
-    Pieces,
-    RowSource,
-    Source,
-    StreamSource,
-    iterable_pieces,
-    model_pieces,
-    pieces_of,
-    rows_of,
-)
+from saelab.training.sources import RowSource, Source, StreamSource
 
 CONTEXTS_PER_FORWARD = 8
 KNOWN_ROWS = 8192  # of an iterable, that its fingerprint holds
@@ -72,23 +59,18 @@ def open_model(lm: Any, corpus: Any, settings: Settings, gradients: bool) -> Inp
     if settings.out is not None:
         refuse_interventions(lm, "a run with out=")
     sites = {"x": settings.site} | ({"target": settings.target_site} if settings.target_site else {})
-    places = {name: lm.site(path) for name, path in sites.items()}
+    place, *_ = [lm.site(path) for path in sites.values()]  # a wrong site is said before the corpus is read
     contexts = corpus.contexts(lm, settings.context_length, split="train", prepend_bos=settings.prepend_bos)
-    context_length = contexts.ids.shape[1]  # rows of token ids keep their own
-    widths = {name: place.width for name, place in places.items()}
-    if gradients:
-        widths["gradient"] = widths["x"]
     reader = ContextReader(
         lm, contexts, dict.fromkeys(sites.values()), skip_positions=settings.skip_positions, gradients=gradients,
         batch_size=CONTEXTS_PER_FORWARD,
     )  # fmt: skip
-    pieces = model_pieces(reader, sites)
-    stream = _stream(pieces, widths, CONTEXTS_PER_FORWARD * context_length, settings)
+    stream = _stream(ModelPieces(reader, sites), settings)
     metadata = _common(settings) | {
         "model": lm.name,
         "model_digest": lm.digest,
-        "heads": [places["x"].heads, places["x"].d_head] if places["x"].heads else None,
-        "context_length": context_length,
+        "heads": [place.heads, place.d_head] if place.heads else None,
+        "context_length": contexts.ids.shape[1],  # rows of token ids keep their own
         "skip_positions": settings.skip_positions,
         "prepend_bos": contexts.prepend_bos,
         "corpus": corpus.name,
@@ -113,20 +95,18 @@ def open_rows(parts: tuple[Any, ...], settings: Settings, gradients: bool) -> In
     metadata = {**common, **stored, "max_norm": settings.max_norm, "seed": settings.seed}
     metadata["trained_on"] = "store" if _is_store(parts[0]) else "tensor"
     rows = RowSource(columns, settings.seed, settings.max_norm, say=settings.say)
-    known = {} if settings.out is None else {"rows": [_digest(part) for part in parts]}
+    known = {} if settings.out is None else {"rows": [rows_digest(part) for part in parts]}
     return Input(rows, metadata, metadata | known)
 
 
 def open_iterable(items: Iterable[Any], settings: Settings) -> Input:
     """Anything that gives tensors or pairs of them, once or as often as it is asked."""
-    first, known = _beginning(items, settings.seed, 1 if settings.out is None else KNOWN_ROWS)
-    widths = {name: column.shape[1] for name, column in pieces_of(first[0], 0).items()}
-    again, epochs = (_Resumed(first, items), 1) if isinstance(items, Iterator) else (items, math.inf)
-    stream = _stream(iterable_pieces(again, widths, settings.seed), widths, PIECE_ROWS, settings, epochs)
+    pieces = ItemPieces(items, settings.seed, 1 if settings.out is None else KNOWN_ROWS)
+    stream = _stream(pieces, settings)
     metadata = _common(settings) | {"trained_on": "iterable"}
     fingerprint = metadata | {"buffer_tokens": settings.buffer_tokens}
     if settings.out is not None:
-        fingerprint["rows"] = known
+        fingerprint["rows"] = pieces.digest
         settings.say(
             f"the data of an iterable are told from others by their first {KNOWN_ROWS:,} rows: if what comes after those has "
             "changed, give another `out`"
@@ -138,50 +118,12 @@ def _common(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("site", "target_site", "max_norm", "seed")}
 
 
-def _stream(
-    pieces: Pieces, widths: dict[str, int], piece_rows: int, settings: Settings, epochs: float = math.inf
-) -> StreamSource:
+def _stream(pieces: Pieces, settings: Settings) -> StreamSource:
     source = StreamSource(
-        pieces,
-        widths,
-        piece_rows,
-        settings.buffer_tokens,
-        settings.seed,
-        settings.max_norm,
-        settings.tokens,
-        epochs,
-        settings.say,
+        pieces, settings.buffer_tokens, settings.seed, settings.max_norm, settings.tokens, settings.say
     )
     source.require(settings.batch_size)
     return source
-
-
-class _Resumed:
-    """An iterator whose first items were looked at."""
-
-    def __init__(self, first: list[Any], rest: Iterator[Any]) -> None:
-        self.first, self.rest = first, rest
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from self.first
-        yield from self.rest
-
-
-def _beginning(items: Iterable[Any], seed: int, n_rows: int) -> tuple[list[Any], str]:
-    """The first items of an iterable, those of `n_rows` rows or one, and a digest of their content."""
-    found: list[Any] = []
-    digest, rows = hashlib.sha256(), 0
-    with OwnRandomness(seeds.derived(seed, 0)):
-        for number, item in enumerate(items):
-            found.append(item)
-            for name, column in pieces_of(item, number).items():
-                digest.update(f"{name} {_digest(column)}".encode())
-                rows += len(column)
-            if rows >= n_rows:
-                break
-    if not found:
-        raise DataError("the iterable is empty")
-    return found, digest.hexdigest()
 
 
 def _is_store(source: Any) -> bool:
@@ -196,12 +138,3 @@ def _gradients(rows: Any) -> Any:
             "harvest it with saelab.harvest(lm, corpus, site=..., tokens=..., gradients=True)"
         )
     return gradients
-
-
-def _digest(rows: Any) -> str:
-    if not isinstance(rows, Tensor):
-        return rows.digest
-    digest = hashlib.sha256(f"{tuple(rows.shape)} {rows.dtype}".encode())
-    for start in range(0, len(rows), 65_536):
-        digest.update(digests.content(rows[start : start + 65_536]))
-    return digest.hexdigest()

@@ -4,29 +4,20 @@ A source gives raw rows {"x": [n, d], "target", "gradient"} in an order fixed by
 can be put back to any point with `state_dict`: the unread rows of its buffer, its cursor and its counts.
 """
 
-import itertools
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base import seeds
 from saelab.base.codes import check_finite
 from saelab.base.errors import ConfigError, DataError
-from saelab.base.surroundings import OwnRandomness
 from saelab.reading.buffer import ActivationBuffer
-from saelab.reading.reader import ContextReader
 from saelab.training.norms import NormFilter
+from saelab.training.pieces import PIECE_ROWS, Pieces, Rows, check_aligned
 
-Rows = dict[str, Tensor]
 Say = Callable[[str], None]
-Pieces = Callable[[int, int], Iterator[tuple[Rows, int]]]  # (epoch, cursor) -> (rows, next cursor) one after the other
-PIECE_ROWS = 2048
 
 
 class Source(Protocol):
@@ -128,39 +119,30 @@ class RowSource:
 class StreamSource:
     """Rows that come in pieces, mixed in a buffer.
 
-    `pieces(epoch, cursor)` iterates over (rows, next cursor) from a cursor on, at most `piece_rows` rows at a time. A new
-    epoch begins only when the buffer cannot serve a batch from the old one, so each row serves exactly once an epoch.
+    A new epoch begins only when the buffer cannot serve a batch from the old one, so each row serves exactly once an epoch.
     Nothing is read beyond the `total` rows of the run. `filling(rows, goal)` is told how full the buffer is.
     """
 
     filling: Callable[[int, int], None]
 
     def __init__(
-        self,
-        pieces: Pieces,
-        widths: dict[str, int],
-        piece_rows: int,
-        buffer_tokens: int | str,
-        seed: int,
-        max_norm: float | None,
-        total: int,
-        epochs: float = math.inf,
-        say: Say = print,
+        self, pieces: Pieces, buffer_tokens: int | str, seed: int, max_norm: float | None, total: int, say: Say = print
     ) -> None:
         self.total, self.say, self.filling = total, say, lambda rows, goal: None
-        self.pieces, self.widths, self.piece_rows, self.epochs = pieces, widths, piece_rows, epochs
-        self.buffer = ActivationBuffer(buffer_tokens, {name: (w, torch.float32) for name, w in widths.items()}, seed)
-        self.norms = NormFilter(max_norm, widths["x"])
+        self.pieces, self.widths = pieces, pieces.widths
+        columns = {name: (width, torch.float32) for name, width in pieces.widths.items()}
+        self.buffer = ActivationBuffer(buffer_tokens, columns, seed)
+        self.norms = NormFilter(max_norm, pieces.widths["x"])
         self.epoch, self.cursor, self._kept_in_epoch, self._served = 0, 0, 0, 0
         self._iterator: Iterator[tuple[Rows, int]] | None = None
 
     def require(self, batch_size: int) -> None:
         """Raise `ConfigError` when the buffer cannot hold a batch beside the next piece."""
         self.buffer.require(batch_size)
-        if self.buffer.capacity < batch_size + self.piece_rows:
+        if self.buffer.capacity < batch_size + self.pieces.most:
             raise ConfigError(
                 f"buffer of {self.buffer.capacity:,} tokens cannot hold a batch of {batch_size:,} and the next "
-                f"{self.piece_rows:,} from the model: raise `buffer_tokens` to {batch_size + self.piece_rows:,} or more, "
+                f"{self.pieces.most:,} from the model: raise `buffer_tokens` to {batch_size + self.pieces.most:,} or more, "
                 "or lower `batch_size`"
             )
 
@@ -182,10 +164,10 @@ class StreamSource:
         self.total = total
 
     def _fill(self, n: int) -> None:
-        goal = min(self.buffer.capacity - self.piece_rows, self.total - self._served)
-        while self.buffer.free() >= self.piece_rows and len(self.buffer) < self.total - self._served:
+        goal = min(self.buffer.capacity - self.pieces.most, self.total - self._served)
+        while self.buffer.free() >= self.pieces.most and len(self.buffer) < self.total - self._served:
             if self._iterator is None:
-                self._iterator = self.pieces(self.epoch, self.cursor)
+                self._iterator = self.pieces.read(self.epoch, self.cursor)
             piece = next(self._iterator, None)
             if piece is not None:
                 rows, self.cursor = piece
@@ -199,7 +181,7 @@ class StreamSource:
                 return
             elif self._kept_in_epoch == 0:
                 raise DataError("the source gave no rows to train on: it is empty, or every row is above max_norm")
-            elif self.epoch + 1 >= self.epochs:
+            elif self.epoch + 1 >= self.pieces.epochs:
                 raise ConfigError(
                     f"the iterator ended after {self._kept_in_epoch:,} rows and the run asks for more: an iterator serves "
                     "one epoch; give a list or another re-iterable, or lower `tokens`"
@@ -220,93 +202,6 @@ class StreamSource:
         self.norms.load_state_dict(state)
         self.buffer.load_state_dict(
             {name.removeprefix("buffer."): tensor for name, tensor in state.items() if name.startswith("buffer.")}
-        )
-
-
-def model_pieces(reader: ContextReader, columns: dict[str, str]) -> Pieces:
-    """Pieces of a model's activations; `columns` maps "x" (and "target") to sites, the cursor counts contexts."""
-
-    def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
-        for rows in reader.rows(cursor):
-            found = {name: rows.x[site] for name, site in columns.items()}
-            if rows.gradients is not None:
-                found["gradient"] = rows.gradients[columns["x"]]
-            yield found, rows.cursor
-
-    return pieces
-
-
-def iterable_pieces(items: Iterable[Any], widths: dict[str, int], seed: int) -> Pieces:
-    """Pieces of a re-iterable of [n, d] tensors (or pairs of them: input, target); the cursor counts pieces.
-
-    What the iterable draws from the global random generators, as a shuffling DataLoader does, comes from generators of its
-    own, seeded by seed and epoch: an epoch can be read again to the same rows, and the user's generators stay as they are.
-    """
-
-    def pieces(epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
-        own, count, end = OwnRandomness(seeds.derived(seed, epoch)), 0, object()
-        with own:
-            iterator = iter(items)
-        for number in itertools.count():
-            with own:
-                item = next(iterator, end)
-            if item is end:
-                return
-            columns = pieces_of(item, number)
-            found = {name: column.shape[1] for name, column in columns.items()}
-            if found != widths:
-                raise DataError(f"item {number:,} of the iterable has widths {found}, and the first had {widths}")
-            for start in range(0, len(columns["x"]), PIECE_ROWS):
-                count += 1
-                if count > cursor:
-                    yield {name: x[start : start + PIECE_ROWS].float() for name, x in columns.items()}, count
-
-    return pieces
-
-
-def pieces_of(item: Any, number: int) -> Rows:
-    """An item of an iterable as columns: a tensor or an array of rows, alone in a tuple or list, or two (input, target)."""
-    what = f"item {number:,} of the iterable"
-    parts = item if isinstance(item, (tuple, list)) else (item,)
-    if len(parts) not in (1, 2):
-        raise DataError(
-            f"{what} is a {type(item).__name__} of {len(parts)}: give [n, d] tensors, or pairs (input, target)"
-        )
-    columns = {name: rows_of(part, what) for name, part in zip(("x", "target"), parts, strict=False)}
-    check_aligned(columns)
-    for name, column in columns.items():
-        check_finite(column, what if name == "x" else f"the target of {what}")
-    return columns
-
-
-def rows_of(value: Any, what: str) -> Float[Tensor, "n d"]:
-    """Rows as training reads them: a dense [n, d] tensor without a graph, from a floating-point tensor or NumPy array.
-
-    Raises `DataError` for anything else.
-    """
-    if np.ma.is_masked(value):
-        raise DataError(
-            f"{what} is a masked array, some of whose entries are masked: fill them, or leave their rows out"
-        )
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize <= 8:
-        with warnings.catch_warnings(action="ignore"):  # of arrays that cannot be written to: nothing writes here
-            value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
-    if isinstance(value, Tensor):
-        if value.ndim == 2 and value.shape[1] and value.is_floating_point() and value.layout == torch.strided:
-            return value.detach()
-        kind = "" if value.layout == torch.strided else f", {value.layout}"
-        found = f"{list(value.shape)} of {value.dtype}{kind}"
-    else:
-        found = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
-    raise DataError(f"activations are a 2-D floating-point tensor [n, d], and {what} is {found}")
-
-
-def check_aligned(columns: dict[str, Any]) -> None:
-    """Raise `DataError` unless all columns have as many rows."""
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(
-            f"the rows are not aligned: {', '.join(f'{n} has {length:,}' for n, length in lengths.items())}"
         )
 
 

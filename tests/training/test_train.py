@@ -16,8 +16,9 @@ from saelab.autoencoders import objectives
 from saelab.autoencoders.sae import SAE
 from saelab.training import checkpoint, step
 from saelab.training.norms import NormFilter
+from saelab.training.pieces import ItemPieces
 from saelab.training.schedule import Schedule
-from saelab.training.sources import StreamSource, iterable_pieces
+from saelab.training.sources import StreamSource
 
 
 def planted(n=4000, d=16, f=48, seed=0):
@@ -184,8 +185,9 @@ def test_the_share_of_the_variance_is_the_plain_one():
 
 
 def test_every_kept_row_serves_once_an_epoch():
-    rows = [torch.arange(i * 10, i * 10 + 10.0)[:, None] + 1 for i in range(30)]
-    source = StreamSource(iterable_pieces(rows, {"x": 1}, 0), {"x": 1}, 10, 50, 0, None, total=600, say=lambda m: None)
+    pieces = ItemPieces([torch.arange(i * 10, i * 10 + 10.0)[:, None] + 1 for i in range(30)], seed=0)
+    pieces.most = 10
+    source = StreamSource(pieces, 50, 0, None, total=600, say=lambda m: None)
     drawn = torch.cat([source.next(20)["x"] for _ in range(15)]).flatten()
     assert sorted(drawn.tolist()) == [float(i) for i in range(1, 301)]
     assert source.epoch == 0
