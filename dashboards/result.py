@@ -16,7 +16,7 @@ class Dashboard:
     In a notebook a single file is shown in a frame without access to the notebook's page, its storage or the network.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = user_path(path)
 
     def __repr__(self) -> str:
@@ -46,14 +46,16 @@ class Dashboard:
 
         webbrowser.open(self.path.absolute().as_uri())
 
-    def to_neuronpedia(self, path: str | os.PathLike, model_id: str | None = None, sae_set: str | None = None) -> Path:
+    def to_neuronpedia(
+        self, path: str | os.PathLike[str], model_id: str | None = None, sae_set: str | None = None
+    ) -> Path:
         """Write the pages as a batch of Neuronpedia's JSON; `model_id` and `sae_set` default to the names of model and
         site."""
         from saelab.dashboards.writing import neuronpedia
 
         return neuronpedia.write(self.data, user_path(path), model_id, sae_set)
 
-    def to_parquet(self, folder: str | os.PathLike) -> Path:
+    def to_parquet(self, folder: str | os.PathLike[str]) -> Path:
         """Write the tables as Parquet files."""
         target = user_path(folder)
         tables.write_parquet(self.data, target)

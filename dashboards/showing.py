@@ -38,7 +38,7 @@ def show(
 
 
 def of_run(
-    run: Any, path: str | os.PathLike | None = None, lm: Any = None, corpus: Any = None, **options: Any
+    run: Any, path: str | os.PathLike[str] | None = None, lm: Any = None, corpus: Any = None, **options: Any
 ) -> Dashboard:
     """The dashboard of a run's SAE, `dashboard.html` in its folder unless `path`; see `Run.dashboard`."""
     lm, corpus = sources(run.sae, lm, corpus)
@@ -81,4 +81,4 @@ def _temporary() -> Path:
     return Path(folder.name) / "dashboard.html"
 
 
-_KEPT: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends

@@ -167,12 +167,12 @@ class Circuit:
             "nodes": nodes, "edges": edges,
         }  # fmt: skip
 
-    def to_json(self, path: str | os.PathLike) -> None:
+    def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` to a file, whole or not at all."""
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
 
-    def to_html(self, path: str | os.PathLike, pages: Mapping[str, str] | None = None) -> None:
+    def to_html(self, path: str | os.PathLike[str], pages: Mapping[str, str] | None = None) -> None:
         """Write a page that shows the graph: one file that opens anywhere and reaches no network.
 
         `pages` says where the dashboards of the SAEs are, by site: {"blocks.16.attn.hook_z": "z16.html"}; relative to the

@@ -198,7 +198,7 @@ def _default_shards(reader: Reader, l0: float) -> int:
 
 def collect(
     reader: Reader,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     *,
     shards: int | None = None,
     batch_tiles: int = 4,

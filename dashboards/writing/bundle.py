@@ -41,7 +41,7 @@ SINGLE_FILE_LIMIT = 100 * 2**20
 PARQUET, MANIFEST = "parquet", "data/manifest.js"
 
 
-def is_bundle(path: str | os.PathLike, bundle: bool | None = None) -> bool:
+def is_bundle(path: str | os.PathLike[str], bundle: bool | None = None) -> bool:
     """Whether a folder is meant: what `bundle` says, else any path without .html."""
     return bundle if bundle is not None else user_path(path).suffix.lower() not in (".html", ".htm")
 
@@ -88,7 +88,7 @@ def _beside(path: Path) -> Path:
 
 
 def write(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     chunks: Iterable[tuple[str, bytes]],
     manifest: Mapping[str, Any],
     bundle: bool | None = None,
@@ -166,7 +166,7 @@ def _manifest(texts: Mapping[str, str], page: Path) -> dict[str, Any]:
     return parse_json(codec.from_text(texts["manifest"]), SCHEMA, f"the manifest of {page}")
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(manifest, containers by name) of a written dashboard, single file or bundle.
 
     Raises `FormatError` for anything else, and where a chunk is damaged or is not as the manifest says.

@@ -206,7 +206,7 @@ class SAE(nn.Module):
             std=state.direction_std / state.target_scale,
         )
 
-    def save(self, path: str | os.PathLike, format: str | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:
         """Write a folder in SAELens v6's layout, with what is ours beside it (`saelab.autoencoders.serialization`).
 
         With `format` "saelens", "dictionary_learning", "sparsify" or "circuit-tracer" it is that library's layout and
@@ -226,7 +226,7 @@ class SAE(nn.Module):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
+        cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
     ) -> "SAE":
         """The SAE in a local folder or file: ours with the class, configuration and codes of before, or another project's.
 

@@ -58,7 +58,7 @@ SCHEMA = {
 UNBOUNDED = ("state.norm_limit", "state.direction_std")  # no limit is infinity, no statistics are NaN
 
 
-def save(sae: SAE, path: str | os.PathLike) -> None:
+def save(sae: SAE, path: str | os.PathLike[str]) -> None:
     """See `SAE.save`."""
     with whole_folder(path, listed=listed, what="an SAE folder") as folder:
         save_tensors(folder / WEIGHTS, saelens_tensors(sae))
@@ -90,7 +90,7 @@ def listed(folder: Path) -> list[str] | None:
     return [name for name in (WEIGHTS, OURS, SPARSITY) if name in names] + [CONFIG]
 
 
-def load(path: str | os.PathLike) -> SAE:
+def load(path: str | os.PathLike[str]) -> SAE:
     """See `SAE.load`."""
     folder = user_path(path)
     where = f"{folder / CONFIG}"

@@ -44,7 +44,7 @@ _IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
 
 
 @contextlib.contextmanager
-def disk_errors_named(path: str | os.PathLike) -> Iterator[None]:
+def disk_errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Within: what the operating system refuses becomes a `CheckpointError` that names the path and the way out."""
     try:
         yield

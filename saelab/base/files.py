@@ -109,7 +109,7 @@ def try_folder(path: Path) -> None:
             pass
 
 
-def try_file(path: str | os.PathLike) -> Path:
+def try_file(path: str | os.PathLike[str]) -> Path:
     """The path, as `user_path` gives it. Raises `CheckpointError` unless a file can be written there, before long work."""
     target = _through_links(user_path(path))
     with disk_errors_named(target):
@@ -215,7 +215,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary sibling to write to; on success it replaces `path`, on error nothing changes.
 
     Where `path` is a symbolic link, what it stands for is replaced. Raises `CheckpointError` where the disk is full or
@@ -242,7 +242,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     manifest: dict[str, Any] | None = None,
     listed: Listed = listed_files,
     what: str = "a folder that saelab wrote",
@@ -352,7 +352,7 @@ def current(folder: Path, name: str) -> Path:
     return path if path.exists() else folder / name
 
 
-def write_csv(path: str | os.PathLike, frame: Any, index: bool = False) -> None:
+def write_csv(path: str | os.PathLike[str], frame: Any, index: bool = False) -> None:
     """Write a pandas.DataFrame as CSV, whole. Raises `CheckpointError` on a full or read-only disk."""
     with whole_file(path) as temporary:
         frame.to_csv(temporary, index=index)

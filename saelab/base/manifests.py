@@ -109,7 +109,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)  # a tuple is what JSON makes a list of
 
 
-def plain_file(path: str | os.PathLike) -> int:
+def plain_file(path: str | os.PathLike[str]) -> int:
     """The size of a plain file, in bytes.
 
     Raises `FormatError` for what is missing or not to be read, and for a folder, a device or a pipe, which are not opened. A
@@ -124,7 +124,7 @@ def plain_file(path: str | os.PathLike) -> int:
 
 
 @contextlib.contextmanager
-def _named(path: str | os.PathLike) -> Iterator[None]:
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
@@ -176,14 +176,14 @@ def verify_size(path: Path, size: int) -> None:
         )
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a plain file in UTF-8; `FormatError` for any other."""
     size = plain_file(path)
     with _named(path), open(path, "rb") as file:
         return file.read(size).decode()
 
 
-def read_json(path: str | os.PathLike, schema: Schema = ANYTHING) -> Any:
+def read_json(path: str | os.PathLike[str], schema: Schema = ANYTHING) -> Any:
     """The JSON of a plain file that fits the schema; `FormatError` for any other. A key that stands twice is an error."""
     return parse_json(read_text(path), schema, str(path))
 
@@ -220,7 +220,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def read_manifest(folder: str | os.PathLike, schema: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+def read_manifest(folder: str | os.PathLike[str], schema: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
     """The manifest of a folder written by `whole_folder`, after every file that it lists was checked; `files` must be listed.
 
     Raises `FormatError` when the manifest is missing or says something else, or a file is missing, truncated or changed; the
@@ -244,7 +244,7 @@ and a last "..." any number of them. A name that ends with "?" may be missing; "
 
 
 @contextlib.contextmanager
-def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     """An open safetensors file, as `safe_open` gives it; `FormatError` for any other file, also while it is read."""
     from safetensors import SafetensorError, safe_open
 
@@ -257,7 +257,7 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def read_tensors(
-    path: str | os.PathLike, layout: Layout, form: str | None = None, strings: Schema = ANYTHING
+    path: str | os.PathLike[str], layout: Layout, form: str | None = None, strings: Schema = ANYTHING
 ) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, str]]:
     """The tensors of a safetensors file, and the strings of its header; `form` is the format that its writer gave it.
 

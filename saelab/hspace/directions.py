@@ -180,7 +180,7 @@ class Directions(Sequence[Direction]):
             rows.append(row)
         return pandas.DataFrame(rows)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, with the denoiser's digest, site and method in its header."""
         tensors = {
             "vectors": self.vectors,
@@ -200,7 +200,7 @@ class Directions(Sequence[Direction]):
         write_tensors(path, {name: value for name, value in tensors.items() if value is not None}, header)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, denoiser: Any = None) -> "Directions":
+    def load(cls, path: str | os.PathLike[str], denoiser: Any = None) -> "Directions":
         """The directions that `save` wrote. Raises `FormatError` for another file; with a `saelab.Denoiser`, `ConfigError` when
         they are not of it, or h has another shape."""
         tensors, header = read_tensors(path, LAYOUT, FORMAT, STRINGS)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def show_latents(
     sae: "SAE",
     trajectory: Trajectory,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     latents: int | Sequence[int] = 48,
     *,
     classifier: Callable[[Tensor], Tensor] | None = None,

@@ -93,7 +93,7 @@ class Effects:
 
         return gallery(self, direction)
 
-    def to_html(self, path: str | os.PathLike, title: str = "h-space directions") -> None:
+    def to_html(self, path: str | os.PathLike[str], title: str = "h-space directions") -> None:
         """One self-contained page: galleries, matrix, curves and table. It opens offline and fetches nothing."""
         from saelab.base.files import whole_file
         from saelab.hspace.effects_page import page

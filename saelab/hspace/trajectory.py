@@ -131,7 +131,7 @@ class Trajectory:
         moved = {name: value.to(device) for name in (*ROWS, "cond") if (value := getattr(self, name)) is not None}
         return dataclasses.replace(self, **moved)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: what makes the run again in full, the readings in half precision where they fit.
 
         Raises `CheckpointError` when the disk is full or the folder cannot be written.
@@ -152,7 +152,7 @@ class Trajectory:
         write_tensors(path, kept, {"format": FORMAT, **strings})
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Trajectory":
+    def load(cls, path: str | os.PathLike[str]) -> "Trajectory":
         """The run in a file that `save` wrote; readings come back in the precision of `start`.
 
         Raises `FormatError` for a file that is something else or was cut short.

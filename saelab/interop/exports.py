@@ -90,7 +90,7 @@ def exported(sae: SAE) -> Exported:
     return Exported(sae, of.to_saelens()["architecture"], W_enc=W_enc, b_enc=bias, **found)
 
 
-def save_as(saes: SAE | Sequence[SAE], path: str | os.PathLike, format: str) -> None:
+def save_as(saes: SAE | Sequence[SAE], path: str | os.PathLike[str], format: str) -> None:
     """Write an SAE in another library's layout; "circuit-tracer" takes several, a transcoder for each layer.
 
     * "saelens": what SAELens v6 reads and nothing of ours; gated transcoders as the JumpReLU ones that they are. No

@@ -19,7 +19,7 @@ from saelab.interop.releases import Entry, release_of
 
 
 def load_sae(
-    what: str | os.PathLike,
+    what: str | os.PathLike[str],
     sae_id: str | None = None,
     *,
     format: str | None = None,
@@ -87,7 +87,7 @@ def read_path(path: Path, format: str | None = None, given: Given | None = None)
     return reader(path, given)
 
 
-def _found(what: str | os.PathLike, sae_id: str | None, revision: str | None) -> tuple[Path, Entry | None]:
+def _found(what: str | os.PathLike[str], sae_id: str | None, revision: str | None) -> tuple[Path, Entry | None]:
     local = user_path(what, or_text=True)
     if local.exists():
         return (local if sae_id is None else local / sae_id), None

@@ -11,6 +11,7 @@ plain autograd, are in `saelab.kernels.dense`.
 """
 
 import warnings
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -75,14 +76,14 @@ def _csr(offsets: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, W_FD, codes):
+    def forward(ctx: Any, values: Tensor, W_FD: Tensor, codes: SparseCodes) -> Tensor:
         ctx.codes = codes
         ctx.save_for_backward(values, W_FD)
         return mixed.bags(codes.indices, W_FD, codes.offsets, values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_ND):
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         values, W_FD = ctx.saved_tensors
         grad_ND = grad_ND.contiguous()
         grad_values = sampled_product(grad_ND, W_FD, ctx.codes) if ctx.needs_input_grad[0] else None
@@ -92,14 +93,14 @@ class _Decode(torch.autograd.Function):
 
 class _EncodeAt(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_ND, W_FD, b_F, values, codes):
+    def forward(ctx: Any, x_ND: Tensor, W_FD: Tensor, b_F: Tensor, values: Tensor, codes: SparseCodes) -> Tensor:
         ctx.codes = codes
         ctx.save_for_backward(x_ND, W_FD)
         return values.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, W_FD = ctx.saved_tensors
         codes = ctx.codes
         grad_x = mixed.bags(codes.indices, W_FD, codes.offsets, grad) if ctx.needs_input_grad[0] else None

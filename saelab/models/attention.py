@@ -335,7 +335,9 @@ class _FusedCalls(TorchFunctionMode):
         self.heads = 0
         self.found: dict[int, dict[str, Any]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is scaled_dot_product_attention and self.layer is not None:
             given = {**dict(zip(self._names, args, strict=False)), **(kwargs or {})}
             if given.get("dropout_p"):

@@ -227,7 +227,9 @@ class Transformers:
 class _NothingDropped(TorchFunctionMode):
     """Within it dropout is the identity, so that what is measured holds in training mode too, and no number is drawn."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func is dropout:
             return kwargs.get("input", args[0] if args else None)

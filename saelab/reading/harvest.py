@@ -34,7 +34,7 @@ def harvest(
     sites: Sequence[str] | None = None,
     tokens: int,
     gradients: bool | str = False,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     context_length: int | None = None,
     skip_positions: int = 1,
     dtype: torch.dtype | str | None = None,

@@ -90,7 +90,7 @@ class ActivationStore:
         }
 
     @classmethod
-    def open(cls, path: str | os.PathLike, site: str | None = None) -> "ActivationStore":
+    def open(cls, path: str | os.PathLike[str], site: str | None = None) -> "ActivationStore":
         """The store in a finished folder; `site` says which, where the folder has several.
 
         Raises `FormatError` for a folder that is none or whose shards are cut short or changed (named),
@@ -166,7 +166,7 @@ class ActivationStore:
         )
 
 
-def open_stores(path: str | os.PathLike) -> dict[str, ActivationStore]:
+def open_stores(path: str | os.PathLike[str]) -> dict[str, ActivationStore]:
     """Every store of a finished folder, by site name; rows are aligned. Errors as in `ActivationStore.open`."""
     folder = user_path(path)
     manifest = read_store_manifest(folder)

@@ -58,7 +58,7 @@ class MemoryWriter:
         return stores_over([self._block], self._plan, None)
 
 
-def try_out(out: str | os.PathLike) -> None:
+def try_out(out: str | os.PathLike[str]) -> None:
     """Raise `CheckpointError`, before anything long is done, where a folder cannot take a harvest."""
     folder = user_path(out)
     if not _whole(_manifest_in(folder)):
@@ -98,7 +98,7 @@ class FolderWriter:
     stay and are gone on from.
     """
 
-    def __init__(self, plan: Mapping[str, Any], chunk_rows: int, out: str | os.PathLike | None) -> None:
+    def __init__(self, plan: Mapping[str, Any], chunk_rows: int, out: str | os.PathLike[str] | None) -> None:
         self._owner = _TemporaryFolder() if out is None else None
         self._folder = self._owner.path if self._owner else user_path(out)
         with contextlib.ExitStack() as stack:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EVERYWHERE = Scope(skip_positions=0, special=True, high_norm=True)
 
 
-def to_lm_eval(lm: "LanguageModel", operations: Operation | Sequence[Operation], path: str | os.PathLike) -> Path:
+def to_lm_eval(lm: "LanguageModel", operations: Operation | Sequence[Operation], path: str | os.PathLike[str]) -> Path:
     """Write operations for lm-evaluation-harness: `lm_eval --model steered --model_args pretrained=...,steer_path=PATH`.
 
     The harness adds vectors to the outputs of modules, or sets the coordinate along a direction, at every position. It holds

@@ -215,7 +215,7 @@ class Receipt:
             ],
         }
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict()` as JSON. Raises `CheckpointError` on a full or read-only disk."""
         text = json.dumps(self.to_dict(), indent=1)
         with whole_file(path) as temporary:

@@ -64,7 +64,9 @@ RECEIPT: Schema = {
 
 
 def replay(
-    receipt: str | os.PathLike | Mapping[str, Any], lm: "LanguageModel | None" = None, saes: Sequence[Dictionary] = ()
+    receipt: str | os.PathLike[str] | Mapping[str, Any],
+    lm: "LanguageModel | None" = None,
+    saes: Sequence[Dictionary] = (),
 ) -> list[list[str]]:
     """Generate again what a receipt (its file, or `Receipt.to_dict()`) has generated: the texts of each `generate`.
 
@@ -95,7 +97,7 @@ def replay(
     return [_again(lm, generation, found) for generation in content["generations"]]
 
 
-def read(path: str | os.PathLike) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a receipt's file; `FormatError` when it is none, or of another version."""
     file = user_path(path)
     try:

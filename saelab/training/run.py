@@ -63,7 +63,7 @@ class Run:
         return figure
 
     def dashboard(
-        self, path: str | os.PathLike | None = None, lm: Any = None, corpus: Any = None, **options: Any
+        self, path: str | os.PathLike[str] | None = None, lm: Any = None, corpus: Any = None, **options: Any
     ) -> Dashboard:
         """A dashboard of the run's SAE, 512 latents of it unless `latents=`: `dashboard.html` in the run's folder, or `path`.
 
@@ -90,7 +90,7 @@ class Run:
             write_csv(self.path / "history.csv", self.history)
 
 
-def load_run(path: str | os.PathLike) -> Run:
+def load_run(path: str | os.PathLike[str]) -> Run:
     """Reopen the run in a folder: finished, interrupted or killed.
 
     Raises `CheckpointError` when the folder holds no run, or one that was killed before its first checkpoint.

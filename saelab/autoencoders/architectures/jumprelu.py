@@ -235,14 +235,14 @@ def _window_sum(values_E: Tensor, p_E: Tensor, theta_F: Tensor, indices_E: Tenso
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p_E, theta_F, indices_E, width):
+    def forward(ctx: Any, p_E: Tensor, theta_F: Tensor, indices_E: Tensor, width: float) -> Tensor:
         ctx.save_for_backward(p_E, theta_F, indices_E)
         ctx.width = width
         return p_E * (p_E > theta_F[indices_E])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_E):
+    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
         p_E, theta_F, indices_E = ctx.saved_tensors
         grad_theta = -(theta_F / ctx.width) * _window_sum(grad_E, p_E, theta_F, indices_E, ctx.width)
         return grad_E * (p_E > theta_F[indices_E]), grad_theta, None, None
@@ -250,14 +250,14 @@ class _Jump(torch.autograd.Function):
 
 class _Count(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p_E, theta_F, indices_E, width):
+    def forward(ctx: Any, p_E: Tensor, theta_F: Tensor, indices_E: Tensor, width: float) -> Tensor:
         ctx.save_for_backward(p_E, theta_F, indices_E)
         ctx.width = width
         return (p_E > theta_F[indices_E]).sum().to(p_E.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p_E, theta_F, indices_E = ctx.saved_tensors
         ones_E = torch.ones_like(p_E)
         return None, -grad / ctx.width * _window_sum(ones_E, p_E, theta_F, indices_E, ctx.width), None, None
