@@ -10,23 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
-from saelab.base.files import user_path
 from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.collect import MEMORY, Collection, collect, default_folder
-from saelab.dashboards.collecting.examples import Layout, selected
-from saelab.dashboards.collecting.given import labels_of, sweep_rows
+from saelab.dashboards.collecting.examples import selected
 from saelab.dashboards.collecting.one_pass import Reader
 from saelab.dashboards.collecting.prompts import Prompt, prompt_columns, prompts_of
 from saelab.dashboards.collecting.vocab import Ids, Vocab
+from saelab.dashboards.plan import Plan
 from saelab.dashboards.result import Dashboard
 from saelab.dashboards.writing import bundle as bundles
 from saelab.dashboards.writing.chunks import Chunk, Inverted, Part
 from saelab.dashboards.writing.codec import encode, texts
 from saelab.dashboards.writing.manifest import manifest_of
 from saelab.dashboards.writing.tables import Data, write_parquet
-from saelab.evaluation.report import Report
 from saelab.models.identity import warn_of_other_weights
 from saelab.reading.corpus import contexts_for, load_corpus
 
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 FEW_PAGES = (
     4096  # up to here the vocabulary holds the tokens that are shown; beyond, chunks are not kept until they are known
 )
-EFFECTS = ("direct", "full", None)
 
 
 def build(
@@ -118,69 +114,22 @@ def build(
     >>> import saelab
     >>> page = saelab.dashboards.build(sae, lm, corpus, "features.html", latents=512)  # doctest: +SKIP
     """
-    path = user_path(path)
-    saes = [sae] if compare is None else [sae, compare]
-    seeds = [seeds] if hasattr(seeds, "W_dec") else list(seeds)
-    checks.autoencoder("sae", sae), checks.maybe(checks.autoencoder, "compare", compare)
-    for other in seeds:
-        checks.autoencoder("one of seeds", other)
-        if other.d_out != sae.d_out:
-            raise ConfigError(f"an SAE of another seed gives vectors {other.d_out} wide, and this one {sae.d_out}: they cannot "
-                              "have the same latents")  # fmt: skip
-    checks.language_model("lm", lm), checks.maybe(checks.language_model, "null", null)
-    checks.choice("effects", effects, EFFECTS)
-    if not isinstance(evaluation, Report):
-        checks.choice("evaluation", evaluation, (True, None))
-    tokens = checks.count("tokens", tokens)
-    seed, batch_tiles, memory = (
-        checks.seed(seed),
-        checks.count("batch_tiles", batch_tiles),
-        checks.count("memory", memory),
-    )
-    shards = checks.maybe(checks.count, "shards", shards)
-    given_labels, given_sweeps = labels_of(labels, sae.d_sae), sweep_rows(sweeps, sae.d_sae)
-    bundles.check(path, bundle, parquet)
-    layout = Layout.of(windows, window)
-    for each in saes:
+    plan = Plan.of(locals())
+    for each in plan.saes:
         warn_of_other_weights(lm, each)
     corpus = load_corpus(corpus)
     contexts = contexts_for(sae, lm, corpus, split, context_length, prepend_bos, progress)
     asked = prompts_of(lm, prompts, contexts.prepend_bos) if not isinstance(prompts, Sized) or len(prompts) else []
-    reader = Reader.of(lm, saes, contexts, tokens, seed)
-    _warn_of_short_corpus(reader, tokens, split)
-    options = {"shards": shards, "batch_tiles": batch_tiles, "memory": memory, "progress": progress}
-    folder = user_path(work) if work is not None else default_folder(reader)
-    collections = collect(reader, folder, **options)  # type: ignore[arg-type]
-    nulls = _null(reader, null, folder, options)
-
-    parts = []
-    for i, (one, collection) in enumerate(zip(saes, collections, strict=True)):
-        part = Part(
-            lm, one, reader.sites[i], reader.targets[i], collection, contexts, selected(latents, collection.counts, seed),
-            layout, seed, "b-" if i else "", seeds if not i else (), nulls[i] if nulls else None,
-            saes[1 - i] if compare is not None and saes[0].d_out == saes[1].d_out else None,
-        )  # fmt: skip
-        part.trace(progress)
-        if effects:
-            part.explain(effects, progress)
-        parts.append(part)
-
+    reader = Reader.of(lm, plan.saes, contexts, plan.tokens, plan.seed)
+    _warn_of_short_corpus(reader, plan.tokens, split)
+    folder = plan.work or default_folder(reader)
+    collections = collect(reader, folder, **plan.collecting)
+    nulls = _nulls(reader, plan, folder)
+    parts = [_part(plan, reader, i, *found) for i, found in enumerate(zip(collections, nulls, strict=True))]
     if evaluation is True:
         evaluation = _evaluated(sae, lm, corpus, contexts, progress)
-    chunks = _all_chunks(parts, asked, bool(effects), given_labels, given_sweeps)
-    manifest = manifest_of(parts, reader, corpus, split, tokens, asked, evaluation, effects, null, title)
-    containers: dict[str, bytes] = {}
-
-    def encoded() -> Iterator[tuple[str, bytes]]:
-        for name, container in _encoded(chunks, parts[0]):
-            if parquet:
-                containers[name] = container
-            yield name, container
-
-    def beside(folder: Path) -> None:
-        write_parquet(Data(manifest, containers), folder)
-
-    page = bundles.write(path, encoded(), manifest, bundle, beside if parquet else None)
+    manifest = manifest_of(parts, reader, corpus, plan, asked, evaluation)
+    page = _written(plan, _all_chunks(parts, asked, plan), parts[0], manifest)
     if work is None:  # what a killed build would have gone on from
         shutil.rmtree(folder, ignore_errors=True)
     return Dashboard(page)
@@ -212,20 +161,46 @@ def _evaluated(sae: Dictionary, lm: "LanguageModel", corpus: "Corpus", contexts:
         return None
 
 
-def _null(reader: Reader, null: Any, folder: Path, options: dict[str, Any]) -> list[Collection]:
-    if null is None:
-        return []
-    other = Reader.of(null, reader.saes, reader.contexts, reader.n_contexts * reader.length, reader.seed)
-    return collect(other, folder / "null", **options)
+def _nulls(reader: Reader, plan: Plan, folder: Path) -> Sequence[Collection | None]:
+    """What the re-initialised model does, for each SAE."""
+    if plan.null is None:
+        return [None] * len(plan.saes)
+    other = Reader.of(plan.null, reader.saes, reader.contexts, reader.n_contexts * reader.length, reader.seed)
+    return collect(other, folder / "null", **plan.collecting)
 
 
-def _all_chunks(
-    parts: list[Part],
-    prompts: Sequence[Prompt],
-    effects: bool,
-    labels: dict[int, str],
-    sweeps: dict[int, list[dict[str, Any]]],
-) -> Iterator[Chunk]:
+def _part(plan: Plan, reader: Reader, i: int, collection: Collection, null: Collection | None) -> Part:
+    """SAE `i`, with what takes passes of its own: where peaks come from, and effects."""
+    sae, others = plan.saes[i], plan.saes[:i] + plan.saes[i + 1 :]
+    part = Part(
+        reader.lm, sae, reader.sites[i], reader.targets[i], collection, reader.contexts,
+        selected(plan.latents, collection.counts, plan.seed), plan.layout, plan.seed, "b-" if i else "",
+        () if i else plan.seeds, null, next((one for one in others if one.d_out == sae.d_out), None),
+    )  # fmt: skip
+    part.trace(plan.progress)
+    if plan.effects:
+        part.explain(plan.effects, plan.progress)
+    return part
+
+
+def _written(plan: Plan, chunks: Iterator[Chunk], first: Part, manifest: dict[str, Any]) -> Path:
+    """The page, and the tables beside it where they are wanted."""
+    containers: dict[str, bytes] = {}
+
+    def encoded() -> Iterator[tuple[str, bytes]]:
+        for name, container in _encoded(chunks, first):
+            if plan.parquet:
+                containers[name] = container
+            yield name, container
+
+    def beside(folder: Path) -> None:
+        write_parquet(Data(manifest, containers), folder)
+
+    return bundles.write(plan.path, encoded(), manifest, plan.bundle, beside if plan.parquet else None)
+
+
+def _all_chunks(parts: list[Part], prompts: Sequence[Prompt], plan: Plan) -> Iterator[Chunk]:
+    labels, sweeps, effects = plan.labels, plan.sweeps, bool(plan.effects)
     for part in parts:
         yield from part.chunks()
     if labels:

@@ -10,6 +10,7 @@ from saelab.base import digests
 from saelab.dashboards.collecting.effects import FULL_CONTEXTS
 from saelab.dashboards.collecting.one_pass import Reader
 from saelab.dashboards.collecting.prompts import Prompt
+from saelab.dashboards.plan import Plan
 from saelab.dashboards.writing.chunks import DEAD, DENSE, DUPLICATE, PER_CHUNK, SEED_COSINE, SILENT, Part
 from saelab.models.purpose import Purpose
 from saelab.pages.packing import plain
@@ -19,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def manifest_of(
-    parts: list[Part], reader: Reader, corpus: "Corpus", split: str, tokens: int, prompts: Sequence[Prompt], evaluation: Any,
-    effects: str | None, null: Any, title: str | None,
-) -> dict[str, Any]:  # fmt: skip
+    parts: list[Part], reader: Reader, corpus: "Corpus", plan: Plan, prompts: Sequence[Prompt], evaluation: Any
+) -> dict[str, Any]:
     part, lm = parts[0], reader.lm
     site = part.site.name
     return {
         "format": "saelab-dashboard",
         "version": 1,
-        "title": title or f"{part.sae.cfg!r} at {site} of {lm.name}",
+        "title": plan.title or f"{part.sae.cfg!r} at {site} of {lm.name}",
         "versions": _versions(),
         "model": {"name": lm.name, "digest": lm.digest, "d_vocab": lm.d_vocab},
         "corpus": {
-            "name": corpus.name, "digest": corpus.digest, "split": split, "seed": corpus.seed, "contexts": reader.n_contexts,
-            "context_length": reader.length, "tokens": reader.n_contexts * reader.length, "counted": part.collection.n_counted,
+            "name": corpus.name, "digest": corpus.digest, "split": plan.split, "seed": corpus.seed,
+            "contexts": reader.n_contexts, "context_length": reader.length, "tokens": reader.n_contexts * reader.length,
+            "counted": part.collection.n_counted,
             "skip_positions": Purpose.of(part.sae).skip_positions,
             "norm_limit": plain(float(part.sae.state.norm_limit)),
         },
-        "settings": {"tokens": tokens, "windows": sum(part.layout.sizes), "window": part.layout.window, "effects": effects,
-                     "latents": len(part.pages), "seed": part.seed},
-        "saes": [_described(one, parts, evaluation if one is part else None, effects, null) for one in parts],
+        "settings": {"tokens": plan.tokens, "windows": sum(part.layout.sizes), "window": part.layout.window,
+                     "effects": plan.effects, "latents": len(part.pages), "seed": part.seed},
+        "saes": [_described(one, parts, evaluation if one is part else None, plan) for one in parts],
         "groups": part.layout.groups,
         "prompts": [
             {"chunk": f"p-{i:03d}", "text": prompt.text, "tokens": prompt.tokens.ids.shape[1], "prefix": ""}
@@ -48,10 +49,10 @@ def manifest_of(
     }  # fmt: skip
 
 
-def _described(part: Part, parts: list[Part], evaluation: Any, effects: str | None, null: Any) -> dict[str, Any]:
+def _described(part: Part, parts: list[Part], evaluation: Any, plan: Plan) -> dict[str, Any]:
     sae, collection, flags = part.sae, part.collection, part.flags
     rival = next((other for other in parts if other is not part), None)
-    mode = effects if effects != "direct" or any(part._methods == 1) else "first-order"
+    mode = plan.effects if plan.effects != "direct" or any(part._methods == 1) else "first-order"
     return {
         "prefix": part.prefix, "name": str(sae.metadata.get("name") or ("B" if part.prefix else "A")),
         "digest": digests.of_tensors(sae.state_dict()), "architecture": type(sae.cfg).__name__,
@@ -63,9 +64,9 @@ def _described(part: Part, parts: list[Part], evaluation: Any, effects: str | No
         "duplicates": int((flags & DUPLICATE > 0).sum()),
         "evaluation": {key: plain(value) for key, value in asdict(evaluation).items()} if evaluation is not None else None,
         "effects": {"mode": mode, "rank_correlation": part.correlation, "n": part.full_pairs, "contexts": FULL_CONTEXTS}
-        if effects else None,
+        if plan.effects else None,
         "seeds": {"others": len(part.others), "threshold": SEED_COSINE} if part.others else None,
-        "null": {"name": f"re-initialised {null.name}", "l0": part.null.l0} if part.null is not None else None,
+        "null": {"name": f"re-initialised {plan.null.name}", "l0": part.null.l0} if plan.null and part.null else None,
         "matches": rival.prefix if rival is not None and part.rival is not None else None,
     }  # fmt: skip
 

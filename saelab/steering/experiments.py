@@ -1,27 +1,21 @@
 """`steering.sweep`: latents x operations x strengths x prompts x seeds, with controls, batched and resumable."""
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelab.base import checks
-from saelab.base.errors import CheckpointError, ConfigError
+from saelab.base.errors import CheckpointError
 from saelab.base.files import user_path
 from saelab.base.progress import progress_bar
 from saelab.base.protocols import Dictionary
-from saelab.models.identity import refuse_interventions, weights_digest
-from saelab.models.purpose import Purpose, fitting
-from saelab.models.texts import given
-from saelab.reading.corpus import load_corpus
 from saelab.steering import grid, records
 from saelab.steering.grid import NONE, RANDOM_DIRECTION, Cell
+from saelab.steering.sweep_plan import SweepPlan
 from saelab.steering.sweep_table import Sweep
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
-    from saelab.models.sites import Site
     from saelab.steering.scope import Scope
 
 
@@ -90,65 +84,22 @@ def sweep(
     >>> found.summary()[["latent", "operation", "matched_effect", "matched_random", "p", "note"]]  # doctest: +SKIP
     """
     from saelab.steering import observe, scores
-    from saelab.steering.scope import Scope
 
-    checks.language_model("lm", lm), checks.autoencoder("sae", sae)
-    targets = checks.counts("latents", latents, least=0, most=sae.d_sae - 1, of="the autoencoder's latents")
-    kinds = [operations] if isinstance(operations, str) else list(operations)
-    rows = _prompt_ids(lm, sae, prompts, prepend_bos)
-    corpus = None if corpus is None else load_corpus(corpus)
-    steps = [
-        checks.number("a strength", s) for s in ([strengths] if isinstance(strengths, (int, float)) else strengths)
-    ]
-    runs = checks.counts("seeds", seeds, least=0, most=checks.LARGEST_SEED)
-    draws, batch_size = checks.count("draws", draws), checks.count("batch_size", batch_size)
-    max_new_tokens = checks.count("max_new_tokens", max_new_tokens)
-    temperature = checks.number("temperature", temperature, least=0)
-    _check(targets, kinds, steps, rows, runs, baselines)
-    controls = grid.draw_controls(sae, targets, draws if set(baselines) - {NONE} else 0)
-    source = grid.Extended(sae, controls.vectors if RANDOM_DIRECTION in baselines else {})
-    purpose = Purpose.of(sae, site)
-    if purpose.target_site not in (None, sae.metadata.get("site")):
-        raise ConfigError("a sweep reads and writes at one site, and this is a transcoder: steer with lm.steer instead")
-    place = purpose.source(lm)
-    later = lm.site(later_site) if later_site else _next_residual(lm, place)
-    if later is not None:
-        fitting(later, sae.d_in, "input")
-
-    operation = _maker(source, place.name, unit, scope)
-    cells = grid.cells(targets, kinds, steps, len(rows), runs, baselines, draws, controls)
-    resolved = _resolved_unit(sae, targets, kinds, unit, place.name)
-    texts = [str(row) if lm.tokenizer is None else lm.tokenizer.decode(row) for row in rows]
-    if out is not None:
-        refuse_interventions(lm, f"the sweep in {out}")
-    settings = {
-        "model": lm.name,
-        "model_digest": lm.digest,
-        "sae_digest": weights_digest(sae),
-        "site": place.name,
-        "later_site": later.name if later else None,
-        "latents": targets,
-        "operations": kinds,
-        "strengths": steps,
-        "unit": resolved,
-        "prompts": texts,
-        "prompt_ids": rows,
-        "seeds": runs,
-        "scope": repr(scope or Scope()),
-        "baselines": sorted({*baselines, NONE}),
-        "draws": draws,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "corpus": None if corpus is None else corpus.digest,
-        "texts": len(cells),
-    }
+    plan = SweepPlan.of(locals())
+    controls = grid.draw_controls(sae, plan.latents, plan.draws if set(plan.baselines) - {NONE} else 0)
+    source = grid.Extended(sae, controls.vectors if RANDOM_DIRECTION in plan.baselines else {})
+    operation = _maker(source, plan.site.name, unit, scope)
+    cells = plan.cells(controls)
+    settings = plan.settings(lm, sae, len(cells))
     with records.opened(out, settings) as store:
         if store.scores is None:
-            store.keep_scores(scores.known_scores(lm, sae, targets, place, corpus))
-        setting = observe.Setting(lm, sae, operation, place, later, rows, max_new_tokens, temperature)
-        if not scores.why_no_logits(lm, place):
+            store.keep_scores(scores.known_scores(lm, sae, plan.latents, plan.site, plan.corpus))
+        setting = observe.Setting(
+            lm, sae, operation, plan.site, plan.later, plan.prompts, plan.max_new_tokens, plan.temperature
+        )
+        if not scores.why_no_logits(lm, plan.site):
             setting.tops = _tops(lm, sae, cells, controls)
-        _run(setting, cells, store, batch_size, progress)
+        _run(setting, cells, store, plan.batch_size, progress)
         found = Sweep(list(store.rows.values()), settings, store.scores or {}, store.path)
     if found.interrupted:
         again = f"run the same call again to go on (out={str(out)!r})" if out else "give out= to be able to go on"
@@ -211,53 +162,6 @@ def batches(cells: Sequence[Cell], prompts: Sequence[Sequence[int]], size: int) 
         ordered = sorted(group, key=lambda cell: (len(prompts[cell.prompt_id]), cell.prompt_id, cell.seed, cell.row))
         found += [ordered[start : start + size] for start in range(0, len(ordered), size)]
     return found
-
-
-def _prompt_ids(lm: "LanguageModel", sae: Dictionary, prompts: Any, prepend_bos: bool | None) -> list[list[int]]:
-    found = given(prompts)
-    if found.single or found.texts == []:
-        raise ConfigError(f"prompts is {prompts!r}: give a list with at least one text")
-    return lm.tokens_for(sae, found, prepend_bos).rows()
-
-
-def _check(
-    latents: list[int], operations: list[str], strengths: list[float], prompts: list[list[int]], seeds: list[int],
-    baselines: Sequence[str],
-) -> None:  # fmt: skip
-    for name, values in (("latents", latents), ("operations", operations), ("prompts", prompts), ("seeds", seeds)):
-        if not values:
-            raise ConfigError(f"{name} is empty: give at least one")
-        if len({str(value) for value in values}) < len(values):
-            raise ConfigError(f"{name} has one twice: {values!r}")
-    wrong = [name for name in operations if name not in grid.OPERATIONS]
-    if wrong:
-        raise ConfigError(f"operations {wrong} are not among {', '.join(grid.OPERATIONS)}")
-    wrong = [name for name in baselines if name not in grid.BASELINES]
-    if wrong:
-        raise ConfigError(f"baselines {wrong} are not among {', '.join(grid.BASELINES)}")
-    if not strengths and set(operations) & set(grid.WITH_STRENGTH):
-        raise ConfigError(f"strengths is empty, and {', '.join(operations)} need at least one")
-
-
-def _resolved_unit(
-    sae: Dictionary, latents: Sequence[int], operations: Sequence[str], unit: str | None, site: str
-) -> str | None:
-    """The unit that the operations end up with. Raises `ConfigError` for a dead latent or a missing figure, before the
-    work begins."""
-    from saelab.steering import add, unit_size
-
-    made = [add(sae, latent, strength=1.0, unit=unit, site=site) for latent in latents]
-    if not set(operations) & set(grid.WITH_UNIT):
-        return None
-    for one in made:
-        unit_size(one)
-    return made[0].unit
-
-
-def _next_residual(lm: "LanguageModel", site: "Site") -> "Site | None":
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_\w+", site.name)
-    following = f"blocks.{int(match[1]) + 1}.hook_resid_post" if match else ""
-    return lm.site(following) if following in lm.backend.named else None
 
 
 def _tops(lm: "LanguageModel", sae: Dictionary, cells: list[Cell], controls: grid.Controls) -> dict[Any, Any]:

@@ -263,7 +263,7 @@ def test_a_site_that_does_not_write_to_the_stream(llama, tmp_path):
     assert table.rise_text.isna().all() and table.target_after_later.isna().all()
     assert (table[table.baseline == "steered"].kl_text > 0).all()
     assert found.summary().effect.isna().all() and found.summary("kl_text", "kl_text").effect.notna().all()
-    assert "Latent 1" in found.to_html(tmp_path / "page.html").read_text()
+    assert 'data-page="sweep"' in found.to_html(tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(
