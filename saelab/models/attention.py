@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -21,6 +22,7 @@ from saelab.base import checks
 from saelab.base.errors import ConfigError
 from saelab.models.backends import Bridge, Hooked, Transformers
 from saelab.models.blocks import USUAL
+from saelab.models.offloading import in_memory
 from saelab.models.site_names import Side
 from saelab.models.wrappers import looked_through
 
@@ -35,24 +37,22 @@ class Norm:
     without one needs no table.
     """
 
-    def __init__(self, module: nn.Module, width: int, like: Tensor) -> None:
+    def __init__(self, module: nn.Module, width: int, otherwise: Shaped[Tensor, "..."]) -> None:
         module = _bare(module)
-        probe = torch.full(
-            (width,), 1024.0, dtype=like.dtype, device=like.device
-        )  # so that epsilon is nothing beside it
-        ones = probe.clone()
-        probe[1::2] *= -1
-        if width % 2:
-            probe[1] *= 2  # of mean 0, without zeros
-        exact = torch.promote_types(like.dtype, torch.float32)
 
         # the class's own forward: hooks that others set on the module have no business here
         def run(x: Tensor) -> Tensor:
-            return type(module).forward(module, x).to(exact)
+            return type(module).forward(module, x).to(torch.promote_types(x.dtype, torch.float32))
 
-        with torch.no_grad():
+        with torch.no_grad(), in_memory(module):
+            like = next(module.parameters(), otherwise)  # device and precision
+            ones = like.new_full((width,), 1024.0)  # so that epsilon is nothing beside it
+            probe = ones.clone()
+            probe[1::2] *= -1
+            if width % 2:
+                probe[1] *= 2  # of mean 0, without zeros
             odd, even = (run(x) - run(-x) for x in (probe, ones))
-            wide = probe.to(exact)
+            wide = probe.to(odd)
             self.gain = odd / 2 * wide.norm() / width**0.5 / wide
             self.beta = run(torch.zeros_like(probe))
         self.centred = bool(even.abs().max() < 1e-3 * odd.abs().max())
@@ -203,9 +203,8 @@ def _assembled(
         places["pattern"] = (module.hook_pattern, "output")  # type: ignore[assignment]
     if after is not None:
         places["post_norm"] = (after, "output")
-    like = next(norm.parameters(), W_V)
     return AttentionParts(
-        layer, module, Norm(norm, d_model, like), Norm(after, d_model, like) if after is not None else None,
+        layer, module, Norm(norm, d_model, W_V), Norm(after, d_model, W_V) if after is not None else None,
         W_V, b_V, rearrange(output.W, "(h e) d -> h e d", h=heads), _bias(output, d_model),
         torch.arange(heads, device=W_V.device) // (heads // W_V.shape[1]), places,
     )  # fmt: skip
@@ -221,10 +220,11 @@ def _bare(module: nn.Module) -> nn.Module:
 def _projection(module: nn.Module) -> Projection:
     """Weights of a linear layer as [in, out], in at least fp32: `nn.Linear` keeps [out, in], GPT-2's `Conv1D` [in, out]."""
     module = _bare(module)
-    weight, bias = module.weight.detach(), getattr(module, "bias", None)  # type: ignore[operator]
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    W = (weight.T if isinstance(module, nn.Linear) else weight).to(exact)
-    return Projection(W, None if bias is None else bias.detach().to(exact))
+    with in_memory(module):
+        weight, bias = module.weight.detach(), getattr(module, "bias", None)  # type: ignore[operator]
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        W = (weight.T if isinstance(module, nn.Linear) else weight).to(exact)
+        return Projection(W, None if bias is None else bias.detach().to(exact))
 
 
 def _bias(projection: Projection, width: int) -> Tensor:

@@ -19,6 +19,7 @@ from saelab.models.adapters import adapter_words
 from saelab.models.blocks import block_lists, ends, measured
 from saelab.models.hooks import aside, first_runs, interventions_silent
 from saelab.models.identity import dropout_rate
+from saelab.models.offloading import device_of
 from saelab.models.site_names import EMBEDDING, KINDS, MLP, NORM, PROJECTION, Side, classic_name
 from saelab.models.sites import Site, flat, unknown_site
 from saelab.models.tasks import OTHERWISE, refuse_other_tasks
@@ -123,10 +124,7 @@ class Transformers:
         """
         if dropout_rate(self.inner):
             return True  # no two passes are the same: nothing to compare
-        ids = (
-            torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]], device=next(self.runner.parameters()).device)
-            % self.d_vocab
-        )
+        ids = torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]], device=device_of(self.runner)) % self.d_vocab
         mask = torch.tensor([[False, False, True, True, True], [True] * 5], device=ids.device)
 
         def last(ids: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
@@ -194,7 +192,7 @@ class Transformers:
 
     def few_tokens(self, targets: Mapping[Any, tuple[nn.Module, Side]], partly: bool = True) -> dict[Any, Tensor]:
         """What passes at some modules when the model reads 2 texts of 3 tokens; those that do not run are left out."""
-        device = next(self.runner.parameters()).device
+        device = device_of(self.runner)
         ids = torch.tensor([[1, 2, 3], [6, 5, 4]], device=device) % self.d_vocab
         mask = torch.ones_like(ids, dtype=torch.bool)
         with interventions_silent(), torch.no_grad(), _NothingDropped():

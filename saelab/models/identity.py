@@ -1,4 +1,4 @@
-"""What a model is at this moment: digests that are taken when they are compared, and never kept.
+"""What a model is at this moment: digests that are taken when they are compared, from the weights as they are then.
 
 What is kept under a digest (stores, runs, sweeps, counted pages) is found again by it. A model that was fine-tuned in place,
 has another adapter on or drops activations at random is another one.
@@ -7,15 +7,17 @@ has another adapter on or drops activations at random is another one.
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from saelab.base import digests
-from saelab.base.errors import ConfigError, InterventionError
+from saelab.base.errors import InterventionError
 from saelab.base.protocols import Dictionary
 from saelab.models.hooks import open_interventions
+from saelab.models.offloading import weights
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -24,15 +26,37 @@ if TYPE_CHECKING:
 def weights_digest(model: nn.Module | Dictionary) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a module's state, as it is now."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            if tensor.is_meta:
-                raise ConfigError(
-                    f"the weights {name} are not in memory (device meta): load the model without offloading"
-                )
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(digests.content(tensor))
+    for name, tensor in weights(model):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(digests.content(tensor))
     return digest.hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """What tells whether `state_digest` would still be the same: sums over all bytes of the weights, made where they are.
+
+    A twentieth of the digest's cost, and on a GPU nothing is copied. Only within one process; kept nowhere.
+    """
+    digest = hashlib.sha256(json.dumps(circumstances(model)).encode())
+    for name, tensor in weights(model):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        for sums in _sums(tensor.detach()):
+            digest.update(digests.content(sums))
+    return digest.hexdigest()
+
+
+def _sums(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Of the bytes as whole numbers of 64 bits in rows of 1,024, by row and by column; what is left over as it is."""
+    if not x.numel():
+        return
+    row = 8 * 1024
+    flat = x.contiguous().reshape(-1)
+    if flat.storage_offset() * flat.element_size() % 8:
+        flat = flat.clone()
+    flat = flat.view(torch.uint8)
+    whole = len(flat) // row * row
+    words = flat[:whole].view(torch.int64).view(-1, 1024)
+    yield from (words.sum(0), words.sum(1), flat[whole:])
 
 
 def state_digest(model: nn.Module) -> str:
@@ -42,8 +66,8 @@ def state_digest(model: nn.Module) -> str:
     >>> state_digest(net) == weights_digest(net), state_digest(net.train()) == weights_digest(net)
     (True, False)
     """
-    weights, beside = weights_digest(model), circumstances(model)
-    return digests.of_json([weights, *beside]) if beside else weights
+    own, beside = weights_digest(model), circumstances(model)
+    return digests.of_json([own, *beside]) if beside else own
 
 
 def circumstances(model: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from saelab.base.protocols import Dictionary, Receipt
 from saelab.models import generation, identity, loading
 from saelab.models.backends import backend_of
 from saelab.models.hooks import editing
+from saelab.models.offloading import device_of
 from saelab.models.reach import reached
 from saelab.models.site_names import Side
 from saelab.models.sites import Site, flat, run_recording
@@ -119,7 +120,7 @@ class LanguageModel:
         self.special_ids = special_ids(tokenizer)
         self.separator_id = separator_id(tokenizer)
         self.bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
-        self._loaded = digest and (digest, identity.state_digest(self.inner))
+        self._digests = {identity.fingerprint(self.inner): digest} if digest else {}
         self.compared: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # see `identity.warn_of_other_weights`
 
     @property
@@ -129,8 +130,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter is."""
-        return next(self.runner.parameters()).device
+        """Where the model takes its tokens: where the first parameter is, also of a model that accelerate has put off."""
+        return device_of(self.runner)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,10 +142,12 @@ class LanguageModel:
     def digest(self) -> str:
         """SHA-256 (hex) of the weights, active adapters and dropout as they are now; of the bundled file while unchanged.
 
-        Taken anew each time, which costs a pass over the weights: fine-tuning in place gives another one.
+        Looked at anew each time, which costs a sum over the weights: fine-tuning in place gives another one.
         """
-        now = identity.state_digest(self.inner)
-        return self._loaded[0] if self._loaded and now == self._loaded[1] else now
+        now = identity.fingerprint(self.inner)
+        if now not in self._digests:
+            self._digests[now] = identity.state_digest(self.inner)
+        return self._digests[now]
 
     @property
     def tokenizer_digest(self) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from saelab.base.errors import ConfigError, SiteError
 from saelab.models.attention import Norm, is_norm
 from saelab.models.hooks import _hooked, first_runs, interventions_silent
+from saelab.models.offloading import in_memory
 from saelab.models.sites import Site, flat
 from saelab.models.tokens import Tokens
 
@@ -85,7 +86,7 @@ def unembedding(lm: "LanguageModel") -> Unembedding:
     if module is None:
         raise ConfigError(f"what a latent writes to the logits of {lm.name} is not known: no norm of width {len(W_U)} "
                           "stands before its unembedding")  # fmt: skip
-    norm = Norm(module, W_U.shape[0], next(module.parameters(), W_U))
+    norm = Norm(module, W_U.shape[0], W_U)
     W_U, b_U = W_U.detach().to(exact), None if b_U is None else b_U.detach().to(exact)
     places = {"x": (module, "input"), "y": (module, "output"), "u": (head, "input"), "z": (head, "output")}
     try:
@@ -186,7 +187,8 @@ def _head(lm: "LanguageModel") -> tuple[nn.Module, Tensor, Tensor | None]:
     """The module that makes logits, its weight as [D, V], and its bias."""
     found: Any = getattr(lm.inner, "get_output_embeddings", lambda: None)()
     if isinstance(getattr(found, "weight", None), Tensor):
-        return found, found.weight.T, getattr(found, "bias", None)
+        with in_memory(found):
+            return found, found.weight.detach().T, getattr(found, "bias", None)
     found = getattr(lm.model, "unembed", None)  # of TransformerLens
     if not isinstance(getattr(found, "W_U", None), Tensor):
         raise ConfigError(f"{lm.name} has no unembedding matrix: what a latent writes to the logits is unknown here")
