@@ -10,6 +10,9 @@ from saelab.base.lazy import lazily
 _PUBLIC = {
     "build": "saelab.dashboards.assembly",
     "Dashboard": "saelab.dashboards.result",
+    "Label": "saelab.dashboards.labels",
+    "read_labels": "saelab.dashboards.labels",
+    "write_labels": "saelab.dashboards.labels",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -20,4 +23,7 @@ __getattr__, __dir__ = lazily(globals(), _PUBLIC)
 
 if TYPE_CHECKING:
     from saelab.dashboards.assembly import build as build
+    from saelab.dashboards.labels import Label as Label
+    from saelab.dashboards.labels import read_labels as read_labels
+    from saelab.dashboards.labels import write_labels as write_labels
     from saelab.dashboards.result import Dashboard as Dashboard

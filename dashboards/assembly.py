@@ -94,7 +94,7 @@ def build(
         split: "train", "heldout" or "all" of the corpus.
         context_length: tokens in a context, where not that of the SAE's training.
         prepend_bos: whether contexts and prompts begin with the model's BOS, where not as in the SAE's training.
-        labels: text by latent, or a JSON file of such.
+        labels: text by latent, a JSON file of such, an export of Neuronpedia or results of delphi (`dashboards.read_labels`).
         compare: a second SAE of the same model, read on the same pass, with an index and pages of its own.
         evaluation: True prints `saelab.evaluate` on 2,048 held-out tokens (20,000 for silent latents), a
             `saelab.Report` that one, None nothing.
@@ -204,10 +204,11 @@ def _all_chunks(parts: list[Part], prompts: Sequence[Prompt], plan: Plan) -> Ite
     for part in parts:
         yield from part.chunks()
     if labels:
-        latents = np.array(sorted(labels), "<u4")
-        columns = {"latent": latents, **texts([labels[int(i)] for i in latents]), "source": np.zeros(len(latents), "u1"),
-                   "score": np.full(len(latents), np.nan, "<f2")}  # fmt: skip
-        yield "lab", "labels", columns, {"sources": ["given when the dashboard was made"]}
+        sources = sorted({label.source for label in labels.values()})
+        columns = {"latent": np.array(list(labels), "<u4"), **texts([label.text for label in labels.values()]),
+                   "source": np.array([sources.index(label.source) for label in labels.values()], "u1"),
+                   "score": np.array([label.score for label in labels.values()], float).astype("<f2")}  # fmt: skip
+        yield "lab", "labels", columns, {"sources": sources}
     if sweeps:
         rows = [json.dumps(row, sort_keys=True) for mine in sweeps.values() for row in mine]
         columns = {

@@ -11,6 +11,7 @@ from saelab.base.files import user_path
 from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.examples import Layout
 from saelab.dashboards.collecting.given import labels_of, sweep_rows
+from saelab.dashboards.labels import Label
 from saelab.dashboards.writing import bundle as bundles
 from saelab.evaluation.report import Report
 
@@ -33,7 +34,7 @@ class Plan:
     tokens: int
     layout: Layout
     effects: str | None
-    labels: dict[int, str]
+    labels: dict[int, Label]
     sweeps: dict[int, list[dict[str, Any]]]
     split: str
     parquet: bool

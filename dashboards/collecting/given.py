@@ -1,45 +1,21 @@
 """What a user may give along: labels and steering sweeps, from the forms they come in."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError
-from saelab.base.files import user_path
+from saelab.dashboards.labels import Label, read_labels
 from saelab.pages.packing import plain
 from saelab.steering.grid import NONE, STEERED
 from saelab.steering.sweep_table import Sweep
 
 
-def labels_of(labels: Any, d_sae: int) -> dict[int, str]:
-    """Labels by latent, from a mapping or a JSON file: {"12": "..."} or [{"index" or "latent": 12, "description" or
-    "label": "..."}]. `ConfigError` for a file of another form or a latent that is not there."""
-    if labels is None:
-        return {}
-    where, read = "labels", labels
-    try:
-        if not isinstance(read, Mapping):
-            source = user_path(labels)
-            where = f"labels in {source}"
-            read = json.loads(source.read_text(encoding="utf-8"))
-        if isinstance(read, list):
-            read = {
-                _first(row, "latent", "index", "feature"): _first(row, "label", "description", "explanation")
-                for row in read
-            }
-        found = {int(latent): str(text) for latent, text in read.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"cannot read {where}: {error}; give {{latent: text}}, or a JSON file of such") from error
+def labels_of(labels: Any, d_sae: int) -> dict[int, Label]:
+    """What `read_labels` makes of them, ascending. `ConfigError` for a latent that is not there."""
+    found = {} if labels is None else read_labels(labels)
     return {_latent("labels", latent, d_sae): found[latent] for latent in sorted(found)}
-
-
-def _first(row: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if name in row:
-            return row[name]
-    raise KeyError(f"no {' or '.join(names)} in {row}")
 
 
 def _latent(name: str, latent: Any, d_sae: int) -> int:

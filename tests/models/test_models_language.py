@@ -211,6 +211,9 @@ def test_an_older_hooked_transformer_by_duck_type(tiny_tokenizer):
     assert isinstance(lm.generate("abc", 5), str) and lm.loss("abc").item() > 0
     with pytest.raises(SiteError, match=r"blocks\.1\.hook_resid_post"):
         lm.site("blocks.1.hook_resid_pst")
+    model.hook_dict["blocks.1.attn.hook_z"] = HookPoint()  # as SAELens does when it takes an SAE away
+    with lm.intervene("blocks.1.attn.hook_z", double):
+        assert not torch.equal(lm.logits("abc"), plain)
 
 
 def test_without_transformer_lens():
