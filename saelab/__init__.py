@@ -43,6 +43,7 @@ _PUBLIC = {
     "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
+    "publish": "saelab.interop.publishing",
     "calibrate": "saelab.evaluation.calibration",
     "Report": "saelab.evaluation.fidelity",
     "QuickSelection": "saelab.selection.estimator",
@@ -66,6 +67,7 @@ provide(
         "of_run": "saelab.dashboards.showing",
         "save_as": "saelab.interop.exports",
         "hub_name": "saelab.models.loading",
+        "publish": "saelab.interop.publishing",
     }
 )
 
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
     from saelab.interop.loading import load_sae as load_sae
+    from saelab.interop.publishing import publish as publish
     from saelab.models.denoiser import Denoiser as Denoiser
     from saelab.models.denoiser import load_denoiser as load_denoiser
     from saelab.models.language import LanguageModel as LanguageModel

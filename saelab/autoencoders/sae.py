@@ -224,6 +224,21 @@ class SAE(nn.Module):
         serialization.save(self, path)
         self.path = user_path(path).absolute()
 
+    def push_to_hub(self, repo: str, report: Any = None, private: bool = True, dry_run: bool = False) -> Any:
+        """Send it to a repository of the Hugging Face hub with a card: `saelab.publish`, which takes a dashboard too.
+
+        Args:
+            repo: "name" or "organisation/name"; it is made where it is not there.
+            report: what `saelab.evaluate` gives, for the card's figures.
+            private: whether nobody else sees a new repository.
+            dry_run: send nothing, only say what would be sent.
+
+        >>> import saelab
+        >>> SAE(saelab.TopK(k=2, d_sae=8), 4).push_to_hub("me/my-saes", dry_run=True).private
+        True
+        """
+        return provided("publish")(self, repo, report, private=private, dry_run=dry_run)
+
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
