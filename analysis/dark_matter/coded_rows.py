@@ -16,7 +16,7 @@ from saelab.base.protocols import Dictionary
 CODES_KEPT = 512 * 2**20  # bytes of sparse codes of held-out rows kept for the second pass; others are encoded again
 
 
-class Reader:
+class CodedRows:
     """The rows that count with their codes: all of them the first time, the held-out ones the second."""
 
     def __init__(self, sae: Dictionary, rows: Rows, high_norm: bool, progress: bool) -> None:

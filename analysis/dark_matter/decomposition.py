@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.analysis.dark_matter.coded_rows import Reader, for_sae, wide
+from saelab.analysis.dark_matter.coded_rows import CodedRows, for_sae, wide
 from saelab.analysis.dark_matter.controls import Control, controls
 from saelab.analysis.dark_matter.rows import LEARN, MAP, SCORE, Chunk, Rows
 from saelab.base import checks
@@ -158,7 +158,7 @@ def decompose(
     if sae.d_in != sae.d_out or not sae.cfg.centres_input:
         raise ConfigError(f"{sae!r} is a transcoder: its error is not one of its input, give an autoencoder")
     rows = Rows(x, holdout, seed)
-    reader = Reader(sae, rows, high_norm, progress)
+    reader = CodedRows(sae, rows, high_norm, progress)
     with torch.no_grad():
         moments = {use: Moments(sae.d_in, sae.d_in, _accumulator(sae.device)) for use in (MAP, LEARN, SCORE)}
         for chunk, codes in reader.read("moments of the error"):
@@ -216,7 +216,7 @@ class _Norms:
     groups: dict[int, list[float]]
 
 
-def _norms(reader: Reader, sae: Dictionary, fit: LinearFit, known: dict[int, Moments], mean_D: Tensor) -> _Norms:
+def _norms(reader: CodedRows, sae: Dictionary, fit: LinearFit, known: dict[int, Moments], mean_D: Tensor) -> _Norms:
     """The second pass; `mean_D` of the held-out rows."""
     targets = {use: TargetMoments(known[use], len(PARTS)) for use in (LEARN, SCORE)}
     lengths, squares = (torch.zeros(len(PARTS), dtype=torch.float64) for _ in range(2))
