@@ -12,6 +12,9 @@ from tests.shapes import checked, rooms, without_shapes
 SHAPED = [
     "base",
     "kernels",
+    "models",
+    "steering",
+    "hspace",
     "autoencoders",
     "interop",
     "reading",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, FormatError
@@ -91,8 +91,8 @@ class Directions(Sequence[Direction]):
         denoiser: str,
         method: str,
         *,
-        explained: Tensor | None = None,
-        details: Mapping[str, Tensor] | None = None,
+        explained: Float[Tensor, "..."] | None = None,
+        details: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
         self.vectors, self.scales, self.timesteps = vectors, scales, timesteps

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -33,7 +34,7 @@ class Edit:
         *,
         mode: str = "symmetric",
         window: tuple[float, float] | None = None,
-        mask: Tensor | None = None,
+        mask: Shaped[Tensor, "..."] | None = None,
         normalize_gain: bool = False,
     ) -> None:
         self.directions = list(directions) if isinstance(directions, Sequence) else [directions]
@@ -113,7 +114,7 @@ def edit(
     *,
     mode: str = "symmetric",
     window: tuple[float, float] | None = None,
-    mask: Tensor | None = None,
+    mask: Shaped[Tensor, "..."] | None = None,
     normalize_gain: bool = False,
     record: Sequence[str] | None = None,
     progress: bool = True,

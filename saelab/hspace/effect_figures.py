@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -73,7 +74,7 @@ def gallery(effects: "Effects", direction: str | None) -> Any:
     return figure
 
 
-def mosaic(images_RKCHW: Tensor) -> tuple[Any, tuple[int, int]]:
+def mosaic(images_RKCHW: Float[Tensor, "R K C H W"]) -> tuple[Any, tuple[int, int]]:
     """Rows and columns of images as one picture of brightness [-1, 1] with gaps of NaN, and a cell's (height, width)."""
     R, K, _, H, W = images_RKCHW.shape
     gap = max(1, H // 14)

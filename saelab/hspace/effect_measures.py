@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -29,7 +29,9 @@ class Judged:
 
 
 @torch.no_grad()
-def judge(classifier: Callable[[Tensor], Tensor], images: Float[Tensor, "N C H W"]) -> Judged:
+def judge(
+    classifier: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]], images: Float[Tensor, "N C H W"]
+) -> Judged:
     """Probabilities (softmax of its logits) and features (`classifier.features`, else the pixels) of the images.
 
     >>> judge(lambda x: x.flatten(1), torch.zeros(3, 1, 2, 1)).probabilities

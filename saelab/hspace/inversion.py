@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ def invert(
     steps: int = 50,
     eta: float = 1.0,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Shaped[Tensor, "..."] | None = None,
     record: Sequence[str] = ("h", "x", "x0"),
     *,
     site: str = AFTER,
@@ -75,7 +75,7 @@ def ascend(
     denoiser: Denoiser,
     images: Float[Tensor, "n C H W"],
     steps: int = 50,
-    cond: Tensor | None = None,
+    cond: Shaped[Tensor, "..."] | None = None,
     batch_size: int = BATCH,
 ) -> Float[Tensor, "n S_1 C H W"]:
     """DDIM's path from the images up to x_T, in the order of a trajectory's `x`: x_T first, the images last.

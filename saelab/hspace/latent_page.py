@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
@@ -29,7 +30,7 @@ def show_latents(
     path: str | os.PathLike[str],
     latents: int | Sequence[int] = 48,
     *,
-    classifier: Callable[[Tensor], Tensor] | None = None,
+    classifier: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]] | None = None,
     classes: Sequence[str] | None = None,
     examples: int = 10,
     title: str = "SAE latents of h-space",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -108,12 +109,12 @@ def effects(
     directions: Direction | Sequence[Direction],
     strengths: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0),
     *,
-    classifier: Callable[[Tensor], Tensor] | None = None,
+    classifier: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]] | None = None,
     classes: Sequence[str] | None = None,
     targets: Mapping[str, int] | None = None,
     controls: Sequence[str] = CONTROLS,
     draws: int = 1,
-    data: Tensor | None = None,
+    data: Float[Tensor, "n C H W"] | None = None,
     kept: int = 8,
     seed: int = 0,
     progress: bool = True,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base import checks
@@ -36,7 +36,7 @@ def sample(
     eta: float = 0.0,
     seed: int = 0,
     edit: "Edit | None" = None,
-    cond: Tensor | None = None,
+    cond: Shaped[Tensor, "..."] | None = None,
     record: Sequence[str] = ("h", "x", "x0"),
     *,
     site: str = AFTER,
@@ -146,7 +146,7 @@ def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: b
 class Bottleneck:
     """The denoiser over one batch, with one hook on the site that reads h and adds to it."""
 
-    def __init__(self, denoiser: Denoiser, site: str, cond: Tensor | None, hooked: bool) -> None:
+    def __init__(self, denoiser: Denoiser, site: str, cond: Shaped[Tensor, "..."] | None, hooked: bool) -> None:
         self.denoiser, self.cond = denoiser, cond
         self.h: Tensor | None = None
         self._added: Tensor | None = None
@@ -163,15 +163,17 @@ class Bottleneck:
         self.h = h
         return h if self._added is None else h + self._added.to(h)
 
-    def both(self, x: Tensor, t: int, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def both(
+        self, x: Float[Tensor, "n C H W"], t: int, added: Float[Tensor, "n c h w"] | None = None
+    ) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n C H W"]]:
         """(epsilon, x0) with `added` on h, in the precision of `x` whatever the network's."""
         self._added = added
         epsilon, x0 = self.denoiser.both(x.to(self.denoiser.dtype), t, self.cond)
         return epsilon.to(x.dtype), x0.to(x.dtype)
 
     def predict(
-        self, x: Tensor, t: int, edit: Injection | None, step: int, rows: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Float[Tensor, "n C H W"], t: int, edit: Injection | None, step: int, rows: slice
+    ) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n C H W"], Float[Tensor, "n C H W"]]:
         """(epsilon, x0, the epsilon of the direction back to x_t): the last is the first unless an edit is asymmetric."""
         added = None if edit is None else edit.at(step, rows)
         seen, x0 = self.both(x, t, added)
@@ -183,13 +185,21 @@ class Bottleneck:
         return seen, x0, plain
 
 
-def clean(plan: Steps, step: int, x: Tensor, epsilon: Tensor) -> Tensor:
+def clean(
+    plan: Steps, step: int, x: Float[Tensor, "n C H W"], epsilon: Float[Tensor, "n C H W"]
+) -> Float[Tensor, "n C H W"]:
     """The predicted clean image P = (x - sqrt(1 - a) e) / sqrt(a)."""
     a = plan.alpha[step].to(torch.promote_types(x.dtype, torch.float32))
     return (x - (1 - a) ** 0.5 * epsilon) / a**0.5
 
 
-def advance(plan: Steps, step: int, x0: Tensor, epsilon: Tensor, noise: Tensor | None) -> Tensor:
+def advance(
+    plan: Steps,
+    step: int,
+    x0: Float[Tensor, "n C H W"],
+    epsilon: Float[Tensor, "n C H W"],
+    noise: Float[Tensor, "n C H W"] | None,
+) -> Float[Tensor, "n C H W"]:
     """x' from the predicted clean image, the epsilon that points back to x_t, and noise.
 
     Coefficients are worked out in the precision of `x0`, as the schedulers do: to the bit `DDIMScheduler.step`.

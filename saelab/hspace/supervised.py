@@ -6,7 +6,7 @@ Shapes: N samples, S steps, D = C h w entries of h.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
@@ -20,7 +20,12 @@ ANNULUS = 0.02  # how far the norms of inverted latents may be from those of sam
 
 
 def mean_difference(
-    trajectory: Trajectory, labels: Tensor, positive: int, negative: int | None = None, *, extremes: int | None = None
+    trajectory: Trajectory,
+    labels: Shaped[Tensor, "..."],
+    positive: int,
+    negative: int | None = None,
+    *,
+    extremes: int | None = None,
 ) -> Directions:
     """The mean of h over the samples of one class less the mean over the others, at each step (Haas et al. 2024, eq. 11).
 
@@ -77,7 +82,7 @@ def mean_difference(
 
 def boundary(
     trajectory: Trajectory,
-    labels: Tensor,
+    labels: Shaped[Tensor, "..."],
     step: int | None = None,
     kind: str = "svm",
     *,
@@ -156,7 +161,7 @@ def boundary(
     )  # fmt: skip
 
 
-def shift(direction: Direction, trajectory: Trajectory, distance: float | Tensor) -> Float[Tensor, " N"]:
+def shift(direction: Direction, trajectory: Trajectory, distance: float | Float[Tensor, "..."]) -> Float[Tensor, " N"]:
     """The strength for each sample that puts its h at a signed distance from a boundary, for an edit at that step alone.
 
     The distance is <h, n> + intercept of the unit normal n, positive on the side of the larger label (the authors leave the

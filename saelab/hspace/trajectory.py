@@ -47,7 +47,7 @@ class Injection:
     mode: str
     active: Tensor  # [S]: which steps lie in the window
 
-    def at(self, step: int, rows: slice) -> Tensor | None:
+    def at(self, step: int, rows: slice) -> Float[Tensor, "n C h w"] | None:
         """What is added to h of these samples at a step, [rows, C, h, w]; None outside the window."""
         if not self.active[step]:
             return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -57,21 +57,21 @@ class Norm:
             self.beta = run(torch.zeros_like(probe))
         self.centred = bool(even.abs().max() < 1e-3 * odd.abs().max())
 
-    def apply(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def apply(self, x: Float[Tensor, "*rows D"], sigma: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
         """gain * (x - mean) / sigma: the linear part with sigma [...] frozen; beta is apart."""
         return self.scaled(x) / sigma[..., None]
 
-    def sigma(self, x: Tensor, y: Tensor) -> Tensor:
+    def sigma(self, x: Float[Tensor, "*rows D"], y: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows"]:
         """By what the norm divided each vector of x [..., D] when it gave y, in the precision of the gain."""
         before, after = self.scaled(x), y.to(self.gain) - self.beta
         return (before * before).sum(-1) / (before * after).sum(-1)
 
-    def pull(self, directions_KD: Tensor) -> Tensor:
+    def pull(self, directions_KD: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         """What reads from x as these directions [..., D] read from y * sigma, beta left out."""
         rows = directions_KD * self.gain
         return rows - rows.mean(-1, keepdim=True) if self.centred else rows
 
-    def scaled(self, x: Tensor) -> Tensor:
+    def scaled(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """gain * (x - mean): the linear part, undivided."""
         x = x.to(self.gain)
         return (x - x.mean(-1, keepdim=True) if self.centred else x) * self.gain
@@ -254,10 +254,10 @@ class Pattern:
     and scale as the model handed them to PyTorch's attention.
     """
 
-    def __init__(self, weights: Tensor | None = None, call: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, weights: Float[Tensor, "B H T S"] | None = None, call: Mapping[str, Any] | None = None) -> None:
         self._weights, self._call = weights, call
 
-    def rows(self, context: int, destinations: Tensor | None = None) -> Tensor:
+    def rows(self, context: int, destinations: Int[Tensor, "n"] | None = None) -> Float[Tensor, "H n S"]:
         """A [H, n, S] of one text: at the destinations [n], or at all of them."""
         at = slice(None) if destinations is None else destinations
         if self._weights is not None:
@@ -281,7 +281,7 @@ class Pattern:
         # a text padded on the left has rows that see nothing
         return scores.softmax(-1).nan_to_num_(0.0)
 
-    def full(self) -> Tensor:
+    def full(self) -> Float[Tensor, "B H T S"]:
         """A [B, H, T, S]."""
         held = self._weights if self._weights is not None else self._call["query"]  # type: ignore[index]
         return torch.stack([self.rows(context) for context in range(len(held))])

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -83,8 +84,15 @@ class Transformers:
         ids = getattr(getattr(self.inner, "generation_config", None), "eos_token_id", None)
         return set() if ids is None else set(ids) if isinstance(ids, list | tuple) else {int(ids)}
 
-    def logits(self, ids: Tensor, mask: Tensor, *, last_only: bool = False, cache: Any = None,
-               use_cache: bool = False) -> tuple[Tensor, Any]:  # fmt: skip
+    def logits(
+        self,
+        ids: Int[Tensor, "batch new"],
+        mask: Bool[Tensor, "batch position"],
+        *,
+        last_only: bool = False,
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> tuple[Float[Tensor, "batch kept vocabulary"], Any]:
         """Logits [batch, position, vocabulary] and the cache, None without one: also where the model keeps something else
         than keys and values, of which nobody can tell how long it is.
 
@@ -190,7 +198,9 @@ class Transformers:
                             "read it with saelab.models.sites.record")  # fmt: skip
         return int(x.shape[2])
 
-    def few_tokens(self, targets: Mapping[Any, tuple[nn.Module, Side]], partly: bool = True) -> dict[Any, Tensor]:
+    def few_tokens(
+        self, targets: Mapping[Any, tuple[nn.Module, Side]], partly: bool = True
+    ) -> dict[Any, Shaped[Tensor, "..."]]:
         """What passes at some modules when the model reads 2 texts of 3 tokens; those that do not run are left out."""
         device = device_of(self.runner)
         ids = torch.tensor([[1, 2, 3], [6, 5, 4]], device=device) % self.d_vocab

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.models.site_names import ATTENTION, EMBEDDING, KINDS, MLP, NORM, PROJECTION, RESIDUAL, Side
@@ -110,7 +111,7 @@ class Passed(NamedTuple):
     outputs: Mapping[str, Tensor]
     kinds: tuple[str, ...]
 
-    def at(self, path: str) -> Tensor:
+    def at(self, path: str) -> Float[Tensor, "batch position width"]:
         """The output in the shape of the stream (some families run their MLP on rows without a batch)."""
         return self.outputs[path].reshape(self.pre.shape)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from saelab.base import checks, digests
@@ -158,7 +158,9 @@ class Denoiser:
 
     # what the network predicts
 
-    def both(self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def both(
+        self, x: Float[Tensor, "n C H W"], t: int | Shaped[Tensor, "..."], cond: Shaped[Tensor, "..."] | None = None
+    ) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n C H W"]]:
         """(epsilon, x0) of one pass, each from what the network predicts and not from the other; see those."""
         t = self._timesteps(x, t)
         out = self._output(x, t, cond)
@@ -174,7 +176,7 @@ class Denoiser:
         return epsilon.to(x.dtype), x0.to(x.dtype)
 
     def epsilon(
-        self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None
+        self, x: Float[Tensor, "n C H W"], t: int | Shaped[Tensor, "..."], cond: Shaped[Tensor, "..."] | None = None
     ) -> Float[Tensor, "n C H W"]:
         """The noise that the network sees in `x` at timestep `t` (one for all, or [n]), in the caller's gradient mode.
 
@@ -183,7 +185,9 @@ class Denoiser:
         """
         return self.both(x, t, cond)[0]
 
-    def x0(self, x: Float[Tensor, "n C H W"], t: int | Tensor, cond: Tensor | None = None) -> Float[Tensor, "n C H W"]:
+    def x0(
+        self, x: Float[Tensor, "n C H W"], t: int | Shaped[Tensor, "..."], cond: Shaped[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "n C H W"]:
         """The clean image that the network sees in `x` at timestep `t`: (x - sqrt(1 - a) e) / sqrt(a)."""
         return self.both(x, t, cond)[1]
 
@@ -261,9 +265,9 @@ class Denoiser:
     def record(
         self,
         x: Float[Tensor, "n C H W"],
-        t: int | Tensor,
+        t: int | Shaped[Tensor, "..."],
         site_or_sites: str | Sequence[str] = AFTER,
-        cond: Tensor | None = None,
+        cond: Shaped[Tensor, "..."] | None = None,
     ) -> Any:
         """The activation [n, C, h, w] at a site when the network sees `x` at timestep `t`; for several a dict by name.
 
@@ -276,7 +280,9 @@ class Denoiser:
         return found[paths[names[0]]] if isinstance(site_or_sites, str) else {n: found[p] for n, p in paths.items()}
 
     @contextlib.contextmanager
-    def intervene(self, site: str, fn: Callable[[Tensor, Moment], Tensor]) -> Iterator[None]:
+    def intervene(
+        self, site: str, fn: Callable[[Float[Tensor, "n C h w"], Moment], Float[Tensor, "n C h w"]]
+    ) -> Iterator[None]:
         """Within it, every pass of the network uses `fn(activation, where)` at the site; `where.timesteps` is [n].
 
         Contexts nest, the outer acts first; hooks are gone afterwards, whatever happens. In the last down block the output

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from saelab.base.errors import ConfigError, DataError
@@ -133,7 +134,7 @@ def prediction_of(scheduler: Any) -> str:
     return prediction
 
 
-def timesteps(scheduler: Any, steps: int) -> Tensor:
+def timesteps(scheduler: Any, steps: int) -> Int[Tensor, "steps"]:
     """The scheduler's timesteps for a run of so many, [steps] int64, falling; the scheduler is left as it was."""
     total = len(scheduler.alphas_cumprod)
     if not 1 <= steps <= total:
@@ -158,7 +159,7 @@ def image_size(config: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def conditioning(unet: Any, cond: Tensor | None, n: int) -> dict[str, Tensor]:
+def conditioning(unet: Any, cond: Shaped[Tensor, "..."] | None, n: int) -> dict[str, Shaped[Tensor, "..."]]:
     """Keyword arguments for what the U-Net is conditioned on.
 
     Raises `ConfigError` when a conditional U-Net gets nothing, or an unconditional one something.
@@ -181,7 +182,7 @@ def conditioning(unet: Any, cond: Tensor | None, n: int) -> dict[str, Tensor]:
     return {"class_labels": cond}
 
 
-def blank(unet: Any) -> Tensor | None:
+def blank(unet: Any) -> Shaped[Tensor, "..."] | None:
     """A conditioning of the right shape, for a pass that only asks for shapes."""
     parameter = next(unet.parameters())
     if type(unet).__name__ == "UNet2DConditionModel":

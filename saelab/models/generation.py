@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.base import checks
@@ -107,7 +108,9 @@ def generate_ids(
     return continuations
 
 
-def pick(logits: Tensor, temperature: float, generators: list[torch.Generator]) -> Tensor:
+def pick(
+    logits: Float[Tensor, "batch vocabulary"], temperature: float, generators: list[torch.Generator]
+) -> Int[Tensor, "batch"]:
     """One token for each row of logits [batch, vocabulary]: int64 [batch], on the CPU.
 
     At temperature 0 the largest (of equals the lower id); else one uniform number a row through the inverse of the
@@ -122,7 +125,7 @@ def pick(logits: Tensor, temperature: float, generators: list[torch.Generator]) 
     return _at(logits / temperature, draws)
 
 
-def drawn(logits: Tensor, seeds: Sequence[int]) -> Tensor:
+def drawn(logits: Float[Tensor, "batch position vocabulary"], seeds: Sequence[int]) -> Int[Tensor, "batch position"]:
     """Labels as the model would have them: one draw from each distribution of logits [batch, position, vocabulary].
 
     int64 [batch, position], on the device of the logits; each row by a generator of its own, seeded by its seed.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from saelab.base.errors import InterventionError, SiteError
@@ -76,12 +77,14 @@ def open_interventions(module: nn.Module) -> int:
 
 
 def first_runs(
-    targets: Mapping[str, tuple[nn.Module, Side]],
+    targets: Mapping[Any, tuple[nn.Module, Side]],
     run: Callable[[], Any],
-    keep: Callable[[Tensor], Tensor] = Tensor.clone,  # a copy: later modules may write into what they read
+    keep: Callable[
+        [Shaped[Tensor, "..."]], Shaped[Tensor, "..."]
+    ] = Tensor.clone,  # a copy: later modules may write into what they read
     stop: bool = True,
     partly: bool = False,
-) -> dict[str, Tensor]:
+) -> dict[Any, Shaped[Tensor, "..."]]:
     """What `keep` makes of the activation at each target when it first runs; `stop` ends the pass after the last.
 
     Passes that other threads make at the same time are not read.
@@ -119,7 +122,7 @@ def editing(
     roots: Mapping[nn.Module, Callable[[tuple[Any, ...], dict[str, Any]], Any]],
     target: nn.Module,
     side: Side,
-    fn: Callable[[Tensor, Any], Tensor],
+    fn: Callable[[Shaped[Tensor, "..."], Any], Shaped[Tensor, "..."]],
     shared: bool = False,
 ) -> Iterator[None]:
     """Hook `fn` to one side of `target`, with `where` as a root makes it of its call; see `intervene`.
@@ -196,7 +199,7 @@ def _hooked(register: Callable[[], Iterator[Any]]) -> Iterator[None]:
                 handle.remove()
 
 
-def plus(x: Tensor, change: Tensor) -> Tensor:
+def plus(x: Float[Tensor, "*shape"], change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """x + change in the wider dtype of the two, given in that of x; the very bits of x where the change is zero.
 
     >>> plus(torch.tensor([-0.0, 1.0]), torch.tensor([0.0, 2.0]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -205,7 +206,11 @@ class LanguageModel:
         }
 
     @contextlib.contextmanager
-    def intervene(self, site: str | Site, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
+    def intervene(
+        self,
+        site: str | Site,
+        fn: Callable[[Float[Tensor, "batch position width"], Where], Float[Tensor, "batch position width"]],
+    ) -> Iterator[None]:
         """Within it, every forward pass of the wrapped model uses `fn(activation, where)` at the site.
 
         `activation` is [batch, position, width] (heads flattened) of the positions computed in this call; `where` is a
@@ -321,7 +326,7 @@ class LanguageModel:
         pad = getattr(self.tokenizer, "pad_token_id", None)
         return int(pad) if pad is not None else min(self.eos_ids, default=0)
 
-    def filled(self, ids: Tensor, mask: Tensor) -> Tokens:
+    def filled(self, ids: Int[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Tokens:
         """Ids with the padding that `given` left open."""
         return Tokens(ids.masked_fill(~mask & (ids == UNFILLED), self.pad_id), mask)
 
@@ -353,7 +358,7 @@ class LanguageModel:
             raise ConfigError(f"token ids are read as they are, and row {int(without[0])} does not begin with the BOS "
                               f"{self.bos_id}: put it there, or leave prepend_bos=True out")  # fmt: skip
 
-    def begins_with_bos(self, tokens: Tokens) -> Tensor:
+    def begins_with_bos(self, tokens: Tokens) -> Bool[Tensor, "batch"]:
         """Of each row whether its first real token is the BOS: bool [batch]."""
         first = tokens.ids.gather(1, tokens.mask.int().argmax(1, keepdim=True))[:, 0]
         return first == (-1 if self.bos_id is None else self.bos_id)
@@ -363,14 +368,14 @@ class LanguageModel:
         token = checks.count("token", token, least=0, most=self.d_vocab - 1, of="the vocabulary")
         return str(token) if self.tokenizer is None else str(self.tokenizer.decode([token]))
 
-    def forward(self, tokens: Tokens) -> Tensor:
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch position vocabulary"]:
         """Logits [batch, position, vocabulary], in the caller's gradient mode; `DataError` past the model's context."""
         length = tokens.ids.shape[1]
         if self.max_context is not None and length > self.max_context:
             raise DataError(f"{length} tokens do not fit into the model's context of {self.max_context}: cut them")
         return self.backend.logits(tokens.ids, tokens.mask)[0]
 
-    def token_losses(self, tokens: Tokens, label_seeds: Sequence[int] | None = None) -> Tensor:
+    def token_losses(self, tokens: Tokens, label_seeds: Sequence[int] | None = None) -> Float[Tensor, "batch next"]:
         """Next-token cross-entropy in nats, at least fp32: [batch, position - 1], zero where no real target is.
 
         With `label_seeds`, one a row, it is that of labels drawn from the model's own distribution, each row by a generator
@@ -386,14 +391,14 @@ class LanguageModel:
         ]
         return torch.where(real, torch.stack(losses), 0.0)
 
-    def logits(self, tokens: Any, prepend_bos: bool | None = None) -> Tensor:
+    def logits(self, tokens: Any, prepend_bos: bool | None = None) -> Float[Tensor, "batch position vocabulary"]:
         """Logits [batch, position, vocabulary] in the model's dtype, without gradients."""
         with torch.no_grad():
             return self.forward(self.to_tokens(tokens, prepend_bos))
 
     def loss(
         self, tokens: Any, reduction: Literal["mean", "sum", "none"] = "mean", prepend_bos: bool | None = None
-    ) -> Tensor:
+    ) -> Float[Tensor, "*rows"]:
         """Next-token cross-entropy in nats over real targets.
 
         A target counts unless it or the token before it is padding: special tokens count, as the model predicts them

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from saelab.base.errors import ConfigError
@@ -21,7 +22,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if first is None else torch.device(first)
 
 
-def weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+def weights(model: Any) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """The tensors of a module's state by name, one at a time: those that were put off are read from where they are.
 
     Raises `ConfigError` for one that is nowhere.

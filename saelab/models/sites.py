@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from saelab.base.errors import SiteError
@@ -78,7 +79,10 @@ def record(module: nn.Module, path: str | Sequence[str], /, *args: Any, **kwargs
 
 @contextlib.contextmanager
 def intervene(
-    module: nn.Module, path: str, fn: Callable[[Tensor, Any], Tensor], locate: Callable[..., Any] | None = None
+    module: nn.Module,
+    path: str,
+    fn: Callable[[Shaped[Tensor, "..."], Any], Shaped[Tensor, "..."]],
+    locate: Callable[..., Any] | None = None,
 ) -> Iterator[None]:
     """Within it, the activation at `path` is replaced by `fn(activation, where)` in every forward pass of `module`.
 
@@ -152,7 +156,7 @@ def run_recording(
     return found, {name: flat(slope) for name, slope in zip(live, slopes, strict=True)}
 
 
-def flat(x: Tensor) -> Tensor:
+def flat(x: Shaped[Tensor, "*rest"]) -> Shaped[Tensor, "*flattened"]:
     """[batch, position, heads, d_head] as [batch, position, width]; others as they are.
 
     >>> flat(torch.zeros(2, 5, 4, 8)).shape

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from saelab.base.errors import InterventionError
@@ -43,7 +44,7 @@ class Splice:
         """Positions that took the autoencoder's value; the others kept the model's own activation."""
         return sum(int(count) for count in self._replaced)
 
-    def count(self, where: Where, replaced: Tensor) -> None:
+    def count(self, where: Where, replaced: Bool[Tensor, "batch position"]) -> None:
         """Add one forward pass."""
         self.calls += 1
         self._positions.append(where.mask.sum())

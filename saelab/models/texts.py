@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from saelab.base.errors import DataError
@@ -77,7 +78,7 @@ def given(x: Any, *, column: str | None = None, limit: int | None = None, nulls:
     return _limited(_of_items(items, column, nulls), limit)
 
 
-def whole_numbers(x: Any, what: str) -> Tensor:
+def whole_numbers(x: Any, what: str) -> Int[Tensor, "..."]:
     """A tensor or array of whole numbers as int64; `DataError`, naming type and shape, for another."""
     if isinstance(x, np.ndarray):
         if x.dtype.kind in "iu" and not (isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x)):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
@@ -32,7 +33,7 @@ class Tokens:
         return self.mask.sum(1).tolist()
 
     @property
-    def positions(self) -> Tensor:
+    def positions(self) -> Int[Tensor, "batch position"]:
         """The place of each token among the real ones of its row: int64 [batch, position], 0 before the first."""
         return (self.mask.cumsum(1) - 1).clamp(min=0)
 
@@ -76,7 +77,7 @@ def checked(tokens: Tokens, d_vocab: int) -> Tokens:
     return Tokens(ids.long(), mask)
 
 
-def real_places(ids: Tensor, tokenizer: Any, eos_ids: Iterable[int] = ()) -> Tensor:
+def real_places(ids: Int[Tensor, "..."], tokenizer: Any, eos_ids: Iterable[int] = ()) -> Bool[Tensor, "..."]:
     """Where ids [batch, position] without a mask are no padding: bool, as the tokenizer's pad id and padding side say.
 
     A pad id that is nothing else is padding at either end of a row, and a token like others inside it. One that is

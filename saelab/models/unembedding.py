@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.base.errors import ConfigError, SiteError
@@ -48,7 +49,7 @@ class Unembedding:
     def width(self) -> int:
         return len(self.W_U)
 
-    def logits(self, directions_ND: Tensor, gain: bool = True) -> Tensor:
+    def logits(self, directions_ND: Float[Tensor, "N D"], gain: bool = True) -> Float[Tensor, "N V"]:
         """(directions * gain) W_U, [N, V] in at least fp32: the logits' change for a small step where none is near a cap, the
         norm's scale left out; without `gain` as if the norm's were 1."""
         rows = directions_ND.detach().to(self.W_U)
@@ -56,7 +57,9 @@ class Unembedding:
             rows = self.norm.scaled(rows)
         return (rows * (self.factor * self.scale)) @ self.W_U
 
-    def change(self, normed_ND: Tensor, sigma_N: Tensor, written_ND: Tensor) -> Tensor:
+    def change(
+        self, normed_ND: Float[Tensor, "N D"], sigma_N: Float[Tensor, "N"], written_ND: Float[Tensor, "N D"]
+    ) -> Float[Tensor, "N V"]:
         """[N, V]: by how much the logits change when `written` is taken off the stream that the last norm reads.
 
         The norm's scale `sigma` stays what it was; `normed` is what the norm gave. Exact, also for logits near a cap.
@@ -128,7 +131,10 @@ def _bound(lm: "LanguageModel", head: nn.Module, z: Tensor) -> tuple[float, floa
 
 
 def written_share(
-    lm: "LanguageModel", site: Site, norm: nn.Module, written: Callable[[Tensor], Tensor] = lambda v: v
+    lm: "LanguageModel",
+    site: Site,
+    norm: nn.Module,
+    written: Callable[[Float[Tensor, "n width"]], Float[Tensor, "n width"]] = lambda v: v,
 ) -> float | None:
     """The multiple of `written(v)` that a vector v at the site adds to the stream before the last `norm`; None for no one.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from saelab.base.errors import InterventionError
@@ -46,7 +47,7 @@ class Where:
 
 
 @contextlib.contextmanager
-def prompt(width: int | Tensor) -> Iterator[None]:
+def prompt(width: int | Int[Tensor, "batch"]) -> Iterator[None]:
     """Within it, columns of the context from `width` on are generated ones; a width for all, or one a row [batch]."""
     token = _prompt_width.set(width)
     try:

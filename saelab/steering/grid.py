@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
@@ -132,7 +133,7 @@ class Extended:
     encoding of a batch serves all. What is not said here is the SAE's own.
     """
 
-    def __init__(self, sae: Dictionary, vectors: dict[int, Tensor]) -> None:
+    def __init__(self, sae: Dictionary, vectors: dict[int, Float[Tensor, "draws d"]]) -> None:
         self.sae = sae
         self.state = None  # its counters are of the SAE's own latents
         W_dec = sae.W_dec.detach()
@@ -158,7 +159,7 @@ class Extended:
         stats = self.sae.latent_stats
         return type(stats)(*(torch.cat([figures, figures[self.origins.to(figures.device)]]) for figures in stats))
 
-    def encode_sparse(self, x: Tensor) -> SparseCodes:
+    def encode_sparse(self, x: Float[Tensor, "*rows d_in"]) -> SparseCodes:
         codes = self.sae.encode_sparse(x)
         copies = self.copies[codes.indices]
         more = torch.arange(len(copies), device=copies.device).repeat_interleave(copies)
@@ -171,7 +172,7 @@ class Extended:
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return SparseCodes(values[order], indices[order], offsets, self.d_sae)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         return self.encode_sparse(x).to_dense().view(*x.shape[:-1], self.d_sae)
 
 

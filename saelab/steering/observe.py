@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
@@ -45,7 +46,7 @@ class Setting:
     temperature: float
     tops: dict[tuple[int | None, str, int | None], Tensor] = field(default_factory=dict)
 
-    def top(self, cell: Cell, own: bool) -> Tensor | None:
+    def top(self, cell: Cell, own: bool) -> Int[Tensor, "k"] | None:
         """Top tokens of the cell's target, or of the direction that it really steers with."""
         key = (cell.latent, cell.baseline, cell.draw)
         if own and cell.baseline in (RANDOM_DIRECTION, RANDOM_LATENT):

@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base import checks
@@ -72,13 +73,13 @@ class Operation:
         return self.source.name if self.latent is None else f"latent {self.latent}"
 
     @property
-    def live_direction(self) -> Tensor:
+    def live_direction(self) -> Float[Tensor, "width"]:
         """The vector d [width] as it is now, with its gradient where the source asks for one."""
         row: Tensor = self.source.vector if self.latent is None else self.source.W_dec[self.latent]
         return row
 
     @property
-    def direction(self) -> Tensor:
+    def direction(self) -> Float[Tensor, "width"]:
         """The vector d [width], a detached copy."""
         return self.live_direction.detach().clone()
 
@@ -120,7 +121,7 @@ def add(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | Tensor | None = None,
+    strength: float | Shaped[Tensor, "..."] | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -151,7 +152,7 @@ def clamp(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | Tensor | None = None,
+    strength: float | Shaped[Tensor, "..."] | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -167,7 +168,7 @@ def cap(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | Tensor | None = None,
+    strength: float | Shaped[Tensor, "..."] | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -180,7 +181,7 @@ def scale(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | Tensor | None = None,
+    strength: float | Shaped[Tensor, "..."] | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -194,7 +195,7 @@ def ablate(
     latent: int | None = None,
     *,
     to: str = "zero",
-    strength: float | Tensor | None = None,
+    strength: float | Shaped[Tensor, "..."] | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,
@@ -210,7 +211,7 @@ def project_out(
     source: Any,
     latent: int | None = None,
     *,
-    strength: float | Tensor | None = None,
+    strength: float | Shaped[Tensor, "..."] | None = None,
     unit: str | None = None,
     site: str | None = None,
     scope: Scope | None = None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -36,14 +37,16 @@ class Part:
         needs = self.operation.latent is not None and self.operation.kind not in ("add", "project_out")
         return self.operation.source if needs else None
 
-    def live_value(self, direction_D: Tensor) -> Tensor:
+    def live_value(self, direction_D: Float[Tensor, "D"]) -> Float[Tensor, ""]:
         """The value in activations of the latent, a number in float64 with the gradient of strength and direction."""
         if self.operation.kind == "ablate":
             return torch.tensor(self.mean, dtype=torch.float64)
         size = self.figure / direction_D.double().norm() if self.is_length else self.figure
         return torch.as_tensor(self.strength, dtype=torch.float64) * size
 
-    def coefficient(self, h_ND: Tensor, direction_D: Tensor, codes_N: Tensor | None) -> Tensor:
+    def coefficient(
+        self, h_ND: Float[Tensor, "N D"], direction_D: Float[Tensor, "D"], codes_N: Float[Tensor, "N"] | None
+    ) -> Float[Tensor, "N"]:
         """How much of the direction is added to each vector, in the precision that the activation is read in."""
         kind = self.operation.kind
         value = self.live_value(direction_D).to(h_ND.device)
@@ -75,12 +78,14 @@ class Touched:
 class Program:
     """The operations of one or more rows at one site; `rows` are their numbers in the batch, None for all."""
 
-    def __init__(self, parts: Sequence[Part], rows: Tensor | None = None) -> None:
+    def __init__(self, parts: Sequence[Part], rows: Int[Tensor, "..."] | None = None) -> None:
         self.parts = list(parts)
         self.rows = rows
         _refuse_open_disagreement(self.parts)
 
-    def run(self, h_ND: Tensor, masks: list[Tensor], codes: list[Tensor | None]) -> Touched:
+    def run(
+        self, h_ND: Float[Tensor, "N D"], masks: list[Bool[Tensor, "N"]], codes: list[Float[Tensor, "N"] | None]
+    ) -> Touched:
         """Change the vectors h; part k acts where `masks[k]` [N] and reads `codes[k]` [N]."""
         exact = h_ND.to(torch.promote_types(h_ND.dtype, torch.float32))
         directions = [part.operation.live_direction.to(exact) for part in self.parts]
@@ -128,13 +133,13 @@ class Program:
         return counted
 
 
-def coordinate(h_ND: Tensor, direction_D: Tensor) -> Tensor:
+def coordinate(h_ND: Float[Tensor, "N D"], direction_D: Float[Tensor, "D"]) -> Float[Tensor, "N"]:
     """<h, d> / <d, d> [N]."""
     d = direction_D.to(h_ND)
     return (h_ND @ d) / (d @ d)
 
 
-def latent_codes(codes: Any, latent: int) -> Tensor:
+def latent_codes(codes: Any, latent: int) -> Float[Tensor, "N"]:
     """The codes [N] of one latent out of `SparseCodes` of N rows."""
     chosen = codes.indices == latent
     found = codes.values.new_zeros(len(codes))

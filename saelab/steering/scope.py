@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from saelab.base import checks
@@ -74,7 +75,7 @@ class Scope:
         if reason:
             raise ConfigError(f"the scope is empty: {reason}")
 
-    def mask(self, where: Where, lm: "LanguageModel") -> Tensor:
+    def mask(self, where: Where, lm: "LanguageModel") -> Bool[Tensor, "batch position"]:
         """Which positions of a forward pass are touched: bool [batch, position] (but for `high_norm`).
 
         Raises `InterventionError` where the scope needs to know the prompt and the call does not show it.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
@@ -35,7 +36,9 @@ def why_no_logits(lm: "LanguageModel", site: Site) -> str:
     return "" if written_share(lm, site, norm) else f"{site.name} does not write to the residual stream"
 
 
-def top_tokens(lm: "LanguageModel", directions_ND: Tensor, k: int = measures.TOP_TOKENS) -> Tensor:
+def top_tokens(
+    lm: "LanguageModel", directions_ND: Float[Tensor, "N D"], k: int = measures.TOP_TOKENS
+) -> Int[Tensor, "N k"]:
     """The `k` tokens [N, k] whose logits each direction [N, D] of the residual stream raises most, the strongest first.
 
     They are the largest entries of (direction * gain) W_U with the last norm's gain (the "logit lens" of a latent).

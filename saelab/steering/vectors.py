@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base import checks
@@ -79,7 +80,7 @@ class Direction:
         return cls(**{**values, "vector": torch.tensor(values["vector"], dtype=dtype)})
 
 
-def check_direction(vector: Tensor, name: str) -> None:
+def check_direction(vector: Float[Tensor, "..."], name: str) -> None:
     """Raise `ConfigError` for a direction that is not finite, or zero."""
     vector = vector.detach()
     bad = int((~torch.isfinite(vector)).sum())
