@@ -146,3 +146,25 @@ def test_the_files_of_a_snapshot_may_be_links_into_the_cache(tmp_path):
         (cache / "blobs" / file.name).write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
     assert SAE.load(snapshot).cfg.k == 4
+
+
+def test_of_a_repository_only_what_is_needed_is_fetched_from_the_mirror_at_the_revision(monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def fetched(repository, **how):
+        asked.update(how, repository=repository)
+        return str(PUBLISHED / repository)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    monkeypatch.setenv("SAELAB_HUB", "https://mirror.example")
+    sae = load_sae("gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical", revision="abc")
+    assert sae.metadata["site"] == "blocks.12.hook_resid_post"
+    assert (asked["repository"], asked["revision"]) == ("google/gemma-scope-2b-pt-res", "abc")
+    assert asked["endpoint"] == "https://mirror.example"
+    path = "layer_12/width_16k/average_l0_82"
+    assert f"{path}/params.npz" in asked["allow_patterns"] and not any("*" in name for name in asked["allow_patterns"])
+    monkeypatch.delenv("SAELAB_HUB")
+    load_sae("mwhanna/qwen3-0.6b-transcoders-lowl0", "layer_1.safetensors")
+    assert asked["endpoint"] is None and {"layer_1.safetensors", "config.yaml"} <= set(asked["allow_patterns"])
