@@ -5,6 +5,7 @@ imported: its objects are known by what they have.
 """
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -205,7 +206,9 @@ class Transformers:
         device = device_of(self.runner)
         ids = torch.tensor([[1, 2, 3], [6, 5, 4]], device=device) % self.d_vocab
         mask = torch.ones_like(ids, dtype=torch.bool)
-        with interventions_silent(), torch.no_grad(), _NothingDropped():
+        with interventions_silent(), torch.no_grad(), _NothingDropped(), warnings.catch_warnings():
+            # reentrant checkpointing says so in every pass without a gradient, and this one is not the user's
+            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
             return first_runs(targets, lambda: self.logits(ids, mask), stop=not partly, partly=partly)
 
     def path_of(self, name: str) -> tuple[str, Side]:
