@@ -4,11 +4,13 @@ A coefficient lambda is meant for inputs with E|x| = sqrt(d_in) and scales with 
 every site. Shapes: N tokens, D inputs, F latents.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.autoencoders.architecture import Architecture, Batch, Params, State, Tensors
+from saelab.autoencoders.architecture import Batch, Params, State, Tensors
 
 _ROWS = 1024
 
@@ -26,16 +28,19 @@ def measure(batch: Batch, state: State) -> None:
     state.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
 
 
-def shrink_encoder(cfg: Architecture, params: Params, batch: Batch) -> None:
-    """Multiply the encoder by the one number that makes the first reconstruction of a ReLU SAE best (our choice).
+def shrink_encoder(params: Params, batch: Batch, decode: Callable[[Batch], Float[Tensor, "n d_out"]]) -> float:
+    """Multiply the encoder by the one number that makes the first reconstruction best (our choice), and say which.
 
-    Tied unit rows, half of which fire, would reconstruct several times the input.
+    Tied unit rows, of which many fire, would reconstruct several times the input; Adam would remember these gradients long
+    after. `decode` gives what the codes of some rows decode to, without b_dec.
     """
     rows = Batch(batch.x[:_ROWS], batch.target[:_ROWS])
-    wanted_ND, found_ND = rows.target - params.base(rows.x), cfg.scores(params, rows).dense().relu() @ params.W_dec
+    wanted_ND, found_ND = rows.target - params.base(rows.x), decode(rows)
     factor = (wanted_ND * found_ND).sum() / found_ND.square().sum()
-    if bool(torch.isfinite(factor)) and float(factor) > 0:
-        params.W_enc.mul_(factor)
+    if not bool(torch.isfinite(factor)) or float(factor) <= 0:
+        return 1.0
+    params.W_enc.mul_(factor)
+    return float(factor)
 
 
 def share(batch: Batch, state: State, ramp: float) -> Float[Tensor, ""]:

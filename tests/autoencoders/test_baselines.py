@@ -299,6 +299,15 @@ def test_jumprelu_reaches_its_target_on_new_rows(target, start_factor):
     assert run.sae.encode_sparse(x[20_000:]).l0 == pytest.approx(target, rel=0.1)
 
 
+def test_jumprelu_reconstructs_alike_from_any_start():
+    x = planted(30_000)
+    found = []
+    for start_factor in (0.25, 1.0, 4.0):
+        sae = run_on(x[:20_000], sae=JumpReLU(target_l0=4, d_sae=64, start_factor=start_factor), tokens=60_000).sae
+        found.append(float(fvu(x[20_000:], sae(x[20_000:]))))
+    assert max(found) < 1.1 * min(found), found
+
+
 @pytest.mark.parametrize("steps", [2, 5, 30])
 def test_jumprelu_reaches_it_in_very_short_runs_too(steps):
     x = planted(20_000)

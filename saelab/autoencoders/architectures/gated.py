@@ -60,7 +60,7 @@ class Gated(Architecture):
 
     def prepare(self, params: Params, batch: Batch, state: State) -> None:
         penalty.measure(batch, state)
-        penalty.shrink_encoder(self, params, batch)
+        penalty.shrink_encoder(params, batch, lambda rows: self.scores(params, rows).dense().relu() @ params.W_dec)
 
     def rescale(self, params: Params, state: State, ratio: float) -> None:
         params.extra["b_mag"].mul_(ratio)

@@ -20,6 +20,7 @@ from saelab.autoencoders.architecture import Architecture, Batch, Codes, Params,
 from saelab.base import checks
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
+from saelab.kernels import sparse
 
 INTEGRAL, PROPORTIONAL = 20.0, 1.0  # log-price gained a run, and at once, by a unit of log(L0 / target)
 CALIBRATE_FROM, HALF_LIFE = 0.8, 0.02  # of the run
@@ -52,7 +53,8 @@ class JumpReLU(Architecture):
     our notes of it, where the price is fixed. Ours, because in runs of a few hundred steps thresholds hardly move otherwise:
 
     * t = log theta is the parameter, in fp32, with ten times the learning rate;
-    * it starts where each latent fires target_l0 / d_sae of the time on a sample, the price at the mean of theta^2;
+    * it starts where each latent fires target_l0 / d_sae of the time on a sample, the price at the mean of theta^2, the
+      encoder tied, times one number fitted to the sample (without it a dense start reconstructs worse to the end);
     * a controller moves the log of the price by log(L0 / target): at once, and 20 times as much a run as it adds up (no ramp);
     * at the end all t shift by the one constant that gives the target on the batches of the decay (half-life 2% of the run).
 
@@ -111,8 +113,14 @@ class JumpReLU(Architecture):
     def prepare(self, params: Params, batch: Batch, state: State) -> None:
         penalty.measure(batch, state)
         scores = super().scores(params, batch)
+
+        def decode(rows: Batch) -> Tensor:
+            return sparse.decode(super(JumpReLU, self).scores(params, rows).above(theta_F), params.W_dec)
+
         firing = min(1.0, self.start_factor * self.target_l0 / self.d_sae)
         theta_F = quantiles(scores, firing).clamp_min(1e-3 * state.input_norm)
+        if params.centres:  # the encoder is tied
+            theta_F *= penalty.shrink_encoder(params, batch, decode)
         params.extra["log_threshold"].copy_(theta_F.log())
         state.threshold.copy_(params.extra["log_threshold"].exp())
         state.log_price.copy_((theta_F / state.input_norm).square().mean().log())
