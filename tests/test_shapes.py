@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
+from saelab.autoencoders.objectives import fraction_of_variance_unexplained
 from tests.shapes import checked, rooms, without_shapes
 
 SHAPED = [
@@ -35,6 +36,11 @@ class Unrelated(Protocol):
 @jaxtyped(typechecker=checked)
 def product(a: Float[Tensor, "n d"], b: Float[Tensor, "d m"], c: Unrelated | None = None) -> Float[Tensor, "n m"]:
     return a @ b if c is None else a @ b[:, :1]
+
+
+def test_what_would_be_broadcast_is_an_error():
+    with pytest.raises(TypeCheckError):
+        fraction_of_variance_unexplained(torch.rand(4, 3), torch.rand(4, 1))
 
 
 def test_shapes_that_agree_pass():

@@ -26,6 +26,7 @@ from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
 from saelab.base.protocols import Dictionary
 from saelab.models.purpose import Purpose, fitting
+from saelab.models.sites import Site
 from saelab.models.where import Where
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def by_latent(table: "DataFrame", n: int) -> "DataFrame":
 
 
 def _variants(
-    lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Any
+    lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Site
 ) -> tuple[list[tuple[Any, ...]], Tensor]:
     """(prompt, part, latent, activation) of everything that is taken out, and what is added at S2 to do so [n, D]."""
     variants: list[tuple[Any, ...]] = []
@@ -224,7 +225,7 @@ def _variants(
     return variants, torch.cat(changes) if changes else sae.W_dec.new_zeros(0, sae.d_in)
 
 
-def _at_s2(lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Any) -> tuple[Tensor, Tensor]:
+def _at_s2(lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Site) -> tuple[Tensor, Tensor]:
     """The site's activation at S2 [N, D], and for which prompts the SAE is for it [N]."""
     found: list[tuple[Tensor, Tensor]] = []
     rows, s2 = torch.arange(len(prompts)), prompts.s2

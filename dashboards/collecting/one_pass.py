@@ -10,13 +10,14 @@ Shapes: N rows of a tile (contexts x positions), D width, F latents.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saelab.base import checks
+from saelab.base.codes import SparseCodes
 from saelab.base.errors import DataError
 from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.priority import priorities
@@ -122,7 +123,9 @@ class Reader:
             near_rows=near[1],
         )
 
-    def _near(self, sae: Dictionary, x_ND: Tensor, codes: Any, counted: Tensor, base: int) -> tuple[Tensor, Tensor]:
+    def _near(
+        self, sae: Dictionary, x_ND: Tensor, codes: SparseCodes, counted: Tensor, base: int
+    ) -> tuple[Tensor, Tensor]:
         """The largest pre-activation [F] of each latent where it stays silent, and its row, among some rows of the
         tile.
 

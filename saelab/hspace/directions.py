@@ -21,6 +21,8 @@ from saelab.base.version import __version__
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from saelab.models.denoiser import Denoiser
+
 FORMAT = "saelab-directions-1"
 _DETAIL = "detail."
 LAYOUT: Layout = {
@@ -200,7 +202,7 @@ class Directions(Sequence[Direction]):
         write_tensors(path, {name: value for name, value in tensors.items() if value is not None}, header)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], denoiser: Any = None) -> "Directions":
+    def load(cls, path: str | os.PathLike[str], denoiser: "Denoiser | None" = None) -> "Directions":
         """The directions that `save` wrote. Raises `FormatError` for another file; with a `saelab.Denoiser`, `ConfigError` when
         they are not of it, or h has another shape."""
         tensors, header = read_tensors(path, LAYOUT, FORMAT, STRINGS)

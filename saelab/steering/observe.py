@@ -198,7 +198,7 @@ def _of_the_logits(setting: Setting, cell: Cell, clean_TV: Tensor, steered_TV: T
     return figures
 
 
-def _dense(codes: Any, row: int, width: int) -> Tensor:
+def _dense(codes: SparseCodes, row: int, width: int) -> Tensor:
     """The codes [width, F] of one row of a batch: dense, one row is small where a batch may not be."""
     offsets = codes.offsets[row * width : (row + 1) * width + 1]
     inside = slice(int(offsets[0]), int(offsets[-1]))

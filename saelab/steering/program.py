@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.models.hooks import plus
 from saelab.steering.operations import SETTERS, Operation
@@ -139,7 +140,7 @@ def coordinate(h_ND: Float[Tensor, "N D"], direction_D: Float[Tensor, "D"]) -> F
     return (h_ND @ d) / (d @ d)
 
 
-def latent_codes(codes: Any, latent: int) -> Float[Tensor, "N"]:
+def latent_codes(codes: SparseCodes, latent: int) -> Float[Tensor, "N"]:
     """The codes [N] of one latent out of `SparseCodes` of N rows."""
     chosen = codes.indices == latent
     found = codes.values.new_zeros(len(codes))

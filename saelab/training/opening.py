@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from saelab.reading.reader import ContextReader
 from saelab.training.pieces import ItemPieces, ModelPieces, Pieces, rows_digest, rows_of
 from saelab.training.settings import Settings
 from saelab.training.sources import RowSource, Source, StreamSource
+
+if TYPE_CHECKING:
+    from saelab.models.language import LanguageModel
 
 CONTEXTS_PER_FORWARD = 8
 KNOWN_ROWS = 8192  # of an iterable, that its fingerprint holds
@@ -49,7 +52,7 @@ def open_source(source: Any, corpus: Any, settings: Settings, gradients: bool) -
     return open_iterable(source, settings)
 
 
-def open_model(lm: Any, corpus: Any, settings: Settings, gradients: bool) -> Input:
+def open_model(lm: "LanguageModel", corpus: Any, settings: Settings, gradients: bool) -> Input:
     """The activations of a model, made while it reads the corpus."""
     if corpus is None or settings.site is None:
         missing = " and ".join(name for name, value in (("corpus", corpus), ("site", settings.site)) if value is None)
