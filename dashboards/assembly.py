@@ -76,7 +76,7 @@ def build(
 
     Args:
         corpus: what `saelab.load_corpus` gives or takes.
-        path: `.html` makes a single file (at most 100 MiB), anything else a folder; `bundle` overrides that.
+        path: `.html` makes a single file (at most 100 MiB), anything else a folder.
         latents: how many live latents have a page (evenly over the ranks of their density, chosen by `seed`), a list
             of them, or None for all. Those with a page are compared with all latents (nearest, duplicates, matches,
             other seeds), so that None takes time with the square of the SAE's size.
@@ -102,11 +102,13 @@ def build(
         null: a re-initialised model (`LanguageModel`) whose figures stand behind the real ones; it is read once too.
         sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
             latents' pages.
+        bundle: a folder (True) or a single file (False), whatever the path ends in.
         parquet: also write tables.
         title: of the page.
         seed: of the latents and examples that are chosen.
         shards, batch_tiles, memory, work: of the collector (`saelab.dashboards.collecting.collect`): a killed build goes on in
             `work` (a folder in the cache by default), and the result is the same for any of them.
+        progress: show a bar with the rate and the time left.
 
     Raises `ConfigError` for arguments that cannot work, with the numbers where memory, disk or a single file would not
     do; `SiteError` where an SAE does not fit the model; `DataError` for text or activations that cannot be used.

@@ -1,77 +1,124 @@
-"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | hspace | doctor`.
+"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | hspace | sites | doctor`.
 
-Exit codes: 0 done, 2 an error with its way out on one line of stderr (`--debug` shows the traceback), 130
-interrupted by Ctrl-C.
+Exit codes: 0 done, 2 an error with its way out on one line of stderr (`--debug` shows the traceback), 130 interrupted by
+Ctrl-C, 141 where nobody reads the output any more. `import saelab.cli` and `saelab --help` import no torch: a command's file is
+imported when the command is run.
 """
 
-import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from cyclopts import App, CycloptsError
+
 from saelab import __version__
-from saelab.base.errors import SaelabError
-from saelab.cli import analyze, dashboard, demo, doctor, evaluate, harvest, hspace, steer, sweep, train
-from saelab.cli.options import Help, add_arguments, settings
+from saelab.base.errors import ConfigError, SaelabError
+from saelab.cli.configuration import configure, near
 
-COMMANDS = tuple(
-    module.COMMAND for module in (demo, train, sweep, harvest, evaluate, dashboard, steer, analyze, hspace, doctor)
-)
-INTERRUPTED = 130
+INTERRUPTED, UNREAD = 130, 141
+COMMANDS = {
+    "demo": (
+        "demonstration:demo_",
+        "Train, evaluate and look into a TopK SAE on the bundled model, offline, in minutes.",
+    ),
+    "train": ("training:train", "Train a sparse autoencoder on a site of a language model."),
+    "sweep": ("training:sweep", "Train several sparse autoencoders on one stream of activations."),
+    "harvest": ("training:harvest", "Write a model's activations to disk."),
+    "evaluate": (
+        "evaluate:evaluate",
+        "Evaluate a trained autoencoder on held-out text: reconstruction, sparsity, cross-entropy, KL.",
+    ),
+    "dashboard": (
+        "dashboard:dashboard",
+        "Make a dashboard of an autoencoder's latents: one HTML file, or a folder, that opens anywhere.",
+    ),
+    "steer": ("steer:steer", "Generate text under steering, find latents to steer with, or replay a receipt."),
+    "analyze": (
+        "analyze:analyze",
+        "Analyse a trained autoencoder: what it misses (dark-matter), heads and sources of its latents (attention).",
+    ),
+    "hspace": (
+        "hspace:hspace_",
+        "Sample a diffusion denoiser, find directions of its bottleneck, edit with them, report what they do.",
+    ),
+    "sites": ("training:sites", "List the sites of a language model: where its activations can be read and written."),
+    "doctor": ("doctor:doctor", "What is installed, what the machine can do, what is missing and how to get it."),
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; every `--help` ends with examples."""
-    parser = argparse.ArgumentParser(
-        prog="saelab",
-        description="Train, evaluate and look into sparse autoencoders.",
-        epilog="start with: saelab doctor; saelab demo",
+def application() -> App:
+    """All commands; every `--help` ends with examples."""
+    app = App(
+        "saelab",
+        help="Train, evaluate and look into sparse autoencoders.",
+        help_epilogue="start with: saelab doctor; saelab demo",
+        help_format="plaintext",
+        version=f"saelab {__version__}",
+        config=configure,
+        suppress_keyboard_interrupt=False,
+        exit_on_error=False,
+        print_error=False,
+        verbose=False,
+        result_action="return_value",
     )
-    parser.add_argument("--version", action="version", version=f"saelab {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for command in COMMANDS:
-        sub = commands.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.summary,
-            epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
-            formatter_class=Help,
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-        )
-        add_arguments(sub, command)
-    return parser
+    for name, (place, summary) in COMMANDS.items():
+        app.command(f"saelab.cli.{place}", name=name, help=summary, sort_key=len(list(app)))
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    >>> main(["train", "--tokenz", "3"])
-    Traceback (most recent call last):
-    SystemExit: 2
+    >>> main(["sites", "--devise", "cpu"])
+    2
     """
-    given = vars(build_parser().parse_args(argv))
-    name = given.pop("command")
-    command = next(command for command in COMMANDS if command.name == name)
-    debug = given.pop("debug", False)
+    argv = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return command.run(settings(command, given))
+            app = application()
+            _check_names(app, argv)
+            code = app(argv) or 0
+            sys.stdout.flush()
+            return code
         except KeyboardInterrupt:
             print("saelab: interrupted", file=sys.stderr)
             return INTERRUPTED
-        except SaelabError as error:
-            if debug:
+        except BrokenPipeError:  # what is left in the buffer goes nowhere, so that closing it at the end cannot fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return UNREAD
+        except (SaelabError, CycloptsError) as error:
+            if "--debug" in argv:
                 raise
-            print(f"saelab: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"saelab: {_line(error)}", file=sys.stderr)
             return 2
+
+
+def _check_names(app: App, argv: list[str]) -> None:
+    """Refuse a command or a flag that is not there, naming near ones, before anything that is missing is asked for."""
+    chain, apps, rest = app.parse_commands(argv)
+    line = " ".join(["saelab", *chain])
+    if apps[-1].default_command is None:
+        known = [name for name in apps[-1] if not name.startswith("-")]
+        if not rest:
+            raise ConfigError(f"{line} needs a command: {', '.join(known)} ({line} --help says what they do)")
+        raise ConfigError(f"{line} has no command {rest[0]!r}; {near(rest[0], known)}")
+    flags = {name for argument in apps[-1].assemble_argument_collection() for name in argument.names} if rest else set()
+    for flag in (token.partition("=")[0] for token in rest):
+        if flag.startswith("--") and flag not in {*flags, "--help"}:
+            raise ConfigError(f"{line} has no {flag}; {near(flag, flags)}")
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, CycloptsError) and isinstance(
+        error.__cause__, SaelabError
+    ):  # what our reader of a value raised
+        error = error.__cause__
+    name = f"{type(error).__name__}: " if isinstance(error, SaelabError) else ""
+    return name + " ".join(str(error).split())
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
     print(f"saelab: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 import saelab
+from saelab.cli import INTERRUPTED
+from saelab.cli.commands import command
 
 if TYPE_CHECKING:
     from saelab.autoencoders.sae import SAE
@@ -28,11 +30,19 @@ def demo(
     pages: int = 64,
     page_tokens: int = 16_384,
 ) -> "Run":
-    """Train, evaluate and look into an SAE with `d_sae` latents of which `k` fire on a token; prints as it goes.
+    """Train, evaluate and look into a TopK SAE; prints as it goes. Interrupted training ends it early.
 
-    `model` and `corpus` are names or what `load_model` and `load_corpus` gave; `look_at` held-out tokens are read
-    to find the most active latents; the page shows `pages` latents on `page_tokens` tokens, with their effects on the loss.
-    Interrupted training ends it early.
+    Args:
+        tokens: tokens to train on.
+        d_sae: latents.
+        out: folder of the run.
+        k: latents that fire on a token.
+        model: bundled name, Hugging Face name or local folder, or what `load_model` gave.
+        corpus: bundled name, text file or folder, or data-set name, or what `load_corpus` gave.
+        site: where the activations are read.
+        look_at: held-out tokens that are read to find the most active latents.
+        pages: latents that the page shows, with their effects on the loss.
+        page_tokens: tokens that the page is made of.
 
     >>> saelab.cli.demonstration.demo(tokens=20_000, d_sae=512, out="runs/tiny")  # doctest: +SKIP
     """
@@ -59,6 +69,17 @@ def demo(
     print(f"open it in a browser: {page.path.absolute().as_uri()}")
     print(f"\ndone in {(time.perf_counter() - start) / 60:.1f} min; the run is in {run.path}: saelab.load_run({out!r})")
     return run
+
+
+@command(demo)
+def demo_(**how: Any) -> int:
+    """Run it; 130 when Ctrl-C ended the training early.
+
+    Examples:
+        saelab demo
+        saelab demo --tokens 100_000 --d-sae 1024 --out runs/small
+    """
+    return INTERRUPTED if demo(**how).interrupted else 0
 
 
 class Latent(NamedTuple):

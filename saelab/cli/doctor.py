@@ -5,14 +5,13 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import saelab
 from saelab.base.files import cache_folder
+from saelab.cli.commands import command
 from saelab.cli.estimate import physical_memory, size
-from saelab.cli.options import Command
 
 # distribution -> module to import (None: only look, its own imports need what we do not), how to get it.
 CORE: dict[str, str | None] = {
@@ -25,6 +24,7 @@ CORE: dict[str, str | None] = {
     "plotly": "plotly",
     "tqdm": "tqdm",
     "pyyaml": "yaml",
+    "cyclopts": "cyclopts",
     "jaxtyping": "jaxtyping",
     "einops": "einops",
     "datasets": "datasets",
@@ -40,8 +40,13 @@ OPTIONAL = {
 }
 
 
-def run(values: dict[str, Any]) -> int:
-    """Print the report; 1 when a package that saelab cannot do without is missing or broken."""
+@command()
+def doctor() -> int:
+    """Print the report; 1 when a package that saelab cannot do without is missing or broken.
+
+    Examples:
+        saelab doctor
+    """
     print(f"saelab {saelab.__version__}, Python {platform.python_version()}, {platform.platform()}")
     print("\nneeded")
     broken = [name for name, module in CORE.items() if not _show(name, module, "pip install saelab")]
@@ -113,12 +118,3 @@ def cache() -> str:
     folder: Path = cache_folder()
     files = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
     return f"{folder}: {len(files):,} files, {size(sum(files))}; can be made again; SAELAB_CACHE=... moves it"
-
-
-COMMAND = Command(
-    name="doctor",
-    summary="What is installed, what the machine can do, what is missing and how to get it.",
-    examples=("saelab doctor",),
-    options=(),
-    run=run,
-)

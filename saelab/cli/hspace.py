@@ -1,174 +1,165 @@
 """`saelab hspace`: sample a denoiser, find directions of its bottleneck, edit with them, report what they do."""
 
-from collections.abc import Callable
 from typing import Any
 
 import saelab
+from saelab import hspace
 from saelab.base.errors import ConfigError
 from saelab.base.files import try_file
-from saelab.cli.options import DEVICE, REQUIRED, Command, Of, Option, natural, near, positive
+from saelab.cli.commands import command, group, of
+from saelab.cli.configuration import near
+from saelab.models.denoiser import load_denoiser
 
 METHODS = ("pca", "joint-pca", "jacobian", "mean-difference", "boundary")
 
-OPTIONS = (
-    Option("action", str, REQUIRED, "what to do: sample, directions, edit or report", positional=True),
-    Option("trajectory", str, None, "a file that `saelab hspace sample` wrote", positional=True),
-    Option("denoiser", str, "digits-unet", "digits-unet, mnist-unet, a folder or a name on the hub"),
-    DEVICE,
-    Option("out", str, None, "the file to write"),
-    Option("n", positive, 64, "sample: how many"),
-    Option("steps", positive, Of("saelab.hspace.sampling:sample", "steps"), "sample: of denoising"),
-    Option("eta", float, 1.0, "sample: 0 deterministic (DDIM) to 1 (DDPM), which has more to find directions in"),
-    Option("seed", natural, Of("saelab.hspace.sampling:sample", "seed"), "of the samples, and of random controls"),
-    Option("method", str, "pca", f"directions: {', '.join(METHODS)}"),
-    Option("components", positive, 8, "directions: how many (pca, joint-pca, jacobian)"),
-    Option("step", int, None, "directions: which step (jacobian: default the middle; boundary: default searched)"),
-    Option("sample", natural, 0, "directions: the sample whose Jacobian it is"),
-    Option("positive", natural, None, "directions: the class to go to (mean-difference, boundary)"),
-    Option("negative", natural, None, "directions: the class to come from (default: all others)"),
-    Option("directions", str, None, "edit, report: a file that `saelab hspace directions` wrote"),
-    Option("index", natural, 0, "edit: which of the directions"),
-    Option(
-        "strength",
-        float,
-        Of("saelab.hspace.reporting:effects", "strengths"),
-        "edit (one), report: in units of the direction's scale",
-        many=True,
-    ),
-    Option("mode", str, Of("saelab.hspace.editing:edit", "mode"), "edit, report: symmetric or asymmetric"),
-)
+
+DEVICE = of(load_denoiser, "device")
 
 
-def run(values: dict[str, Any]) -> int:
-    """Do the action that is named."""
-    if values["action"] not in ACTIONS:
-        raise ConfigError(f"there is no action {values['action']!r}; {near(values['action'], ACTIONS)}")
-    return ACTIONS[values["action"]](values)
+def opened(trajectory: str, *, denoiser: str = "digits-unet", device: Any = DEVICE) -> tuple[Any, Any]:
+    """A denoiser and a trajectory of it.
+
+    Args:
+        trajectory: a file that `saelab hspace sample` wrote
+        denoiser: digits-unet, mnist-unet, a folder or a name on the hub
+    """
+    found = hspace.Trajectory.load(trajectory)
+    loaded = saelab.load_denoiser(denoiser, device=device)
+    if not loaded.made(found.denoiser):
+        raise ConfigError(f"{trajectory} is of another denoiser than {loaded.name}: give --denoiser")
+    return loaded, found
 
 
-def _sample(values: dict[str, Any]) -> int:
-    from saelab import hspace
+DENOISER, STRENGTHS, MODE = of(opened, "denoiser"), of(hspace.effects, "strengths"), of(hspace.edit, "mode")
 
-    denoiser = saelab.load_denoiser(values["denoiser"], device=values["device"])
-    path = try_file(values["out"] or f"{denoiser.name}.trajectory.safetensors")
-    trajectory = hspace.sample(denoiser, n=values["n"], steps=values["steps"], eta=values["eta"], seed=values["seed"])
+
+@command(hspace.sample, without="edit cond record")
+def sample(
+    *, denoiser: Any = DENOISER, device: Any = DEVICE, out: str | None = None, n: int = 64, eta: float = 1.0, **how: Any,
+) -> int:  # fmt: skip
+    """Draw samples and write what it takes to draw them again.
+
+    Args:
+        out: the file to write
+
+    Examples:
+        saelab hspace sample --denoiser digits-unet --n 64 --out digits.safetensors
+    """
+    loaded = saelab.load_denoiser(denoiser, device=device)
+    path = try_file(out or f"{loaded.name}.trajectory.safetensors")
+    trajectory = hspace.sample(loaded, n, eta=eta, **how)
     trajectory.save(path)
     print(repr(trajectory))
     print(f"trajectory: {path}")
     return 0
 
 
-def _directions(values: dict[str, Any]) -> int:
-    denoiser, trajectory = _loaded(values)
-    if values["method"] not in METHODS:
-        raise ConfigError(f"there is no method {values['method']!r}; {near(values['method'], METHODS)}")
-    path = try_file(values["out"] or f"{denoiser.name}.{values['method']}.safetensors")
-    made = _made(values, denoiser, trajectory)
+@command(opening=opened)
+def directions(
+    denoiser: Any, trajectory: Any, /, *, out: str | None = None, method: str = "pca", components: int = 8,
+    step: int | None = None, sample: int = 0, positive: int | None = None, negative: int | None = None,
+) -> int:  # fmt: skip
+    """Find directions of the bottleneck in a trajectory.
+
+    Args:
+        out: the file to write
+        method: pca, joint-pca, jacobian, mean-difference or boundary
+        components: how many (pca, joint-pca, jacobian)
+        step: which step, 0 the noisiest (jacobian: the middle unless given; boundary: searched unless given)
+        sample: the sample whose Jacobian it is
+        positive: the class to go to (mean-difference, boundary)
+        negative: the class to come from (mean-difference; all others unless given)
+
+    Examples:
+        saelab hspace directions digits.safetensors --components 8 --out pca.safetensors
+        saelab hspace directions digits.safetensors --out three.safetensors \\
+                                 --method mean-difference --positive 3
+    """
+    if method not in METHODS:
+        raise ConfigError(f"there is no method {method!r}; {near(method, METHODS)}")
+    path = try_file(out or f"{denoiser.name}.{method}.safetensors")
+    if method in ("pca", "joint-pca"):
+        made = hspace.pca(trajectory, components, joint=method == "joint-pca")
+    elif method == "jacobian":
+        if not 0 <= sample < len(trajectory):
+            raise ConfigError(f"there is no sample {sample}: the trajectory has {len(trajectory)}")
+        step = len(trajectory.timesteps) // 2 if step is None else step
+        made = hspace.jacobian(denoiser, trajectory[sample : sample + 1], step, components)
+    else:
+        made = _of_class(denoiser, trajectory, method, positive, negative, step)
     made.save(path)
     print(made.to_pandas().to_string(index=False))
     print(f"directions: {path}")
     return 0
 
 
-def _made(values: dict[str, Any], denoiser: Any, trajectory: Any) -> Any:
-    from saelab import hspace
-
-    method, k = values["method"], values["components"]
-    if method in ("pca", "joint-pca"):
-        return hspace.pca(trajectory, k, joint=method == "joint-pca")
-    if method == "jacobian":
-        step = len(trajectory.timesteps) // 2 if values["step"] is None else values["step"]
-        one = trajectory[values["sample"] : values["sample"] + 1]
-        if not len(one):
-            raise ConfigError(f"there is no sample {values['sample']}: the trajectory has {len(trajectory)}")
-        return hspace.jacobian(denoiser, one, step, k)
-    if values["positive"] is None:
+def _of_class(
+    denoiser: Any, trajectory: Any, method: str, positive: int | None, negative: int | None, step: int | None
+) -> "hspace.Directions":
+    """Directions towards a class, by the denoiser's own classifier."""
+    if positive is None:
         raise ConfigError(f"{method} needs --positive, the class to go to")
     labels = denoiser.classifier()(trajectory.samples).argmax(1)
     if method == "mean-difference":
-        return hspace.mean_difference(trajectory, labels, values["positive"], values["negative"])
-    if values["negative"] is not None:
+        return hspace.mean_difference(trajectory, labels, positive, negative)
+    if negative is not None:
         raise ConfigError("a boundary is of a class against all others: leave out --negative")
-    return hspace.boundary(trajectory, (labels == values["positive"]).long(), values["step"])
+    return hspace.boundary(trajectory, (labels == positive).long(), step)
 
 
-def _edit(values: dict[str, Any]) -> int:
-    from saelab import hspace
+@command(hspace.edit, opening=opened, without="direction_or_list window mask record")
+def edit(
+    denoiser: Any, trajectory: Any, /, *, directions: str, out: str | None = None, index: int = 0, strength: float = 2.0,
+    **how: Any,
+) -> int:  # fmt: skip
+    """Draw the samples of a trajectory again, with a direction added.
 
-    denoiser, trajectory = _loaded(values)
-    directions = _read_directions(values, denoiser)
-    if values["index"] >= len(directions):
-        raise ConfigError(f"there is no direction {values['index']}: the file has {len(directions)}")
-    direction = directions[values["index"]]
-    strength = float(values["strength"][-1])
-    path = try_file(values["out"] or f"{denoiser.name}.edited.safetensors")
-    edited = hspace.edit(denoiser, trajectory, direction, strength, mode=values["mode"])
+    Args:
+        directions: a file that `saelab hspace directions` wrote
+        out: the file to write
+        index: which of the directions
+        strength: in units of the direction's scale
+
+    Examples:
+        saelab hspace edit digits.safetensors --directions three.safetensors \\
+                           --strength 1 --out edited.safetensors
+    """
+    several = hspace.Directions.load(directions, denoiser)
+    if not 0 <= index < len(several):
+        raise ConfigError(f"there is no direction {index}: the file has {len(several)}")
+    path = try_file(out or f"{denoiser.name}.edited.safetensors")
+    edited = hspace.edit(denoiser, trajectory, several[index], strength, **how)
     edited.save(path)
     change = float((edited.samples - trajectory.samples).square().mean().sqrt())
-    print(f"{direction!r} at strength {strength:g}: the pixels changed by {change:.3f} (root mean square)")
+    print(f"{several[index]!r} at strength {strength:g}: the pixels changed by {change:.3f} (root mean square)")
     print(f"trajectory: {path}")
     return 0
 
 
-def _report(values: dict[str, Any]) -> int:
-    from saelab import hspace
+@command(hspace.effects, opening=opened, without="strengths classifier classes targets data")
+def report(
+    denoiser: Any, trajectory: Any, /, *, directions: str, out: str | None = None, strength: Any = STRENGTHS,
+    mode: Any = MODE, **how: Any,
+) -> int:  # fmt: skip
+    """Measure on a page what directions do, against random ones as large.
 
-    denoiser, trajectory = _loaded(values)
-    directions = _read_directions(values, denoiser)
-    path = try_file(values["out"] or f"{denoiser.name}.report.html")
-    found = hspace.effects(
-        denoiser,
-        trajectory,
-        directions,
-        [float(s) for s in values["strength"]],
-        seed=values["seed"],
-        mode=values["mode"],
-    )
-    found.to_html(path, f"{denoiser.name}: {directions.method}")
-    most = max(found.table.strength)
+    Args:
+        directions: a file that `saelab hspace directions` wrote
+        out: the page to write
+
+    Examples:
+        saelab hspace report digits.safetensors --directions pca.safetensors \\
+                             --strength -2 0 2 --out report.html
+    """
+    several = hspace.Directions.load(directions, denoiser)
+    path = try_file(out or f"{denoiser.name}.report.html")
+    effects = hspace.effects(denoiser, trajectory, several, strength, mode=mode, **how)
+    effects.to_html(path, f"{denoiser.name}: {several.method}")
+    most = max(effects.table.strength)
     print(f"change of each class's mean probability at strength {most:g}")
-    print(found.matrix(most).round(3).to_string())
+    print(effects.matrix(most).round(3).to_string())
     print(f"report: {path}")
     return 0
 
 
-def _loaded(values: dict[str, Any]) -> tuple[Any, Any]:
-    from saelab import hspace
-
-    if values["trajectory"] is None:
-        raise ConfigError(f"saelab hspace {values['action']} needs a trajectory: make one with saelab hspace sample")
-    trajectory = hspace.Trajectory.load(values["trajectory"])
-    denoiser = saelab.load_denoiser(values["denoiser"], device=values["device"])
-    if not denoiser.made(trajectory.denoiser):
-        raise ConfigError(f"{values['trajectory']} is of another denoiser than {denoiser.name}: give --denoiser")
-    return denoiser, trajectory
-
-
-def _read_directions(values: dict[str, Any], denoiser: Any) -> Any:
-    from saelab import hspace
-
-    if values["directions"] is None:
-        raise ConfigError(f"saelab hspace {values['action']} needs --directions, a file of saelab hspace directions")
-    return hspace.Directions.load(values["directions"], denoiser)
-
-
-ACTIONS: dict[str, Callable[[dict[str, Any]], int]] = {
-    "sample": _sample,
-    "directions": _directions,
-    "edit": _edit,
-    "report": _report,
-}
-
-COMMAND = Command(
-    name="hspace",
-    summary="Sample a diffusion denoiser, find directions of its bottleneck, edit with them, report what they do.",
-    examples=(
-        "saelab hspace sample --denoiser digits-unet --n 64 --out digits.safetensors",
-        "saelab hspace directions digits.safetensors --method pca --components 8 --out pca.safetensors",
-        "saelab hspace directions digits.safetensors --method mean-difference --positive 3 --out three.safetensors",
-        "saelab hspace edit digits.safetensors --directions three.safetensors --strength 1 --out edited.safetensors",
-        "saelab hspace report digits.safetensors --directions pca.safetensors --strength -2 0 2 --out report.html",
-    ),
-    options=OPTIONS,
-    run=run,
-)
+hspace_ = group("hspace", sample, directions, edit, report)

@@ -134,6 +134,7 @@ def effects(
         data: real images, for the distance to the nearest.
         kept: how many samples' images the result keeps, for galleries.
         seed: of the random directions.
+        progress: show a bar with the rate and the time left.
         how: `mode`, `window`, `mask`, `normalize_gain` of `hspace.edit`.
 
     Raises `ConfigError` for names that repeat, a control that is not there, or classes that do not fit.

@@ -51,6 +51,9 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
     clipping would make x0 a non-linear function of epsilon and inversion impossible; a warning says so where it was on.
     In a latent diffusion pipeline images are the autoencoder's latents.
 
+    Args:
+        device: as "cpu", "cuda:0" or "mps", or "auto": the GPU where there is one.
+
     Raises `ConfigError`, with the way out, when nothing can be loaded, the U-Net needs more than an image and `cond` (Stable
     Diffusion XL, inpainting), gradient checkpointing is on, or the scheduler has
     no fixed variance-preserving schedule of discrete timesteps.

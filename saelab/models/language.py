@@ -49,6 +49,9 @@ def load_model(
     reads token ids only. With `backend="transformer-lens"` what was loaded is driven by a `TransformerBridge` (`lm.model`),
     with eager attention: the same verbs and sites, and its own hook points too; the digest is the plain model's.
 
+    Args:
+        device: as "cpu", "cuda:0" or "mps", or "auto": the GPU where there is one.
+
     Raises `ConfigError`, with the way out, when nothing can be loaded, the object is no language model, or no bridge can
     be built (never around an object, whose modules it would replace). Warns when an object is in training mode with dropout.
 

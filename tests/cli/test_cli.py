@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 import saelab
-from saelab import cli
+from saelab import cli, hspace
+from saelab.analysis import attention
 from saelab.base.errors import ConfigError, DataError
-from saelab.cli import doctor, estimate, evaluate
-from saelab.cli.options import REQUIRED, Of, autoencoder, natural, positive
+from saelab.cli import commands, demonstration, doctor, estimate, inputs
+from saelab.cli.values import autoencoder, kinds_of, reader, whole
 from tests import tiny
 
 SITE = "blocks.1.hook_resid_post"
@@ -126,13 +128,15 @@ def test_flags_override_the_file_and_the_file_the_defaults(stand_in, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (COMPLETE + "batchsize: 64", "unknown key 'batchsize'; did you mean batch_size"),
+        (COMPLETE + "batchsize: 64", "run.yaml: unknown key 'batchsize'; did you mean batch_size"),
         (COMPLETE + "zzz: 64", "unknown key 'zzz'; known are batch_size"),
-        (COMPLETE + "batch_size: many", "batch_size: 'many' is not a number"),
+        (COMPLETE + "batch_size: many", "run.yaml: batch_size: 'many' is not a whole number"),
         (COMPLETE + "batch_size: [1, 2]", "batch_size: one value expected, not a list"),
-        (COMPLETE + "batch_size:", "batch_size: 'None' is not a number"),
-        (COMPLETE + "seed: -1", "seed: '-1' is not a whole number"),
-        ("sae: TopK(k=2, d_sae=16)\n", "needs --site, --tokens, --out"),
+        (COMPLETE + "sae: {TopK: 3}", "sae: one value expected, not a dict"),
+        (COMPLETE + "batch_size:", "batch_size: 'none' is not a whole number"),
+        (COMPLETE + "seed: 1.5", "seed: '1.5' is not a whole number"),
+        (COMPLETE + "prepend_bos: perhaps", "prepend_bos: 'perhaps' is not yes or no or auto"),
+        ("sae: TopK(k=2, d_sae=16)\n", "saelab train needs --site, --tokens, --out"),
         ("- a list\n", "must hold 'key: value' lines, not list"),
         ("a: [", "cannot read the configuration"),
     ],
@@ -170,31 +174,74 @@ def test_an_architecture_reads_as_it_prints():
     assert repr(autoencoder("TopK(k=3, d_sae=8)")) == "TopK(k=3, d_sae=8)"
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "inf", "nan", "x", ""])
+@pytest.mark.parametrize("text", ["1.5", "inf", "nan", "x", ""])
 def test_only_whole_numbers_count_tokens(text):
-    with pytest.raises(ConfigError):
-        positive(text)
+    with pytest.raises(ConfigError, match="is not a whole number"):
+        reader([int])(text)
 
 
-def test_zero_is_natural():
-    assert natural("0") == 0 and natural("1e3") == 1000
+def test_whole_numbers_are_exact_and_may_be_written_in_tens():
+    assert [whole(text) for text in ("0", "-2", "1e3", "500_000", str(2**53 + 1))] == [0, -2, 1000, 500_000, 2**53 + 1]
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_help_ends_with_examples(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main([command.name, "--help"])
-    assert stop.value.code == 0
+def test_what_no_text_can_give_is_refused_when_the_command_is_made():
+    assert kinds_of(torch.Tensor | None) == [type(None)]
+    with pytest.raises(TypeError, match="cannot be written on a command line"):
+        commands.command()(unsayable)
+
+
+def unsayable(*, x: torch.Tensor) -> int:
+    """Cannot be a command."""
+    return 0
+
+
+def lines() -> list[str]:
+    """Every command there is, those of `saelab analyze` and `saelab hspace` too."""
+    app = cli.application()
+    names = {name: [n for n in app[name] if not n.startswith("-")] for name in cli.COMMANDS}
+    return [f"{name} {part}" for name, parts in names.items() for part in parts] + [n for n in names if not names[n]]
+
+
+@pytest.mark.parametrize("line", [*lines(), "analyze", "hspace"])
+def test_help_ends_with_examples_to_copy(line, capsys):
+    """Each line of them as it stands: none is so long that the help would break it."""
+    assert cli.main([*line.split(), "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "examples:" in shown and all(line in shown for line in command.examples)
+    examples = shown.partition("examples:\n")[2]
+    assert f"saelab {line} " in f"{examples} ".replace("\n", " ") and max(map(len, examples.splitlines())) <= 80
+    for command in examples.replace("\\\n", "").splitlines():
+        if command.startswith("saelab"):
+            app, arguments = cli.application(), shlex.split(command)[1:]
+            cli._check_names(app, arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--token", "3"], ["train", "--tokens", "few"]])
-def test_wrong_usage_exits_2(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == 2
-    assert "usage: saelab" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("", "saelab needs a command: demo, train, sweep"),
+        ("trian", "saelab has no command 'trian'; did you mean train?"),
+        ("hspace", "saelab hspace needs a command: sample, directions, edit, report"),
+        ("analyze dark-mater x", "did you mean dark-matter?"),
+        ("train --tokenz 3", "saelab train has no --tokenz; did you mean --tokens"),
+        ("train --tokenz=3", "saelab train has no --tokenz; did you mean --tokens"),
+        ("train --token 3", "saelab train has no --token; did you mean --tokens"),
+        ("train", "saelab train needs --site, --sae, --tokens, --out: give"),
+        ("train --tokens few --site a --sae TopK(k=2,d_sae=4) --out b", "--tokens: 'few' is not a whole number"),
+        ("train --tokens", "--tokens requires an argument"),
+        ("sweep --saes --tokens 3", "--saes requires at least 1 element"),
+        ("evaluate", "saelab evaluate needs SAE: give"),
+        ("evaluate nowhere", "nowhere holds no run"),
+        ("evaluate a b", "'b'"),
+        ("sites nowhere/at-all", "no model 'nowhere/at-all' can be loaded"),
+        ("sites --device cuda:99", "device is 'cuda:99', and this machine has"),
+        ("dashboard x --latents many", "'many' is not a whole number"),
+        ("hspace directions t.st --n 5", "saelab hspace directions has no --n"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(line, message, capsys):
+    assert cli.main(line.split()) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1 and not out
 
 
 def test_the_estimate_counts_what_it_says():
@@ -272,7 +319,7 @@ def test_ctrl_c_exits_130_and_leaves_a_run(model_and_text, tmp_path):
     """A real process and a real signal, sent once the training bar moves."""
     flags = ["--site", SITE, "--sae", "TopK(k=4, d_sae=64)", "--tokens", "1e9", "--batch-size", "256"]
     small = ["--context-length", "32", "--buffer-tokens", "2_000", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "saelab.cli", "train", *model_and_text, *flags, *small]
+    command = [sys.executable, "-m", "saelab", "train", *model_and_text, *flags, *small]
     environment = os.environ | {"SAELAB_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stderr is not None
@@ -287,7 +334,7 @@ def test_ctrl_c_exits_130_and_leaves_a_run(model_and_text, tmp_path):
 
 
 def test_evaluate_asks_for_what_the_sae_does_not_say(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("saelab.cli.evaluate.load", lambda path: SimpleNamespace(metadata={}))
+    monkeypatch.setattr(inputs, "load", lambda path: SimpleNamespace(metadata={}))
     assert cli.main(["evaluate", "somewhere"]) == 2
     assert "does not say which model" in capsys.readouterr().err
 
@@ -304,38 +351,106 @@ def test_an_unknown_site_names_near_ones(model_and_text, tmp_path, capsys):
     assert SITE in capsys.readouterr().err
 
 
-FUNCTIONS = {
-    "train": saelab.train, "sweep": saelab.sweep, "evaluate": saelab.evaluate, "harvest": saelab.harvest,
-    "dashboard": saelab.dashboards.build, "demo": saelab.cli.demonstration.demo, "steer": saelab.LanguageModel.generate,
+# The function that a command takes all from, but what no line can say and what the command makes itself.
+WHOLE: dict[str, tuple[Any, str]] = {
+    "demo": (demonstration.demo, ""),
+    "train": (saelab.train, "source"),
+    "sweep": (saelab.sweep, "source corpus_and_saes"),
+    "harvest": (saelab.harvest, "lm site dtype"),
+    "evaluate": (saelab.evaluate, "lm"),
+    "dashboard": (saelab.dashboards.build, "lm path evaluation seeds null sweeps"),
+    "steer": (saelab.LanguageModel.generate, "self prompts use_cache"),
+    "analyze attention": (attention.latent_families, "lm"),
+    "hspace sample": (hspace.sample, "edit cond record"),
+    "hspace edit": (hspace.edit, "direction_or_list window mask record"),
+    "hspace report": (hspace.effects, "strengths classifier classes targets data how"),
+}
+# The bundled corpus and model without a name; a page of all latents when it is asked for; memory in GiB; more than no noise
+# for directions; an edit that shows; and what has a default only as an argument of Python.
+OWN = {
+    ("train", "corpus"), ("sweep", "corpus"), ("harvest", "corpus"), ("evaluate", "corpus"), ("dashboard", "corpus"),
+    ("analyze attention", "corpus"), ("dashboard", "latents"), ("dashboard", "memory"),
+    ("hspace sample", "eta"), ("hspace edit", "strength"),
+    ("train", "site"), ("train", "out"), ("sweep", "site"), ("sweep", "out"), ("harvest", "sites"), ("harvest", "out"),
 }  # fmt: skip
-# A page of all latents of a large SAE is made when it is asked for; memory is in GiB; without a name it is the bundled corpus.
-OWN = {("dashboard", "latents"), ("dashboard", "memory"), ("train", "corpus")}
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_a_default_is_that_of_the_function(command):
-    """Written there once: an option that a function has too says whose it is, and gets it."""
-    known = inspect.signature(FUNCTIONS[command.name]).parameters if command.name in FUNCTIONS else {}
-    for option in command.options:
-        assert option.value is not inspect.Parameter.empty
-        default = known[option.key].default if option.key in known else inspect.Parameter.empty
-        if default is not inspect.Parameter.empty and (command.name, option.key) not in OWN | {(command.name, "site")}:
-            assert option.default is REQUIRED or option.value == default, option
-            assert isinstance(option.default, Of) or option.default in (None, (), REQUIRED), option
+@pytest.mark.parametrize("line", lines())
+def test_parameters_and_defaults_are_those_of_the_function(line):
+    """Written there once: what the function takes the command takes, with its default and with words on what it is."""
+    app = cli.application()
+    _, apps, _ = app.parse_commands(line.split())
+    arguments = {a.name.lstrip("-").replace("-", "_"): a for a in apps[-1].assemble_argument_collection()}
+    assert not [name for name, argument in arguments.items() if not argument.parameter.help]
+    whole, unsaid = WHOLE.get(line, (lambda: None, ""))
+    assert set(inspect.signature(whole).parameters) - set(arguments) == set(unsaid.split())
+    parts = [saelab.load_denoiser if line.startswith("hspace") else saelab.load_model, saelab.load_corpus]
+    for function in (whole, *parts):
+        for name, public in inspect.signature(function).parameters.items():
+            if name in arguments and public.default is not public.empty and (line, name) not in OWN:
+                argument = arguments[name]
+                default = inspect.Parameter.empty if argument.required else argument.field_info.default
+                assert default == public.default, name
 
 
 def test_help_shows_the_functions_default(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["train", "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "tokens in a step (default 4096)" in shown and "--out X folder of the run" in shown
-    assert "(required)" in shown and "smollm2-135m" in shown
+    assert cli.main(["train", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "vectors in a step. [default: 4096]" in shown and "--out TEXT folder for checkpoints" in shown
+    assert "[required]" in shown and "smollm2-135m" in shown
+
+
+def test_help_and_a_misspelt_command_load_no_torch():
+    code = "import sys, saelab.cli; {}; sys.exit('torch' in sys.modules)"
+    for call in ("saelab.cli.main(['--help'])", "saelab.cli.main(['trian'])"):
+        subprocess.run([sys.executable, "-c", code.format(call)], check=True, capture_output=True)
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    """As with `saelab sites | head -1`: what is left to be written at the end goes nowhere."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "saelab", "hspace", "sample", "--n", "1", "--steps", "1", "--no-progress"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(writing)
+    assert done.returncode == 141 and not done.stderr
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "saelab", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == f"saelab {saelab.__version__}\n"
+
+
+def test_sites_lists_those_of_a_model(model_and_text, capsys):
+    assert cli.main(["sites", model_and_text[1], "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.split()[:5] == ["name", "module", "width", "kind", "heads"] and SITE in shown
+
+
+def test_one_file_serves_the_commands_of_a_group(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h.yaml").write_text("denoiser: digits-unet\nn: 4\nsteps: 2\neta: 1\nmethod: pca\ncomponents: 1\n")
+    flags = ["--config", "h.yaml", "--device", "cpu"]
+    assert cli.main(["hspace", "sample", *flags, "--out", "t.safetensors"]) == 0
+    assert cli.main(["hspace", "directions", "t.safetensors", *flags, "--out", "d.safetensors"]) == 0
+    assert len(hspace.Trajectory.load("t.safetensors")) == 4 and len(hspace.Directions.load("d.safetensors")) == 1
+    (tmp_path / "h.yaml").write_text("stepz: 2\n")
+    assert cli.main(["hspace", "sample", *flags]) == 2 and "unknown key 'stepz'" in capsys.readouterr().err
+
+
+def test_the_last_of_two_flags_counts_and_lists_add_up(stand_in):
+    it = stand_in()
+    assert (
+        cli.main([*TRAIN, "--tokens", "2000", "--loggers", "wandb", "--loggers", "tensorboard", "--no-progress"]) == 0
+    )
+    assert it.trained["tokens"] == 2000 and it.trained["loggers"] == ["wandb", "tensorboard"]
+    assert it.trained["progress"] is False
 
 
 def test_evaluate_leaves_to_the_sae_what_it_was_trained_with(stand_in, monkeypatch, capsys):
     it, asked = stand_in(), {}
     it.metadata = {"context_length": 128, "model": "m", "corpus": "c", "seed": 0}
-    monkeypatch.setattr(evaluate, "load", lambda path: it)
+    monkeypatch.setattr(inputs, "load", lambda path: it)
     monkeypatch.setitem(saelab.__dict__, "evaluate", lambda sae, lm, corpus, **how: asked.update(how))
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert asked["context_length"] is None and asked["prepend_bos"] is None

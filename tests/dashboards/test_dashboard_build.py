@@ -413,5 +413,5 @@ def test_the_command_line(tiny_llama, sae, tmp_path, monkeypatch, capsys):
     assert [f["feature_index"] for f in json.loads(export.read_text())["features"]] == [3, 4]
     assert main([*arguments, "--memory", "0.0000001"]) == 2
     assert "bytes of memory" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["dashboard", "x", "--effects", "all"])
+    assert main([*arguments, "--effects", "all"]) == 2
+    assert "effects" in capsys.readouterr().err

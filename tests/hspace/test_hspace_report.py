@@ -291,7 +291,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, denoiser):
     "arguments, message",
     [
         (["smaple"], "did you mean sample?"),
-        (["edit"], "needs a trajectory"),
+        (["edit"], "needs TRAJECTORY, --directions"),
         (["directions", "t.safetensors", "--method", "pac"], "did you mean pca?"),
         (["directions", "t.safetensors", "--method", "mean-difference"], "needs --positive"),
         (["edit", "t.safetensors"], "needs --directions"),
