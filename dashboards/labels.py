@@ -49,6 +49,8 @@ def read_labels(source: Any, which: str | None = None) -> dict[int, Label]:
     try:
         if isinstance(source, Mapping):
             return _plain(source)
+        if not isinstance(source, (str, os.PathLike)):
+            raise ConfigError(f"labels are a mapping {{latent: text}}, or a path of them, and this is {source!r}")
         path = user_path(source)
         if path.is_dir():
             rows = _delphi(path) if (path / "explanations").is_dir() and any(_texts(path)) else _exported(path)

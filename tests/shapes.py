@@ -4,17 +4,31 @@ Other hints are mypy's: protocols, names imported for type checking only and duc
 """
 
 import ast
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import jaxtyping
 from beartype import beartype
+from beartype._check.code import codemain
 from jaxtyping import AbstractArray
+
+# Of a list it checks one item that it draws by Python's global generator, whose state our tests compare.
+codemain.getrandbits = random.Random(0).getrandbits
 
 
 def has_shape(hint: Any) -> bool:
-    """Whether a jaxtyping shape is in the hint, itself or within a tuple, a dict or a union."""
+    """Whether a jaxtyping shape is in the hint, itself or within a tuple, a dict or a union of such and None.
+
+    Where a number or a text may stand as well, the function itself names what it does not take.
+    """
+    if get_origin(hint) in (Union, UnionType):
+        parts = [part for part in get_args(hint) if part is not NoneType]
+        return bool(parts) and all(map(has_shape, parts))
+    if get_origin(hint) is Callable:
+        return False
     return isinstance(hint, type(AbstractArray)) or any(has_shape(part) for part in get_args(hint))
 
 

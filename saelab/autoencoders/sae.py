@@ -71,7 +71,7 @@ class SAE(nn.Module):
     SAE(TopK(k=2, d_sae=8), d_in=4, untrained)
     """
 
-    @torch_defaults()
+    @torch_defaults(allows_meta=True)
     def __init__(
         self,
         cfg: Architecture,

@@ -10,10 +10,11 @@ import torch
 
 
 @contextlib.contextmanager
-def torch_defaults() -> Iterator[None]:
+def torch_defaults(allows_meta: bool = False) -> Iterator[None]:
     """Within, as in a fresh process: gradients are recorded, tensors are made in float32 on the CPU, nothing is autocast.
 
     Afterwards, also after an exception, everything is as it was. Also a decorator, of what trains or computes gradients.
+    Where `allows_meta`, whoever asked for the device meta (shapes, no storage) gets it.
 
     >>> with torch.no_grad(), torch_defaults():
     ...     torch.is_grad_enabled()
@@ -26,7 +27,7 @@ def torch_defaults() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type not in ("cpu", "meta"):  # meta is asked for on purpose: shapes, no storage
+        if torch.get_default_device().type not in (("cpu", "meta") if allows_meta else ("cpu",)):
             stack.enter_context(torch.device("cpu"))
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)

@@ -4,9 +4,11 @@ Each says how it runs, which sites it names and which module a site is. None is 
 imported: its objects are known by what they have.
 """
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from saelab.base.errors import ConfigError, DataError, SiteError
 from saelab.models.adapters import adapter_words
-from saelab.models.blocks import block_lists, ends, measured
+from saelab.models.blocks import Found, block_lists, ends, measured
 from saelab.models.hooks import aside, first_runs, interventions_silent
 from saelab.models.identity import dropout_rate
 from saelab.models.offloading import device_of
@@ -229,10 +231,32 @@ class Transformers:
 
     def _named_sites(self) -> dict[str, Site]:
         heads = int(getattr(self.config, "num_attention_heads", 1) or 1)
-        path, places = measured(self.inner, self.n_layers, heads, self.few_tokens, lambda: adapter_words(self.inner))
+
+        def places_of_blocks() -> tuple[str, dict[str, Found]]:
+            return measured(self.inner, self.n_layers, heads, self.few_tokens, lambda: adapter_words(self.inner))
+
+        path, places = places_of_blocks()
+        hooked = [module for module in self.inner.modules() if module._forward_hooks or module._forward_pre_hooks]
+        if hooked and len({*Counter(name.split(".")[1] for name in places).values()}) != 1:
+            with _set_aside(hooked):  # one that changes a block hides what the block adds up to
+                there, unhooked = places_of_blocks()
+            path, places = path or there, unhooked | places
         if places:
             places |= ends(self.inner, path, next(iter(places.values())).width)
         return {name: Site(name, *place) for name, place in places.items()}
+
+
+@contextlib.contextmanager
+def _set_aside(modules: list[nn.Module]) -> Iterator[None]:
+    """Within, the forward hooks of these modules are not there."""
+    kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in modules]
+    try:
+        for module in modules:
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+        yield
+    finally:
+        for module, hooks, pre_hooks in kept:
+            module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks
 
 
 class _NothingDropped(TorchFunctionMode):
