@@ -21,6 +21,9 @@ install_import_hook("saelab", "tests.shapes.checked")  # before saelab is first 
 import saelab
 from tests import tiny
 
+# They name a device, which stays until the process ends: test_devices.py runs them in one of their own.
+collect_ignore = [] if "SAELAB_STANDIN" in os.environ else ["standin.py", "training/on_standin.py"]
+
 # The same examples in every run: a change is refused for what it breaks. `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None)

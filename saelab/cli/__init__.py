@@ -1,4 +1,5 @@
-"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | hspace | sites | doctor`.
+"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | hspace | convert |
+sites | doctor`.
 
 Exit codes: 0 done, 2 an error with its way out on one line of stderr (`--debug` shows the traceback), 130 interrupted by
 Ctrl-C, 141 where nobody reads the output any more. `import saelab.cli` and `saelab --help` import no torch: a command's file is
@@ -43,6 +44,7 @@ COMMANDS = {
         "hspace:hspace_",
         "Sample a diffusion denoiser, find directions of its bottleneck, edit with them, report what they do.",
     ),
+    "convert": ("convert:convert", "Write an autoencoder of any project in the layout of another."),
     "sites": ("training:sites", "List the sites of a language model: where its activations can be read and written."),
     "doctor": ("doctor:doctor", "What is installed, what the machine can do, what is missing and how to get it."),
 }

@@ -324,8 +324,8 @@ def test_ctrl_c_exits_130_and_leaves_a_run(model_and_text, tmp_path):
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stderr is not None
         seen = b""
-        while b"loss" not in seen:
-            seen += process.stderr.read(64)
+        while b"loss" not in seen and (more := process.stderr.read(64)):
+            seen += more
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, (seen + rest).decode()
@@ -361,6 +361,7 @@ WHOLE: dict[str, tuple[Any, str]] = {
     "dashboard": (saelab.dashboards.build, "lm path evaluation seeds null sweeps"),
     "steer": (saelab.LanguageModel.generate, "self prompts use_cache"),
     "analyze attention": (attention.latent_families, "lm"),
+    "convert": (saelab.load_sae, ""),
     "hspace sample": (hspace.sample, "edit cond record"),
     "hspace edit": (hspace.edit, "direction_or_list window mask record"),
     "hspace report": (hspace.effects, "strengths classifier classes targets data how"),
@@ -384,8 +385,8 @@ def test_parameters_and_defaults_are_those_of_the_function(line):
     assert not [name for name, argument in arguments.items() if not argument.parameter.help]
     whole, unsaid = WHOLE.get(line, (lambda: None, ""))
     assert set(inspect.signature(whole).parameters) - set(arguments) == set(unsaid.split())
-    parts = [saelab.load_denoiser if line.startswith("hspace") else saelab.load_model, saelab.load_corpus]
-    for function in (whole, *parts):
+    opening = [saelab.load_denoiser if line.startswith("hspace") else saelab.load_model, saelab.load_corpus]
+    for function in (whole, *(opening if line != "convert" else [])):
         for name, public in inspect.signature(function).parameters.items():
             if name in arguments and public.default is not public.empty and (line, name) not in OWN:
                 argument = arguments[name]
@@ -455,3 +456,20 @@ def test_evaluate_leaves_to_the_sae_what_it_was_trained_with(stand_in, monkeypat
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert asked["context_length"] is None and asked["prepend_bos"] is None
     assert cli.main(["evaluate", "runs/x", "--context-length", "64"]) == 0 and asked["context_length"] == 64
+
+
+def test_convert_writes_what_another_library_reads_and_reads_it_back(tmp_path, capsys):
+    sae = saelab.SAE(saelab.TopK(k=2, d_sae=8), 4)
+    sae.save(tmp_path / "mine")
+    there, back = str(tmp_path / "layers.3"), str(tmp_path / "back")
+    assert cli.main(["convert", str(tmp_path / "mine"), there, "--format", "sparsify"]) == 0
+    assert sorted(path.name for path in (tmp_path / "layers.3").iterdir()) == [
+        "cfg.json",
+        "manifest.json",
+        "sae.safetensors",
+    ]
+    assert cli.main(["convert", there, back, "--site", SITE]) == 0
+    again = saelab.SAE.load(back)
+    assert torch.equal(again.W_dec, sae.W_dec) and again.metadata["site"] == SITE
+    assert cli.main(["convert", there, back, "--format", "sparsefy"]) == 2
+    assert "use one of 'saelens'" in capsys.readouterr().err
