@@ -29,7 +29,6 @@ class Entry:
     site: str | None = None
     input_scale: float | None = None
     centred: bool | None = None
-    normalised: str | None = None
 
     def adding_to(self, given: Given) -> Given:
         """What the caller gave, and what the release knows beside."""
@@ -72,7 +71,7 @@ def release_of(name: str, sae_id: str | None) -> Entry | None:
     path = _path(found, sae_id)
     if path is None:
         raise ConfigError(f"{name} has no {sae_id!r}: an id of it is {_example(found)!r}")
-    known = {field: found.get(field) for field in ("revision", "site", "centred", "normalised")}
+    known = {field: found.get(field) for field in ("revision", "site", "centred")}
     return Entry(
         found["repository"], path, found["model"], input_scale=found.get("input_scale", {}).get(sae_id), **known
     )

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saelab import SAE, FormatError
+import saelab
+from saelab import SAE, ConfigError, FormatError
 from saelab.interop.given import Given
 from saelab.interop.loading import read_path
 
@@ -182,3 +183,9 @@ def test_the_distillates_threshold_is_of_each_latent(tmp_path):
     torch.testing.assert_close(
         sae(x), (codes @ weights["decoder.weight"].T + weights["decoder.bias"]) / s, atol=1e-4, rtol=1e-4
     )
+
+
+def test_a_release_that_no_architecture_covers_is_refused_before_anything_is_fetched(monkeypatch):
+    monkeypatch.setattr("saelab.interop.hub.fetched", lambda *ignored: pytest.fail("fetched"))
+    with pytest.raises(ConfigError, match="normalised token by token, which saelab has no architecture for"):
+        saelab.load_sae("gpt2-small-resid-post-v5-32k", "blocks.0.hook_resid_post")
