@@ -67,6 +67,7 @@ class Trajectory:
     Of an inversion `images` are the real ones, `residual` what is added to the last step (edit-friendly) and `partner` the
     second x_T of EDICT. `trajectory[a:b]` are those samples; `len` is n.
 
+    >>> import saelab
     >>> from saelab import hspace
     >>> trajectory = hspace.sample(saelab.load_denoiser("digits-unet"), n=3, steps=4, eta=1.0)
     >>> trajectory.h.shape, trajectory[1:].samples.shape

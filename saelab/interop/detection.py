@@ -1,6 +1,7 @@
 """Which project wrote a folder or file: by the files in it and the tensors in those, never by a name alone."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,10 +70,17 @@ def format_of(path: Path) -> str | None:
 
 
 def _of_folder(folder: Path) -> str | None:
-    if os.path.lexists(config := current(folder, CONFIG)) and os.path.lexists(current(folder, OURS)):
+    if os.path.lexists(config := current(folder, CONFIG)):
         told = read_json(config, TABLE).get("metadata")
         if isinstance(told, dict) and isinstance(told.get("saelab"), dict):
-            return "saelab"  # without our file it is one of SAELens, who may have written it again
+            if os.path.lexists(current(folder, OURS)):
+                return "saelab"
+            # SAELens, writing one of ours again, keeps our metadata, byte for byte our weights, and no other file.
+            warnings.warn(
+                f"{folder} was written by saelab and has no {OURS}: it is read as SAELens reads it, without training state, "
+                "statistics, and thresholds that were not measured yet",
+                stacklevel=4,
+            )
     for name, files in _FOLDERS.items():
         if all((folder / file).is_file() for file in files):
             return name

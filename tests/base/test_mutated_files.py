@@ -206,9 +206,10 @@ def test_a_changed_file_is_read_as_it_was_or_refused(sources, tmp_path, name):
         target = tmp_path / f"x{source.suffix}"
         what = mutations.mutate(source, target, mutations.generator(name, i))
         try:
-            with warnings.catch_warnings(action="ignore"), bounded():
+            with warnings.catch_warnings(action="always", record=True) as said, bounded():
                 found = read(target)
-            if name in CHECKSUMMED and "signed" not in what and found not in wanted:
+            missing = any("has no saelab.safetensors" in str(warning.message) for warning in said)
+            if name in CHECKSUMMED and "signed" not in what and found not in wanted and not missing:
                 raw.append((i, what, "another content, silently"))
         except SaelabError as error:
             assert str(error)
