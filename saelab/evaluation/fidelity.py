@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelab.autoencoders.architectures.gradient import select_with_gradient
 from saelab.base import checks
-from saelab.base.errors import DataError
+from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
 from saelab.base.protocols import Dictionary
 from saelab.evaluation.passes import CleanPass, context_ce, context_kl
@@ -36,7 +36,7 @@ SELECTIONS = ("plain", "grad_model", "grad_true")
 
 def evaluate(
     sae: Dictionary,
-    lm: "LanguageModel",
+    lm: Any,
     corpus: Any,
     *,
     tokens: int = 8_192,
@@ -49,7 +49,7 @@ def evaluate(
     split: str = "heldout",
     selection: str = "plain",
     progress: bool = True,
-) -> Report:
+) -> Any:
     """Evaluate an SAE in its model: reconstruction, sparsity, and what the model's predictions lose.
 
     Contexts of the split are read whole, from its start. Replaced are exactly the positions that the SAE is for:
@@ -59,6 +59,9 @@ def evaluate(
     Cross-entropy is over real targets, KL over real positions, separators and BOS excluded from both. `Report` defines
     each figure. Of a transcoder, what is replaced, explained and ablated is the target, at the positions whose input it
     is for.
+
+    In place of a language model a `Denoiser` with images as its corpus: its report is a `DenoiserReport`
+    (`saelab.evaluation.denoising` says what is measured), and what is said of contexts means nothing.
 
     Args:
         corpus: what `load_corpus` gives or takes. Of one with fewer than 20 documents the held-out split is unseen contexts of
@@ -88,6 +91,14 @@ def evaluate(
     >>> report = saelab.evaluate(sae, lm, saelab.load_corpus("sotu"))  # doctest: +SKIP
     >>> report.delta_ce, report.kl, report.explained_variance  # doctest: +SKIP
     """
+    if hasattr(lm, "alphas_cumprod"):
+        _refuse_text(context_length, skip_positions, prepend_bos, selection)
+        from saelab.evaluation.denoising import evaluate_denoiser
+
+        return evaluate_denoiser(
+            sae, lm, corpus, tokens=tokens, sparsity_tokens=sparsity_tokens, site=site, batch_size=batch_size, split=split,
+            progress=progress,
+        )  # fmt: skip
     checks.autoencoder("sae", sae), checks.language_model("lm", lm)
     purpose = Purpose.of(sae, site, skip_positions)
     purpose.source(lm), purpose.target(lm)  # a site that is none is said before the corpus is read
@@ -110,6 +121,15 @@ def evaluate(
                 sums.add(contexts, rows)
                 bar.update(rows.stop - rows.start)
     return sums.report(firing, split)
+
+
+def _refuse_text(context_length: Any, skip_positions: Any, prepend_bos: Any, selection: str) -> None:
+    of_text = {"context_length": context_length, "skip_positions": skip_positions, "prepend_bos": prepend_bos,
+               "selection": None if selection == "plain" else selection}  # fmt: skip
+    if given := [name for name, value in of_text.items() if value is not None]:
+        raise ConfigError(
+            f"a denoiser reads images and not text, so that {', '.join(given)} means nothing: leave it out"
+        )
 
 
 def _warn_of_training_tokens(sae: Dictionary, corpus: "Corpus", split: str) -> None:

@@ -71,17 +71,23 @@ def train_latents(trajectory: Trajectory, sae: "Architecture", tokens: int, **ho
 def latent_codes(sae: "SAE", trajectory: Trajectory) -> "SparseCodes":
     """The codes of each row of the trajectory, in the order of `latent_rows`, with the scales of the SAE's training.
 
-    Raises `ConfigError` for an SAE that was not trained by `train_latents`, or on another denoiser or site, or for steps
-    that it was not trained on.
+    Of an SAE that `saelab.train(denoiser, ...)` gave, which knows every timestep, there are no scales.
+
+    Raises `ConfigError` for an SAE that was not trained on a denoiser, or on another one or site, or for steps that it was not
+    trained on.
     """
     made = _made_from(sae)
     if (made["denoiser"], made["site"]) != (trajectory.denoiser, trajectory.site):
         raise ConfigError("this SAE was trained on the h of another denoiser or site: train one on this trajectory's")
-    known = dict(zip(made["timesteps"], made["scales"], strict=True))
-    missing = [t for t in trajectory.timesteps.tolist() if t not in known]
-    if missing:
-        raise ConfigError(f"this SAE was not trained on timesteps {missing[:5]}: sample with its {len(known)} steps")
-    scales = torch.tensor([known[t] for t in trajectory.timesteps.tolist()])
+    scales = torch.ones(trajectory.steps)
+    if made["timesteps"] is not None:
+        known = dict(zip(made["timesteps"], made["scales"], strict=True))
+        missing = [t for t in trajectory.timesteps.tolist() if t not in known]
+        if missing:
+            raise ConfigError(
+                f"this SAE was not trained on timesteps {missing[:5]}: sample with its {len(known)} steps"
+            )
+        scales = torch.tensor([known[t] for t in trajectory.timesteps.tolist()])
     with torch.no_grad():
         return sae.encode_sparse(latent_rows(trajectory, scales)[0])
 
@@ -92,7 +98,7 @@ def latent_directions(sae: "SAE", latents: Sequence[int]) -> Directions:
     Strength 1 is the latent at the largest activation it had in training, everywhere; a `mask` in `hspace.edit` keeps it to a
     place. At each step it has the size that h has there.
 
-    Raises `ConfigError` for an SAE that was not trained by `train_latents`, or a latent that it does not have.
+    Raises `ConfigError` for an SAE that was not trained on a denoiser's feature maps, or a latent that it does not have.
     """
     made = _made_from(sae)
     for latent in latents:
@@ -103,8 +109,9 @@ def latent_directions(sae: "SAE", latents: Sequence[int]) -> Directions:
     scales_S = torch.tensor(made["scales"])
     raw = torch.einsum("kc,s->ksc", rows_KC, scales_S.to(rows_KC))[..., None, None].expand(-1, -1, -1, height, width)
     vectors, scales = unit(raw)
+    timesteps = None if made["timesteps"] is None else torch.tensor(made["timesteps"])
     return Directions(
-        vectors, scales, torch.tensor(made["timesteps"]), made["site"], made["denoiser"], "latents",
+        vectors, scales, timesteps, made["site"], made["denoiser"], "latents",
         details={"latent": torch.tensor([[float(latent)] for latent in latents])},
         names=[f"latent {latent}" for latent in latents],
     )  # fmt: skip
@@ -123,9 +130,13 @@ def activation_maps(codes: "SparseCodes", latents: Sequence[int], shape: Sequenc
 
 
 def _made_from(sae: "SAE") -> dict[str, Any]:
-    made = sae.metadata.get("hspace")
-    if made is None:
+    said = sae.metadata
+    if said.get("trained_on") == "denoiser" and len(said["places"]) == 3:
+        own = {"denoiser": said["model_digest"], "site": said["site"], "shape": said["places"]}
+        return own | {"timesteps": None, "scales": [1.0]}  # one for all timesteps
+    if "hspace" not in said:
         raise ConfigError(
-            "this SAE does not say which denoiser's h it is of: train it with saelab.hspace.train_latents"
+            "this SAE does not say which denoiser's h it is of: train it with saelab.train(denoiser, site=...) or "
+            "saelab.hspace.train_latents"
         )
-    return dict(made)
+    return dict(said["hspace"])

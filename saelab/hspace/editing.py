@@ -13,9 +13,9 @@ from torch import Tensor
 
 from saelab.base.errors import ConfigError
 from saelab.hspace.sampling import replay
-from saelab.hspace.timesteps import MODES
 from saelab.hspace.trajectory import Injection, Trajectory
 from saelab.models.denoiser import Denoiser
+from saelab.models.denoising import MODES
 
 # The steps that a direction with one vector for every timestep is taken to be made at (our choice).
 REFERENCE_STEPS = 50

@@ -12,10 +12,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
-from saelab.hspace.sampling import BATCH, EDICT_MIX, Bottleneck, advance, draws, run
-from saelab.hspace.timesteps import Steps, steps_of
+from saelab.hspace.sampling import BATCH, EDICT_MIX, Bottleneck, run
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import AFTER, Denoiser
+from saelab.models.denoising import Steps, advance, draws, steps_of
 
 METHODS = ("edit-friendly", "ddim", "edict")
 

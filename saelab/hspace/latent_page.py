@@ -42,8 +42,8 @@ def show_latents(
     opens offline and fetches nothing.
 
     Args:
-        sae: trained by `train_latents`.
-        trajectory: of the same denoiser, site and steps, with `h` and `x0`.
+        sae: trained by `saelab.train(denoiser, ...)` or by `train_latents`.
+        trajectory: of the same denoiser and site (of `train_latents` also the same steps), with `h` and `x0`.
         latents: which; or how many of those that fire on this trajectory, evenly over the ranks of how often.
         classifier: images -> logits: adds the classes of the finished samples on which a latent is most active.
         classes: their names.

@@ -17,10 +17,9 @@ from torch import Tensor
 from saelab.base import checks
 from saelab.base.errors import ConfigError
 from saelab.base.progress import progress_bar
-from saelab.base.seeds import named_generator
-from saelab.hspace.timesteps import Steps, steps_of
 from saelab.hspace.trajectory import READINGS, Injection, Trajectory
 from saelab.models.denoiser import AFTER, Denoiser, Moment
+from saelab.models.denoising import Steps, advance, draws, steps_of
 
 if TYPE_CHECKING:
     from saelab.hspace.editing import Edit
@@ -98,16 +97,6 @@ def replay(
         raise ConfigError(f"the trajectory is of the denoiser {trajectory.denoiser[:12]}, this one ({denoiser.name}) is "
                           f"{denoiser.digest[:12]}: load the one that made it")  # fmt: skip
     return run(denoiser, trajectory, trajectory.recorded if record is None else record, progress)
-
-
-def draws(denoiser: Denoiser, n: int, seed: int, use: str, count: int) -> Float[Tensor, "n count C H W"]:
-    """Normal numbers, each sample's from a generator of its own; of another use or seed they are independent."""
-    rows = []
-    for i in range(n):
-        generator = named_generator(f"hspace {use} {seed} {i}")
-        # on the processor and in fp32 whatever the denoiser: the same sample on every device
-        rows.append(torch.randn(count, *denoiser.sample_shape, generator=generator))
-    return torch.stack(rows).to(denoiser.device, denoiser.dtype)
 
 
 def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: bool = True) -> Trajectory:
@@ -191,24 +180,6 @@ def clean(
     """The predicted clean image P = (x - sqrt(1 - a) e) / sqrt(a)."""
     a = plan.alpha[step].to(torch.promote_types(x.dtype, torch.float32))
     return (x - (1 - a) ** 0.5 * epsilon) / a**0.5
-
-
-def advance(
-    plan: Steps,
-    step: int,
-    x0: Float[Tensor, "n C H W"],
-    epsilon: Float[Tensor, "n C H W"],
-    noise: Float[Tensor, "n C H W"] | None,
-) -> Float[Tensor, "n C H W"]:
-    """x' from the predicted clean image, the epsilon that points back to x_t, and noise.
-
-    Coefficients are worked out in the precision of `x0`, as the schedulers do: to the bit `DDIMScheduler.step`.
-    """
-    exact = torch.promote_types(x0.dtype, torch.float32)
-    a, following = plan.alpha[step].to(exact), plan.alpha_next[step].to(exact)
-    sigma = float(plan.eta[step]) * ((1 - following) / (1 - a) * (1 - a / following)) ** 0.5
-    x = following**0.5 * x0 + (1 - following - sigma**2).clamp(min=0) ** 0.5 * epsilon
-    return x + sigma * noise if noise is not None and sigma > 0 else x
 
 
 Keep = Callable[[str, slice, int, Tensor], None]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -27,7 +28,9 @@ from saelab.models.wrappers import eager
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from saelab.base.protocols import Dictionary
     from saelab.models.classifier import Classifier
+    from saelab.models.splice import Edit, Splice
 
 AFTER = "mid_block"
 # h-space's places in Haas et al. (2024): the whole middle block, its input, and its second ResNet after the second norm
@@ -100,6 +103,8 @@ class Denoiser:
 
         diffusion.refuse_more_inputs(unet)
         self.unet, self.scheduler, self.name = unet, scheduler, name
+        self.inner = self.runner = unet  # what a language model calls its own
+        self.compared: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # see `identity.warn_of_other_weights`
         self.prediction: str = diffusion.prediction_of(scheduler)
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.detach().cpu().double()
         self.final_alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
@@ -117,6 +122,13 @@ class Denoiser:
     def dtype(self) -> torch.dtype:
         """The first parameter's."""
         return next(self.unet.parameters()).dtype
+
+    @property
+    def conditional(self) -> bool:
+        """Whether every pass needs a `cond`."""
+        from saelab.models import diffusion
+
+        return diffusion.blank(self.unet) is not None
 
     @property
     def digest(self) -> str:
@@ -296,6 +308,29 @@ class Denoiser:
         self._refuse_checkpointing()
         with sites.intervene(self.unet, self.site(site), fn, _moment):
             yield
+
+    def splice(
+        self, sae: "Dictionary", error_term: bool = False, edit: "Edit | None" = None, site: str | None = None
+    ) -> contextlib.AbstractContextManager["Splice"]:
+        """Within it, every pass of the network uses an autoencoder's reconstruction at its site.
+
+        Replaced is each place (of a feature map, or token) whose vector is within the SAE's norm limit. As
+        `LanguageModel.splice`: with `error_term` it is h + (decode(edited) - decode(codes)), to the bit h where
+        `edit(SparseCodes) -> SparseCodes` changes nothing or there is none. `site` is that of `sae.metadata` unless given.
+
+        Raises `ConfigError` where no site is known or it is a transcoder, `SiteError` for another width,
+        `InterventionError` when nothing ran.
+
+        >>> denoiser, x = load_denoiser("digits-unet"), torch.zeros(2, 1, 8, 8)
+        >>> from saelab import SAE, TopK
+        >>> with denoiser.splice(SAE(TopK(k=4, d_sae=128), 64), site="mid_block") as receipt:
+        ...     changed = denoiser.epsilon(x, 500)
+        >>> receipt
+        Splice(replaced=32 of positions=32)
+        """
+        from saelab.models.places import splice_places
+
+        return splice_places(self, sae, error_term, edit, site)
 
     def _read(self, paths: list[str], x: Tensor, t: Tensor, cond: Tensor | None) -> dict[str, Tensor]:
         self._refuse_checkpointing()

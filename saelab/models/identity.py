@@ -20,6 +20,7 @@ from saelab.models.hooks import open_interventions
 from saelab.models.offloading import weights
 
 if TYPE_CHECKING:
+    from saelab.models.denoiser import Denoiser
     from saelab.models.language import LanguageModel
 
 
@@ -108,7 +109,7 @@ def warn_of_dropout(model: nn.Module) -> None:
         )
 
 
-def refuse_interventions(lm: "LanguageModel", what: str) -> None:
+def refuse_interventions(lm: "LanguageModel | Denoiser", what: str) -> None:
     """`InterventionError` within `intervene`, `steer` and `splice`: `what` is kept under a digest that cannot tell them.
 
     Forward hooks that others set on the model are not seen: what they do is nowhere written down.
@@ -120,7 +121,7 @@ def refuse_interventions(lm: "LanguageModel", what: str) -> None:
         )
 
 
-def warn_of_other_weights(lm: "LanguageModel", sae: Dictionary, stacklevel: int = 3) -> None:
+def warn_of_other_weights(lm: "LanguageModel | Denoiser", sae: Dictionary, stacklevel: int = 3) -> None:
     """Say so, once, when an SAE that knows its model is used with other weights.
 
     Looked at again when the weights were written to since.

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.base.errors import InterventionError
@@ -44,10 +44,10 @@ class Splice:
         """Positions that took the autoencoder's value; the others kept the model's own activation."""
         return sum(int(count) for count in self._replaced)
 
-    def count(self, where: Where, replaced: Bool[Tensor, "batch position"]) -> None:
+    def count(self, real: Bool[Tensor, "*positions"], replaced: Bool[Tensor, "*positions"]) -> None:
         """Add one forward pass."""
         self.calls += 1
-        self._positions.append(where.mask.sum())
+        self._positions.append(real.sum())
         self._replaced.append(replaced.sum())
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ def splice(
     def read(x: Tensor, where: Where) -> Tensor:
         chosen = purpose.positions(lm, x, where)
         if not recomputing():
-            receipt.count(where, chosen)
+            receipt.count(where.mask, chosen)
         waiting.read = (x[chosen], chosen)
         return x
 
@@ -81,7 +81,7 @@ def splice(
         if error_term and edit is None:
             return y
         replaced = y.clone()
-        replaced[chosen] = _written(sae, rows, y[chosen], error_term, edit).to(y)
+        replaced[chosen] = written(sae, rows, y[chosen], error_term, edit).to(y)
         return replaced
 
     def in_place(x: Tensor, where: Where) -> Tensor:
@@ -102,7 +102,9 @@ def splice(
         )
 
 
-def _written(sae: Dictionary, x: Tensor, y: Tensor, error_term: bool, edit: Edit | None) -> Tensor:
+def written(
+    sae: Dictionary, x: Float[Tensor, "n d"], y: Float[Tensor, "n d_out"], error_term: bool, edit: Edit | None
+) -> Float[Tensor, "n d_out"]:
     """The new rows: the reconstruction, or y + (decode(edited) - decode(codes)) with the error term.
 
     `x` are the rows read, `y` those that stand where it is written.

@@ -11,7 +11,6 @@ from saelab.autoencoders.sae import SAE
 from saelab.base import processes as distributed
 from saelab.base.errors import ConfigError
 from saelab.base.surroundings import torch_defaults
-from saelab.reading.corpus import load_corpus
 from saelab.training import checkpoint
 from saelab.training.loggers import Logger
 from saelab.training.opening import open_source
@@ -50,10 +49,13 @@ def train(
     """Train an SAE on `tokens` activation vectors.
 
     Args:
-        source: a `LanguageModel` (with `corpus` and `site`), an `ActivationStore`, a [n, d] tensor or NumPy array, a pair of
-            aligned stores or tensors (input, target), or an iterable of [n, d] tensors or of pairs, such as a `DataLoader` (a
-            one-shot iterator serves one epoch). What an iterable draws from the global random generators is seeded by `seed`.
-        corpus: what `load_corpus` gives or takes; its train split is read. Past its end a new epoch begins, which is said.
+        source: a `LanguageModel` (with `corpus` and `site`), a `Denoiser` (with `site`), an `ActivationStore`, a [n, d]
+            tensor or NumPy array, a pair of aligned stores or tensors (input, target), or an iterable of [n, d] tensors or of
+            pairs, such as a `DataLoader` (a one-shot iterator serves one epoch). What an iterable draws from the global random
+            generators is seeded by `seed`.
+        corpus: what `load_corpus` gives or takes; its train split is read. Past its end a new epoch begins, which is said. Of a
+            denoiser clean images [n, C, H, W], a pair (images, cond), or nothing: 512 of its own samples. Each is seen once an
+            epoch, noised to a random timestep, and each place of the activation is a row.
         site: where the activations are read, e.g. "blocks.3.hook_resid_post".
         target_site: what a transcoder predicts, e.g. "blocks.3.hook_mlp_out".
         sae: a configuration such as `saelab.TopK(k=32, d_sae=4096)`, or an `SAE` to go on with (a copy is trained).
@@ -165,7 +167,6 @@ def _together(
             raise ConfigError(
                 f"sae is {sae!r}; give a configuration such as saelab.TopK(k=32, d_sae=4096), or an SAE to go on with"
             )
-    corpus = None if corpus is None else load_corpus(corpus, seed=settings.seed)
     cfgs = [sae.cfg if isinstance(sae, SAE) else sae for sae in saes]
     data = open_source(source, corpus, settings, gradients=any(cfg.needs_gradients for cfg in cfgs))
     with Session(data, saes, folders, settings) as session:

@@ -12,12 +12,15 @@ from saelab.base.errors import ConfigError
 from saelab.evaluation.fidelity import evaluate
 from saelab.evaluation.report import Report
 from saelab.models.identity import refuse_interventions
+from saelab.reading.corpus import load_corpus
+from saelab.reading.images import NoisedPlaces, load_images
 from saelab.reading.reader import ContextReader
 from saelab.training.pieces import ItemPieces, ModelPieces, Pieces, rows_digest, rows_of
 from saelab.training.settings import Settings
 from saelab.training.sources import RowSource, Source, StreamSource
 
 if TYPE_CHECKING:
+    from saelab.models.denoiser import Denoiser
     from saelab.models.language import LanguageModel
 
 CONTEXTS_PER_FORWARD = 8
@@ -35,6 +38,8 @@ def open_source(source: Any, corpus: Any, settings: Settings, gradients: bool) -
     """Raises `ConfigError` for arguments that do not go together, `DataError` for data that cannot be trained on."""
     if hasattr(source, "tokenizer") and hasattr(source, "record"):
         return open_model(source, corpus, settings, gradients)
+    if hasattr(source, "alphas_cumprod") and hasattr(source, "record"):
+        return open_denoiser(source, corpus, settings, gradients)
     if corpus is not None:
         raise ConfigError(
             f"a corpus goes with a model, and the source is a {type(source).__name__}: wrap a model with saelab.load_model"
@@ -46,7 +51,8 @@ def open_source(source: Any, corpus: Any, settings: Settings, gradients: bool) -
         return open_rows(parts, settings, gradients)
     if isinstance(source, (str, bytes, Mapping)) or not hasattr(source, "__iter__"):
         raise ConfigError(
-            f"cannot train on a {type(source).__name__}: pass a LanguageModel with corpus and site, an ActivationStore, a "
+            f"cannot train on a {type(source).__name__}: pass a LanguageModel with corpus and site, a Denoiser with site, "
+            "an ActivationStore, a "
             "[n, d] tensor or NumPy array, a pair of them, or an iterable of [n, d] tensors"
         )
     return open_iterable(source, settings)
@@ -59,6 +65,7 @@ def open_model(lm: "LanguageModel", corpus: Any, settings: Settings, gradients: 
         raise ConfigError(
             f"training from a model needs {missing}: train(lm, corpus, site='blocks.3.hook_resid_post', ...)"
         )
+    corpus = load_corpus(corpus, seed=settings.seed)
     if settings.out is not None:
         refuse_interventions(lm, "a run with out=")
     sites = {"x": settings.site} | ({"target": settings.target_site} if settings.target_site else {})
@@ -82,6 +89,33 @@ def open_model(lm: "LanguageModel", corpus: Any, settings: Settings, gradients: 
         "trained_on": "language model",
     }
     score = functools.partial(evaluate, lm=lm, corpus=corpus, progress=False)
+    return Input(stream, metadata, metadata | {"buffer_tokens": settings.buffer_tokens}, score)
+
+
+def open_denoiser(denoiser: "Denoiser", corpus: Any, settings: Settings, gradients: bool) -> Input:
+    """The activations of a denoiser at every place, made while it sees noised images."""
+    if settings.site is None:
+        raise ConfigError("training from a denoiser needs a site: train(denoiser, site='mid_block', ...)")
+    if settings.target_site is not None or gradients:
+        what = "target_site" if settings.target_site is not None else "an architecture that needs gradients"
+        raise ConfigError(f"{what} goes with a language model: of a denoiser an autoencoder of one site can be trained")
+    if settings.out is not None:
+        refuse_interventions(denoiser, "a run with out=")
+    site = denoiser.site(settings.site)
+    images = load_images(corpus, denoiser)
+    stream = _stream(NoisedPlaces(denoiser, images.split("train"), site, settings.seed), settings)
+    metadata = _common(settings) | {
+        "site": site,
+        "model": denoiser.name,
+        "model_digest": denoiser.digest,
+        "places": list(denoiser.site_shape(site)),
+        "skip_positions": 0,
+        "corpus": images.name,
+        "corpus_digest": images.digest,
+        "split": "train",
+        "trained_on": "denoiser",
+    }
+    score = functools.partial(evaluate, lm=denoiser, corpus=images, progress=False)
     return Input(stream, metadata, metadata | {"buffer_tokens": settings.buffer_tokens}, score)
 
 

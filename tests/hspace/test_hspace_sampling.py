@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import saelab
 from saelab import hspace
 from saelab.base.errors import ConfigError, FormatError
-from saelab.hspace.sampling import advance, clean, draws
-from saelab.hspace.timesteps import steps_of
+from saelab.hspace.sampling import clean
+from saelab.models.denoising import advance, draws, steps_of
 from tests import toy_denoiser as toy
 
 SPACINGS = ("leading", "trailing", "linspace")

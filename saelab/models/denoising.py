@@ -1,4 +1,4 @@
-"""The steps of a run: timesteps, noise levels and the coefficients of the update, in float64.
+"""The steps of a run: timesteps, noise levels and the coefficients of the update, in float64, and the update itself.
 
 With a = `alphas_cumprod`, primes for the level after the step: P = (x - sqrt(1 - a) e) / sqrt(a),
 x' = sqrt(a') P + sqrt(1 - a' - sigma^2) e + sigma z, sigma = eta sqrt((1 - a')/(1 - a)) sqrt(1 - a/a') (Song et al. 2021,
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saelab.base.errors import ConfigError
+from saelab.base.seeds import named_generator
 from saelab.models.denoiser import Denoiser
 
 Mode = Literal["symmetric", "asymmetric"]
@@ -78,3 +79,49 @@ def steps_of(denoiser: Denoiser, steps: int, eta: float = 0.0, boost_below: int 
     if boost_below is not None:
         etas[timesteps < boost_below] = 1.0
     return Steps(timesteps, etas, a[timesteps], alpha_next)
+
+
+def advance(
+    plan: Steps,
+    step: int,
+    x0: Float[Tensor, "n C H W"],
+    epsilon: Float[Tensor, "n C H W"],
+    noise: Float[Tensor, "n C H W"] | None,
+) -> Float[Tensor, "n C H W"]:
+    """x' from the predicted clean image, the epsilon that points back to x_t, and noise.
+
+    Coefficients are worked out in the precision of `x0`, as the schedulers do: to the bit `DDIMScheduler.step`.
+    """
+    exact = torch.promote_types(x0.dtype, torch.float32)
+    a, following = plan.alpha[step].to(exact), plan.alpha_next[step].to(exact)
+    sigma = float(plan.eta[step]) * ((1 - following) / (1 - a) * (1 - a / following)) ** 0.5
+    x = following**0.5 * x0 + (1 - following - sigma**2).clamp(min=0) ** 0.5 * epsilon
+    return x + sigma * noise if noise is not None and sigma > 0 else x
+
+
+def draws(denoiser: Denoiser, n: int, seed: int, use: str, count: int) -> Float[Tensor, "n count C H W"]:
+    """Normal numbers, each sample's from a generator of its own; of another use or seed they are independent."""
+    rows = []
+    for i in range(n):
+        generator = named_generator(f"hspace {use} {seed} {i}")
+        # on the processor and in fp32 whatever the denoiser: the same sample on every device
+        rows.append(torch.randn(count, *denoiser.sample_shape, generator=generator))
+    return torch.stack(rows).to(denoiser.device, denoiser.dtype)
+
+
+@torch.no_grad()
+def ddim(
+    denoiser: Denoiser, start: Float[Tensor, "n C H W"], steps: int, cond: Shaped[Tensor, "..."] | None = None
+) -> Float[Tensor, "n C H W"]:
+    """The samples to which x_T leads without noise (DDIM): of a run of `hspace.sample` at eta 0 only the end.
+
+    >>> import saelab
+    >>> denoiser = saelab.load_denoiser("digits-unet")
+    >>> ddim(denoiser, draws(denoiser, 2, 0, "start", 1)[:, 0], steps=4).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    plan, x = steps_of(denoiser, steps), start
+    for step, t in enumerate(plan.timesteps.tolist()):
+        epsilon, x0 = denoiser.both(x, t, cond)
+        x = advance(plan, step, x0, epsilon, None)
+    return x
