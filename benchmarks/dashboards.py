@@ -90,7 +90,11 @@ def paged(found: collect.Collection, ids: np.ndarray, chosen: np.ndarray, tokens
     for first in range(0, len(chosen), 64):
         latents = chosen[first : first + 64]
         firings = found.take(latents)
-        figures.histograms(firings), figures.moments(firings, tokens), figures.top_tokens(firings, ids, 10)
+        (
+            figures.histograms(firings),
+            figures.moments(firings, tokens),
+            figures.top_tokens(firings, ids, np.bincount(ids), 10),
+        )
         examples.choose(found, latents, firings, layout, 0)
 
 

@@ -15,7 +15,7 @@ from saelab.base.protocols import Dictionary
 from saelab.dashboards.collecting.collect import MEMORY, Collection, collect, default_folder
 from saelab.dashboards.collecting.examples import selected
 from saelab.dashboards.collecting.one_pass import Reader
-from saelab.dashboards.collecting.prompts import Prompt, prompt_columns, prompts_of
+from saelab.dashboards.collecting.prompts import prompt_columns, prompts_of
 from saelab.dashboards.collecting.vocab import Ids, Vocab
 from saelab.dashboards.plan import Plan
 from saelab.dashboards.result import Dashboard
@@ -90,14 +90,14 @@ def build(
             rank correlation being printed; "direct" adds the direct path to the logits for the strongest examples of
             late and attention sites, "full" ablates three contexts of every latent. None leaves effects out: they take
             a backward pass of every context that is shown.
-        prompts: texts that get a page of their own.
+        prompts: texts that get a page of their own, as does every latent that fires on them.
         split: "train", "heldout" or "all" of the corpus.
         context_length: tokens in a context, where not that of the SAE's training.
         prepend_bos: whether contexts and prompts begin with the model's BOS, where not as in the SAE's training.
         labels: text by latent, a JSON file of such, an export of Neuronpedia or results of delphi (`dashboards.read_labels`).
         compare: a second SAE of the same model, read on the same pass, with an index and pages of its own.
-        evaluation: True prints `saelab.evaluate` on 2,048 held-out tokens (20,000 for silent latents), a
-            `saelab.Report` that one, None nothing.
+        evaluation: True prints `saelab.evaluate` of each SAE on 2,048 held-out tokens (20,000 for silent latents), a
+            `saelab.Report` that one for the first SAE, None nothing.
         seeds: SAEs of other seeds; latents with a page that they have too (decoder cosine at least 0.9) get a badge.
         null: a re-initialised model (`LanguageModel`) whose figures stand behind the real ones; it is read once too.
         sweeps: a `saelab.steering.Sweep`, or rows {"latent", "text", "baseline" (the unsteered text), ...}, shown on the
@@ -127,11 +127,19 @@ def build(
     folder = plan.work or default_folder(reader)
     collections = collect(reader, folder, **plan.collecting)
     nulls = _nulls(reader, plan, folder)
-    parts = [_part(plan, reader, i, *found) for i, found in enumerate(zip(collections, nulls, strict=True))]
-    if evaluation is True:
-        evaluation = _evaluated(sae, lm, corpus, contexts, progress)
-    manifest = manifest_of(parts, reader, corpus, plan, asked, evaluation)
-    page = _written(plan, _all_chunks(parts, asked, plan), parts[0], manifest)
+    shown = [
+        prompt_columns(lm, sae, reader.sites[0], reader.targets[0], collections[0], prompt.tokens, bool(plan.effects))
+        for prompt in asked
+    ]
+    fired = np.concatenate([np.zeros(0, "<u4"), *(columns["latent"] for columns in shown)])
+    parts = [
+        _part(plan, reader, i, collection, null, fired if i == 0 else fired[:0])
+        for i, (collection, null) in enumerate(zip(collections, nulls, strict=True))
+    ]
+    given = [] if evaluation in (True, None) else [evaluation]
+    measured = [_evaluated(each, lm, corpus, contexts, progress) for each in plan.saes[len(given) :] if evaluation]
+    manifest = manifest_of(parts, reader, corpus, plan, asked, [*given, *measured])
+    page = _written(plan, _all_chunks(parts, shown, plan), parts[0], manifest)
     if work is None:  # what a killed build would have gone on from
         shutil.rmtree(folder, ignore_errors=True)
     return Dashboard(page)
@@ -171,12 +179,15 @@ def _nulls(reader: Reader, plan: Plan, folder: Path) -> Sequence[Collection | No
     return collect(other, folder / "null", **plan.collecting)
 
 
-def _part(plan: Plan, reader: Reader, i: int, collection: Collection, null: Collection | None) -> Part:
-    """SAE `i`, with what takes passes of its own: where peaks come from, and effects."""
+def _part(
+    plan: Plan, reader: Reader, i: int, collection: Collection, null: Collection | None, fired: np.ndarray
+) -> Part:
+    """SAE `i`, with what takes passes of its own: where peaks come from, and effects. Latents that `fired` on a prompt have
+    a page too."""
     sae, others = plan.saes[i], plan.saes[:i] + plan.saes[i + 1 :]
     part = Part(
         reader.lm, sae, reader.sites[i], reader.targets[i], collection, reader.contexts,
-        selected(plan.latents, collection.counts, plan.seed), plan.layout, plan.seed, "b-" if i else "",
+        np.union1d(selected(plan.latents, collection.counts, plan.seed), fired), plan.layout, plan.seed, "b-" if i else "",
         () if i else plan.seeds, null, next((one for one in others if one.d_out == sae.d_out), None),
     )  # fmt: skip
     part.trace(plan.progress)
@@ -201,8 +212,8 @@ def _written(plan: Plan, chunks: Iterator[Chunk], first: Part, manifest: dict[st
     return bundles.write(plan.path, encoded(), manifest, plan.bundle, beside if plan.parquet else None)
 
 
-def _all_chunks(parts: list[Part], prompts: Sequence[Prompt], plan: Plan) -> Iterator[Chunk]:
-    labels, sweeps, effects = plan.labels, plan.sweeps, bool(plan.effects)
+def _all_chunks(parts: list[Part], prompts: list[dict[str, Any]], plan: Plan) -> Iterator[Chunk]:
+    labels, sweeps = plan.labels, plan.sweeps
     for part in parts:
         yield from part.chunks()
     if labels:
@@ -218,10 +229,8 @@ def _all_chunks(parts: list[Part], prompts: Sequence[Prompt], plan: Plan) -> Ite
             "rows": np.array([len(mine) for mine in sweeps.values()], "<u4"),
         }
         yield "steer", "steer", {**columns, **texts(rows)}, {}
-    first = parts[0]
-    for i, prompt in enumerate(prompts):
-        made = prompt_columns(first.lm, first.sae, first.site, first.target, first.collection, prompt.tokens, effects)
-        yield f"p-{i:03d}", "prompt", made, {}
+    for i, columns in enumerate(prompts):
+        yield f"p-{i:03d}", "prompt", columns, {}
 
 
 def _encoded(chunks: Iterator[Chunk], part: Part) -> Iterator[tuple[str, bytes]]:
@@ -239,8 +248,7 @@ def _encoded(chunks: Iterator[Chunk], part: Part) -> Iterator[tuple[str, bytes]]
         for column, value in columns.items():
             resolved |= value.columns(column, vocab) if isinstance(value, Inverted) else {column: value}
         yield name, encode(kind, vocab.resolved(resolved), **extra)
-    read = part.ids[part.collection.counted]
-    yield "vocab", encode("vocab", vocab.columns(part.lm, np.bincount(read, minlength=d_vocab)))
+    yield "vocab", encode("vocab", vocab.columns(part.lm, part.reads))
 
 
 def _ids_of(column: Any) -> np.ndarray | None:

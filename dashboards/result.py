@@ -20,7 +20,8 @@ class Dashboard:
         self.path = user_path(path)
 
     def __repr__(self) -> str:
-        return f"Dashboard({str(self.path)!r})"
+        written = self.path.stat().st_size / 2**20 if self.path.is_file() else 0
+        return f"Dashboard({str(self.path)!r}, {written:.1f} MiB)"
 
     def _repr_html_(self) -> str:
         """A sandboxed frame with the page itself in `srcdoc`; a link for bundles and for pages over 40 MiB."""

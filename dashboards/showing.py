@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saelab.reading.corpus import Corpus
 
 SHOWN_TOKENS = 50_000
+PAGES = 4_096  # about 20 MB and a few processor seconds: every live latent of most SAEs
 
 
 def show(
@@ -43,7 +44,7 @@ def of_run(
     """The dashboard of a run's SAE, `dashboard.html` in its folder unless `path`; see `Run.dashboard`."""
     lm, corpus = sources(run.sae, lm, corpus)
     where = path or (run.path / "dashboard.html" if run.path is not None else _temporary())
-    return build(run.sae, lm, corpus, where, **{"latents": 512, **options})
+    return build(run.sae, lm, corpus, where, **{"latents": PAGES, **options})
 
 
 def sources(sae: Dictionary, lm: Any = None, corpus: Any = None) -> "tuple[LanguageModel, Corpus]":

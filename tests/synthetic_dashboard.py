@@ -182,6 +182,7 @@ def _index(prefix: str, n: int, counts: np.ndarray, paged: np.ndarray, n_words: 
     tops = np.where(counts[:, None] > np.arange(3), rng.integers(0, n_words, (n, 3)), none_of(dtype)).astype(dtype)
     yield prefix + "idx-0", encode("index", {
         "count": counts, "max": Half(peak), "mean": Half(peak * 0.4), "flags": flags,
+        "focus": np.where(counts > 0, np.random.default_rng(n).random(n), 0).astype("<f2"),
         "tok0": tops[:, 0], "tok1": tops[:, 1], "tok2": tops[:, 2],
     })  # fmt: skip
     columns: dict[str, Column] = {

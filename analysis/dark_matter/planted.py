@@ -17,7 +17,7 @@ from saelab.base.protocols import Dictionary
 SIGMAS = (0.0, 1.0, 2.0, 3.0, 4.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Planted:
     """What a grid of planted errors gave.
 
@@ -30,6 +30,12 @@ class Planted:
     table: Any
     correlations: Any
     unit: float
+
+    def __repr__(self) -> str:
+        worst = float(self.correlations.to_numpy().min())
+        return (
+            f"Planted({len(self.table)} cells, unit {self.unit:.4g} rms a dimension, correlations from {worst:.3f} up)"
+        )
 
     def plot(self) -> Any:
         """A plotly figure: both parts over both sigmas."""

@@ -16,33 +16,38 @@ _SMALLEST_NORMAL = 2**23  # as the bits of an f32
 _EDGES = [int(np.ceil((2 ** (j / BINS_AN_OCTAVE) - 1) * 2**23)) for j in range(1, BINS_AN_OCTAVE)]
 TOKENS = 10
 NO_TOKEN = -1
-_TOKEN_BITS, _COUNT_BITS = 20, 24  # with the latent's place in its range, and with that of a firing, at most 64
+UNSEEN = 4
+_TOKEN_BITS = 20  # with the latent's place in its range and that of a firing at most 64
 
 
 @dataclass
 class Index:
-    """Columns of the index, [d_sae] each; `tokens` [d_sae, 3], NO_TOKEN where there are fewer."""
+    """Columns of the index, [d_sae] each; `tokens` [d_sae, 3], NO_TOKEN where there are fewer; `focus` is the figure by which
+    the first of them leads, as a share of `max`."""
 
     count: np.ndarray
     max: np.ndarray
     mean: np.ndarray
     tokens: np.ndarray
+    focus: np.ndarray
     contexts: np.ndarray
 
 
-def index(collection: Collection, ids: np.ndarray, context_sample: np.ndarray) -> Index:
-    """The index over all latents. `ids` [rows] are the token ids read; `context_sample` bool [contexts], those that
-    co-activation counts."""
+def index(collection: Collection, ids: np.ndarray, context_sample: np.ndarray, reads: np.ndarray) -> Index:
+    """The index over all latents. `ids` [rows] are the token ids read, `reads` [d_vocab] how often each was at a counted
+    place; `context_sample` bool [contexts], those that co-activation counts."""
     d = collection.d_sae
     found = Index(
-        collection.counts, np.zeros(d, np.float32), np.zeros(d), np.full((d, 3), NO_TOKEN), np.zeros(d, np.int64)
-    )
+        collection.counts, np.zeros(d, np.float32), np.zeros(d), np.full((d, 3), NO_TOKEN), np.zeros(d),
+        np.zeros(d, np.int64),
+    )  # fmt: skip
     for first, last in collection.ranges():
         f = collection.firings(first, last)
         mine = slice(first, last)
         found.max[mine] = reduced(np.maximum, f.values, f)
         found.mean[mine] = means(f.values, f)
-        found.tokens[mine] = top_tokens(f, ids, 3, with_means=False)[0]
+        found.tokens[mine], _, _, scores = top_tokens(f, ids, reads, 3)
+        found.focus[mine] = scores[:, 0] / np.maximum(found.max[mine], np.finfo(np.float32).tiny)
         places = first_in_contexts(f, collection.length)
         sampled = places[context_sample[f.rows[places] // collection.length]]
         found.contexts[mine] = np.bincount(f.latents[sampled], minlength=len(f))
@@ -74,45 +79,38 @@ def first_in_contexts(f: Firings, length: int) -> np.ndarray:
 
 
 def top_tokens(
-    f: Firings, ids: np.ndarray, n: int, with_means: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `n` tokens [F, n] that each latent fires on most often, their counts and mean activations; the lower id
-    among equals."""
-    tokens = np.full((len(f), n), NO_TOKEN, np.int64)
-    counts, averages = np.zeros((len(f), n), np.int64), np.zeros((len(f), n))
+    f: Firings, ids: np.ndarray, reads: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The `n` tokens [F, n] that characterise each latent, their firings, their mean activations over those, and the figure
+    that ranks them: the share of a token's `reads` [d_vocab] on which the latent fires times the mean, `UNSEEN` reads without
+    a firing added, so that what was read once does not lead; the lower id among equals.
+    """
+    shape = (len(f), n)
+    tokens, counts = np.full(shape, NO_TOKEN, np.int64), np.zeros(shape, np.int64)
+    averages, scores = np.zeros(shape), np.zeros(shape)
     if not len(f.rows):
-        return tokens, counts, averages
-    # sorting numbers is several times cheaper than sorting places by them: the place is in the number, where it is asked for
-    bits = len(f.rows).bit_length() if with_means else 0
+        return tokens, counts, averages, scores
+    # sorting numbers is several times cheaper than sorting places by them: the place is in the number
+    bits = np.uint64(len(f.rows).bit_length())
     keys = (f.latents.astype(np.uint64) << np.uint64(_TOKEN_BITS)) | ids[f.rows].astype(np.uint64)
-    if with_means:
-        keys = (keys << np.uint64(bits)) | np.arange(len(keys), dtype=np.uint64)
+    keys = (keys << bits) | np.arange(len(keys), dtype=np.uint64)
     keys.sort()
-    pairs = keys >> np.uint64(bits)
+    pairs = keys >> bits
     starts = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
-    distinct, number = pairs[starts], np.diff(np.concatenate([starts, [len(keys)]]))
-    # one sort by latent, then by count from the top, then by id (no token is read 2^24 times)
-    token = distinct & np.uint64(2**_TOKEN_BITS - 1)
-    owner = distinct >> np.uint64(_TOKEN_BITS)
-    fewer = (2**_COUNT_BITS - 1 - number).astype(np.uint64)
-    order = np.sort((owner << np.uint64(_TOKEN_BITS + _COUNT_BITS)) | (fewer << np.uint64(_TOKEN_BITS)) | token)
-    first = np.searchsorted(order, np.arange(len(f) + 1, dtype=np.uint64) << np.uint64(_TOKEN_BITS + _COUNT_BITS))
+    token = (pairs[starts] & np.uint64(2**_TOKEN_BITS - 1)).astype(np.int64)
+    owner = (pairs[starts] >> np.uint64(_TOKEN_BITS)).astype(np.int64)
+    number = np.diff(np.concatenate([starts, [len(keys)]]))
+    places = (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    total = np.add.reduceat(f.values[places].astype(np.float64), starts)
+    score = total / (reads[token] + UNSEEN)
+    order = np.lexsort((-score, owner))  # stable: the lower id among equals
+    first = np.searchsorted(owner, np.arange(len(f) + 1))
     rank = first[:-1, None] + np.arange(n)
     there = rank < first[1:, None]
     best = order[rank[there]]
-    tokens[there] = best & np.uint64(2**_TOKEN_BITS - 1)
-    counts[there] = (
-        2**_COUNT_BITS - 1 - ((best >> np.uint64(_TOKEN_BITS)) & np.uint64(2**_COUNT_BITS - 1)).astype(np.int64)
-    )
-    if with_means:
-        asked = (np.nonzero(there)[0].astype(np.uint64) << np.uint64(_TOKEN_BITS)) | tokens[there].astype(np.uint64)
-        at = np.searchsorted(distinct, asked)
-        n_each = number[at]
-        ends = np.cumsum(n_each)
-        mine = np.repeat(starts[at] - (ends - n_each), n_each) + np.arange(ends[-1])
-        values = f.values[(keys[mine] & np.uint64(2**bits - 1)).astype(np.int64)].astype(np.float64)
-        averages[there] = np.add.reduceat(values, ends - n_each) / n_each
-    return tokens, counts, averages
+    tokens[there], counts[there] = token[best], number[best]
+    averages[there], scores[there] = total[best] / number[best], score[best]
+    return tokens, counts, averages, scores
 
 
 def bins(values: np.ndarray) -> np.ndarray:

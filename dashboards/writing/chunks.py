@@ -81,7 +81,12 @@ class Part:
 
     @cached_property
     def index(self) -> figures.Index:
-        return figures.index(self.collection, self.ids, self.sample)
+        return figures.index(self.collection, self.ids, self.sample, self.reads)
+
+    @cached_property
+    def reads(self) -> np.ndarray:
+        """How often each token id was read at a counted place, [d_vocab]."""
+        return np.bincount(self.ids[self.collection.counted], minlength=self.lm.d_vocab)
 
     @cached_property
     def norms(self) -> weights.Norms:
@@ -211,6 +216,7 @@ class Part:
         index = self.index
         return {
             "count": index.count.astype("<u4"), "max": Half(index.max), "mean": Half(index.mean), "flags": self.flags,
+            "focus": index.focus.astype("<f2"),
             **{f"tok{j}": Ids(index.tokens[:, j]) for j in range(3)},
         }  # fmt: skip
 
@@ -260,7 +266,7 @@ class Part:
                 "null_bins": number.astype("<u2"),
                 "null_hist": hist.astype("<u4"),
             }
-        tokens, counts, averages = figures.top_tokens(f, self.ids, figures.TOKENS)
+        tokens, counts, averages, _ = figures.top_tokens(f, self.ids, self.reads, figures.TOKENS)
         columns |= {"tok_n": f.counts.astype("<u4"), "tok": Ids(tokens), "tok_count": counts.astype("<u4"),
                     "tok_mean": Half(averages)}  # fmt: skip
         at = torch.from_numpy(latents).to(self.sae.W_dec.device)

@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from saelab.base import digests
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def manifest_of(
-    parts: list[Part], reader: Reader, corpus: "Corpus", plan: Plan, prompts: Sequence[Prompt], evaluation: Any
+    parts: list[Part],
+    reader: Reader,
+    corpus: "Corpus",
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    evaluations: Sequence[Any],
 ) -> dict[str, Any]:
     part, lm = parts[0], reader.lm
     site = part.site.name
@@ -39,7 +45,7 @@ def manifest_of(
         },
         "settings": {"tokens": plan.tokens, "windows": sum(part.layout.sizes), "window": part.layout.window,
                      "effects": plan.effects, "latents": len(part.pages), "seed": part.seed},
-        "saes": [_described(one, parts, evaluation if one is part else None, plan) for one in parts],
+        "saes": [_described(one, parts, evaluation, plan) for one, evaluation in zip_longest(parts, evaluations)],
         "groups": part.layout.groups,
         "prompts": [
             {"chunk": f"p-{i:03d}", "text": prompt.text, "tokens": prompt.tokens.ids.shape[1], "prefix": ""}

@@ -78,7 +78,7 @@ def _rows(data: Data, sae: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, l
     labels = data.labels(sae)
     yield "features", {
         "sae": [which] * n, "latent": list(range(n)), "label": [labels.get(i) for i in range(n)],
-        **{k: index[k].tolist() for k in ("count", "max", "mean", "flags")},
+        **{k: index[k].tolist() for k in ("count", "max", "mean", "flags", "focus")},
         **{f"token_{j}": data.words(index[f"tok{j}"]) for j in range(3)},
         **{k: _known(v) for k, v in more.items()},
     }  # fmt: skip

@@ -8,7 +8,7 @@ from saelab.cli.commands import command
 from saelab.cli.inputs import DEVICE, ITS_CORPUS, ITS_MODEL, SAE, load
 from saelab.cli.values import File, whole
 from saelab.dashboards import assembly
-from saelab.dashboards.showing import sources
+from saelab.dashboards.showing import PAGES, sources
 
 
 def latents(text: str) -> Any:
@@ -28,14 +28,14 @@ def latents(text: str) -> Any:
 @command(assembly.build, without="lm path evaluation seeds null sweeps")
 def dashboard(
     sae: str = SAE, *, out: str = "dashboard.html", model: Any = ITS_MODEL, corpus: Any = ITS_CORPUS, device: Any = DEVICE,
-    latents: Annotated[Any, latents] = 512, compare: str | None = None, neuronpedia: File | None = None,
+    latents: Annotated[Any, latents] = PAGES, compare: str | None = None, neuronpedia: File | None = None,
     memory: float | None = 1.0, **how: Any,
 ) -> int:  # fmt: skip
     """Load, build, say where the page is.
 
     Args:
         out: the page: a single file where it ends in .html, else a folder
-        latents: how many latents get a page, a list as in 3,17,123, or all
+        latents: how many live latents get a page at most, a list as in 3,17,123, or all
         compare: folder of a second SAE to compare with
         neuronpedia: also write Neuronpedia's JSON to this file
         memory: GiB that collecting may take

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EDIT = "edit"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Effects:
     """The table of `effects`, the classes' names, and images of a few samples at each strength.
 
@@ -43,6 +43,13 @@ class Effects:
     classes: tuple[str, ...]
     images: dict[str, tuple[list[float], Tensor]]
     control_images: dict[str, tuple[str, dict[float, Tensor]]] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        strengths = sorted(set(self.table.strength))
+        return (
+            f"Effects({self.table.direction.nunique()} directions at {len(strengths)} strengths from {strengths[0]:g} to "
+            f"{strengths[-1]:g} scales, {len(self.classes)} classes, {len(self.table):,} rows)"
+        )
 
     def to_pandas(self) -> "DataFrame":
         """The whole table."""

@@ -14,7 +14,7 @@ Messages = Sequence[Mapping[str, Any]]  # one conversation: [{"role": "user", "c
 Text = str | Messages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tokens:
     """A batch of token ids, accepted wherever tokens are.
 
@@ -26,6 +26,10 @@ class Tokens:
 
     ids: Tensor
     mask: Tensor
+
+    def __repr__(self) -> str:
+        rows, positions = self.ids.shape
+        return f"Tokens({rows:,} rows of {positions:,} positions, {int(self.mask.sum()):,} tokens)"
 
     @property
     def lengths(self) -> list[int]:

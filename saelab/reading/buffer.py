@@ -100,6 +100,13 @@ class ActivationBuffer:
         """The number of unread rows."""
         return self._unread
 
+    def __repr__(self) -> str:
+        columns = ", ".join(
+            f"{name} [{', '.join(map(str, ('n', *rows.shape[1:])))}] {str(rows.dtype).removeprefix('torch.')}"
+            for name, rows in self._columns.items()
+        )
+        return f"ActivationBuffer({len(self):,} of {self.capacity:,} rows; {columns})"
+
     def free(self) -> int:
         """The number of rows that can be added now."""
         return self.capacity - self._unread

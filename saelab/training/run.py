@@ -65,7 +65,8 @@ class Run:
     def dashboard(
         self, path: str | os.PathLike[str] | None = None, lm: Any = None, corpus: Any = None, **options: Any
     ) -> Dashboard:
-        """A dashboard of the run's SAE, 512 latents of it unless `latents=`: `dashboard.html` in the run's folder, or `path`.
+        """A dashboard of the run's SAE: `dashboard.html` in its folder, or `path`. Up to 4,096 live latents have a page unless
+        `latents=` says otherwise.
 
         Model and corpus are those of the training unless given; `options` are those of `saelab.dashboards.build`.
 

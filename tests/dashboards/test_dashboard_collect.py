@@ -203,7 +203,7 @@ def tile(t):
 def run(n):
     shard = c._transposed([c._joined([tile(4 * i + j) for j in range(4)]) for i in range(n)], F)
     found = c.Collection(F, 256, T // 256, [{k: v.numpy() for k, v in shard.items()}])
-    figures.index(found, np.zeros(T, np.int32), np.ones(T // 256, bool))
+    figures.index(found, np.zeros(T, np.int32), np.ones(T // 256, bool), np.full(1, T))
 def peak():  # of this process alone: ru_maxrss begins with that of the parent
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 run(1)  # what the libraries take once

@@ -101,6 +101,13 @@ def test_neighbours_are_the_same_in_blocks(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+def characteristic(truth, latent):
+    """(token, share of its reads on which the latent fires times the mean there, four reads without it added), best first."""
+    fired, reads = truth.acts[:, latent] > 0, Counter(truth.ids[truth.counted].tolist())
+    total = {t: truth.acts[fired & (truth.ids == t), latent].sum(dtype=float) for t in set(truth.ids[fired].tolist())}
+    return sorted(((t, sum_ / (reads[t] + 4)) for t, sum_ in total.items()), key=lambda item: (-item[1], item[0]))
+
+
 def test_the_index(made):
     sae, _, truth, data = made
     index, more = data["idx-0"], data["idx-1"]
@@ -122,7 +129,7 @@ def test_the_index(made):
     np.testing.assert_array_equal((flags & 4) > 0, fired.sum(0) > 0.1 * truth.counted.sum())
     words = data.vocab["id"]
     for latent in range(48):
-        ranked = sorted(Counter(truth.ids[fired[:, latent]].tolist()).items(), key=lambda item: (-item[1], item[0]))
+        ranked = characteristic(truth, latent)
         for j in range(3):
             stored = index[f"tok{j}"][latent]
             assert (words[stored] == ranked[j][0]) if j < len(ranked) else stored == 0xFFFF
@@ -169,10 +176,14 @@ def test_moments_and_histograms(made, page):
 
 
 def test_token_statistics(made, page):
-    _, _, truth, _ = made
+    _, _, truth, data = made
     for latent in range(48):
         fired = truth.acts[:, latent] > 0
-        ranked = sorted(Counter(truth.ids[fired].tolist()).items(), key=lambda item: (-item[1], item[0]))[:10]
+        times = Counter(truth.ids[fired].tolist())
+        by_read = characteristic(truth, latent)
+        ranked = [(t, times[t]) for t, _ in by_read[:10]]
+        focus = by_read[0][1] / truth.acts[:, latent].max() if ranked else 0
+        np.testing.assert_allclose(data["idx-0"]["focus"][latent], focus, rtol=2**-10, atol=1e-4)
         ranked += [(-1, 0)] * (10 - len(ranked))
         assert list(zip(page["tok"][latent].tolist(), page["tok_count"][latent].tolist(), strict=True)) == ranked
         assert page["tok_n"].ravel()[latent] == fired.sum()

@@ -106,6 +106,7 @@ def test_index_sorts_and_filters_as_the_data_says(browser, page, data):  # noqa:
             ("s=density", order(index["count"].astype(float))),
             ("s=-max", order(index["max"], True)),
             ("s=mean", order(index["mean"])),
+            ("", order(index["focus"].astype(float), True)),  # unless one says otherwise
             ("s=-near_cos", order(more["near_cos"].astype(float), True)),
             ("s=-seeds", order(more["seeds"].astype(float), True)),
             ("s=match_cos", order(more["match_cos"].astype(float))),

@@ -63,7 +63,7 @@ const collator = new Intl.Collator("en", { numeric: true });
 async function sortColumn(sae, key) {
   const { index } = sae;
   if (key === "density") return index.count;
-  if (key === "max" || key === "mean") return index[key];
+  if (key === "max" || key === "mean" || key === "focus") return index[key] ?? index.count;
   if (key === "label" || key === "pin") {
     const ranks = new Uint32Array(sae.size).fill(0xffffffff);
     const named = new Set([...sae.labels.keys(), ...latentsOf(sae, notes.labels.keys())]);
@@ -144,7 +144,7 @@ export const rangeText = (low, high) =>
  * Latents that pass what the URL says, in its order: {rows, message}.
  * @param {Sae} sae
  * @param {URLSearchParams} params
- * @returns {Promise<{ rows: Uint32Array, message: string }>}
+ * @returns {Promise<{ rows: Uint32Array, message: string, ordered: boolean }>}
  */
 export async function selectRows(sae, params) {
   const found = await search(sae, params.get("q") || "");
@@ -173,9 +173,10 @@ export async function selectRows(sae, params) {
     if (counts[latent] < cLow || counts[latent] > cHigh || max[latent] < mLow || max[latent] > mHigh) continue;
     rows[kept++] = latent;
   }
-  const [key, descending] = sortOf(params);
+  const [key, descending] = sortOf(sae, params);
   const chosen = rows.slice(0, kept);
-  if (found.ordered && !params.get("s")) return { rows: chosen, message: found.message };
+  if (found.ordered && !params.get("s"))
+    return { rows: chosen, message: `${found.message}, most relevant first`, ordered: true };
   return {
     rows:
       key === "id"
@@ -184,15 +185,17 @@ export async function selectRows(sae, params) {
           : chosen
         : radixSort(await sortColumn(sae, key), chosen, descending),
     message: found.message,
+    ordered: false,
   };
 }
 
 /**
- * The sort of the URL: [column, descending]; by density from the top unless it says otherwise.
+ * The sort of the URL: [column, descending]; unless it says otherwise those first that one token fires most fully.
+ * @param {Sae} sae
  * @param {URLSearchParams} params
  * @returns {[key: string, descending: boolean]}
  */
-export function sortOf(params) {
-  const s = params.get("s") || "-density";
+export function sortOf(sae, params) {
+  const s = params.get("s") || (sae.index.focus ? "-focus" : "-density");
   return s.startsWith("-") ? [s.slice(1), true] : [s, false];
 }

@@ -5,7 +5,7 @@
 
 import { hoverCard, rove, tokenCards } from "./card.js";
 import { button, el, first, replace } from "./dom.js";
-import { exampleList, kindOf, rampLegend, tokenCard } from "./examples.js";
+import { exampleList, kindOf, LEFT_OUT, leftOutLegend, rampLegend, tokenCard } from "./examples.js";
 import { number, plural } from "./numbers.js";
 import { errorCard, tabs, tinted } from "./parts.js";
 import { mark } from "./route.js";
@@ -24,7 +24,8 @@ export function examplesView(feature, params, current) {
   const asked = params.get("tab") ?? "";
   let tab = kinds.includes(asked) ? asked : kinds[0];
   /** @type {Numbers | null} */
-  let misses = null; // what the SAE misses, while it colours the tokens
+  let missed = null; // what the SAE misses a token, once it is read
+  let misses = false; // whether it colours the tokens
   let sources = params.get("by") === "source" && Boolean(feature.layout.dfa); // whether the sources of the peak do
   /** @type {[low: number, high: number] | null} */
   let aimed = null; // [low, high) of a bar that was picked
@@ -62,7 +63,7 @@ export function examplesView(feature, params, current) {
       ? Math.max(window.act, ...Array.from(window.tokens, (_, i) => window.activation(i)))
       : feature.figure("max");
     const effects = window.storedEffects && !misses && !sources ? window.effectScale * 127 : 0;
-    return { misses, sources, effects, top: largest || 1 };
+    return { missed, misses, sources, effects, top: largest || 1 };
   }
   /** @param {Example[]} windows */
   const list = (windows) => exampleList(windows, modeOf);
@@ -108,11 +109,16 @@ export function examplesView(feature, params, current) {
       : [];
     replace(body, aimed ? aimedList(aimed) : tabLists());
     body.classList.toggle("sourced", sources);
-    missButton.setAttribute("aria-pressed", String(Boolean(misses)));
+    missButton.setAttribute("aria-pressed", String(misses));
     sourceButton.setAttribute("aria-pressed", String(sources));
     scaleButton.setAttribute("aria-pressed", String(perRow));
     const plainly = !misses && !sources;
-    replace(legend, rampWords(), plainly && feature.columns.effects && effectWords(feature.sae.info.effects));
+    replace(
+      legend,
+      rampWords(),
+      plainly && feature.columns.effects && effectWords(feature.sae.info.effects),
+      body.querySelector(".left-out") && leftOutLegend(),
+    );
     rove(body, first(body, ".t.peak"));
     look(locate(ex, t));
   }
@@ -155,7 +161,8 @@ export function examplesView(feature, params, current) {
     async toggleMisses() {
       body.setAttribute("aria-busy", "true");
       try {
-        misses = misses ? null : await feature.misses();
+        missed ??= await feature.misses();
+        misses = !misses;
         if (!current()) return;
         sources = false;
         remember();
@@ -168,7 +175,7 @@ export function examplesView(feature, params, current) {
     },
     toggleSources() {
       if (sourceButton.hidden) return;
-      misses = null;
+      misses = false;
       sources = !sources;
       remember();
       paint();
@@ -182,10 +189,18 @@ export function examplesView(feature, params, current) {
         const row = /** @type {HTMLElement} */ (token.closest(".example"));
         const window = feature.windows[Number(row.dataset.w)];
         if (focused) mark({ ex: window.number, t: token.dataset.i });
-        return tokenCard(window, Number(token.dataset.i), Number(token.dataset.n), misses);
+        return tokenCard(window, Number(token.dataset.i), Number(token.dataset.n), missed);
       });
       if (params.has("ex") && params.has("t")) look(locate(params.get("ex"), params.get("t")));
       if (params.get("by") === "miss") view.toggleMisses();
+      else
+        feature
+          .misses()
+          .then((found) => {
+            missed = found;
+            if (current() && found && Array.from(found).includes(LEFT_OUT)) paint();
+          })
+          .catch(() => {}); // the button says what is wrong with it
     },
   };
   return view;

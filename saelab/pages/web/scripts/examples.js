@@ -9,9 +9,20 @@ import { number, percent, signed } from "./numbers.js";
 import { pairs, table, tinted } from "./parts.js";
 import { decoder, joinBytes, textNodes } from "./text.js";
 
+export const LEFT_OUT = 255; // of what the SAE misses a token: it is not applied there
+
+/** What hatched tokens are. */
+export const leftOutLegend = () =>
+  el(
+    "span",
+    null,
+    el("i.t.left-out", { "aria-hidden": "true" }, "\u2003"),
+    " left out: the SAE is not applied (first positions, special tokens, large norms)",
+  );
+
 /**
- * Nodes for the tokens [from, to) of a window. `mode`: {misses, sources, effects, top}: what colours (the activation
- * without the first two), what underlines, the end of the scale. The sources of the peak are tokens whatever colours.
+ * Nodes for the tokens [from, to) of a window. `mode`: {missed, misses, sources, effects, top}: what the SAE misses a token
+ * and whether that colours, what else does (the activation without the two), what underlines, the end of the scale. The sources of the peak are tokens whatever colours.
  * @param {Example} window
  * @param {TokenGroup[]} groups
  * @param {Mode} mode
@@ -26,17 +37,19 @@ function windowNodes(window, groups, mode) {
   for (const { from, to, text: string } of groups) {
     let act = 0,
       effect = 0,
-      miss = 0;
+      miss = 0,
+      leftOut = false;
     for (let i = from; i < to; i++) {
       act = Math.max(act, window.activation(i));
       if (mode.effects && Math.abs(window.effect(i)) > Math.abs(effect)) effect = window.effect(i);
-      if (mode.misses)
-        miss = Math.max(miss, mode.misses[window.poolStart + i] === 255 ? 0 : mode.misses[window.poolStart + i] / 15);
+      const missed = mode.missed?.[window.poolStart + i] ?? 0;
+      if (missed === LEFT_OUT) leftOut = true;
+      else if (mode.misses) miss = Math.max(miss, missed / 15);
     }
     const peak = window.peak >= from && window.peak < to;
     const source = window.sourceOf(from, to);
     const share = mode.misses ? miss : mode.sources ? Math.abs(source) / window.largestSource : act / mode.top;
-    if (!peak && !(share > 0) && !effect && !source) {
+    if (!peak && !(share > 0) && !effect && !source && !leftOut) {
       plain += string;
       continue;
     }
@@ -47,6 +60,7 @@ function windowNodes(window, groups, mode) {
       string === "" ? "∅" : textNodes(string),
     );
     if (step(share)) token.dataset.a = String(step(share));
+    if (leftOut) token.classList.add("left-out");
     if (peak) token.classList.add("peak");
     // A difference below a fiftieth of the latent's largest effect is not worth a line.
     if (Math.abs(effect) > mode.effects / 50) token.classList.add(effect > 0 ? "up" : "down");
@@ -188,7 +202,9 @@ export function tokenCard(window, i, n, misses) {
   if (misses)
     entries.push([
       "SAE misses",
-      misses[window.poolStart + at_] === 255 ? "not applied here" : percent(misses[window.poolStart + at_] / 15, 2),
+      misses[window.poolStart + at_] === LEFT_OUT
+        ? "left out: not applied here"
+        : percent(misses[window.poolStart + at_] / 15, 2),
     ]);
   const given = window.sourceOf(i, last + 1);
   if (given) entries.push(["gives to the peak", `${signed(given)} of the pre-activation`]);

@@ -1,8 +1,10 @@
-// Out of the page: CSV, JSON, clipboard.
+// Out of the page: CSV, JSON, charts, clipboard.
 
 import { openDialog } from "./dialogs.js";
 import { button, el } from "./dom.js";
+import { download } from "./download.js";
 import { say } from "./parts.js";
+import { pictureButtons } from "./pictures.js";
 import { writeHash } from "./route.js";
 
 /**
@@ -20,16 +22,6 @@ export function csv(header, rows) {
   return `\ufeff${[header, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
 }
 
-/** @param {string} name @param {string} content @param {string} type */
-function download(name, content, type) {
-  const url = URL.createObjectURL(new Blob([content], { type }));
-  const link = el("a", { href: url, download: name.replace(/[^\w.-]+/g, "-").slice(0, 100) });
-  document.body.append(link);
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(url), 60000);
-  say(`Saved ${name}`);
-}
 /** @param {string} name @param {readonly string[]} header @param {unknown[][]} rows */
 export const downloadCsv = (name, header, rows) => download(name, csv(header, rows), "text/csv;charset=utf-8");
 /** @param {string} name @param {unknown} value */
@@ -110,5 +102,6 @@ export function openExport(
         dialog.close();
       }),
     ),
+    pictureButtons(),
   );
 }

@@ -116,7 +116,10 @@ export class Sae {
     }
     return this;
   }
+  /** Columns that come later, and the SAE that they point into. */
   async openMore() {
+    const rival = this.dataset.saes.find((one) => one.prefix === this.info.matches);
+    if (rival && !rival.opened) await rival.open();
     if (!this.more && this.has("idx-1")) this.more = (await this.chunk("idx-1")).columns;
     return this.more;
   }

@@ -8,7 +8,7 @@
 import { selectRows } from "./columns.js";
 import { el } from "./dom.js";
 import { at, FLAG } from "./feature-data.js";
-import { latentHash, tokenChips } from "./latents.js";
+import { linked, tokenChips } from "./latents.js";
 import { latentsOf, notes, togglePin } from "./notes.js";
 import { count, density, number, percent } from "./numbers.js";
 import { textNodes } from "./text.js";
@@ -76,7 +76,7 @@ export function indexColumns(sae, view) {
     return star;
   };
   /** @param {number} latent @param {Child} words @param {Sae} [to] */
-  const link = (latent, words, to = sae) => el("a", { href: latentHash(to, latent, { tab: "" }), tabindex: -1 }, words);
+  const link = (latent, words, to = sae) => linked(to, latent, words, { tab: "" }, { tabindex: -1 });
   // Where nothing has a label, or there is little room, what a latent fires on stands for it.
   const named = sae.labels.size > 0 || latentsOf(sae, notes.labels.keys()).length > 0;
   /** @param {number} latent */
@@ -121,6 +121,7 @@ export function indexColumns(sae, view) {
     column("id", "latent", compact ? 3.4 : 4.6, (l) => link(l, l)),
     (named || compact) && column("label", "label", 0, name, wide(compact ? 0 : 8, 1.5)),
     column("tokens", "fires on", 0, named ? (l) => tokenChips(sae, l) : name, { ...wide(9, 1.2), sort: false }),
+    index.focus && column("focus", "focus", 3.8, (l) => percent(index.focus[l], 2)),
     column("density", "density", compact ? 4.6 : 5.2, (l) => density(sae.density(l))),
     info.null &&
       column(
@@ -157,7 +158,7 @@ export function indexColumns(sae, view) {
 }
 
 export const LATENT = (
-  "sae,latent,label,note,pinned,density,count,max,mean,dead,silent,dense,duplicate,nearest,nearest_cosine,match,match_cosine," +
+  "sae,latent,label,note,pinned,focus,density,count,max,mean,dead,silent,dense,duplicate,nearest,nearest_cosine,match,match_cosine," +
   "seeds,null_count,null_max,token_1,token_2,token_3"
 ).split(",");
 
@@ -179,6 +180,7 @@ export function latentRows(sae, more, rows = sae.index.count.keys()) {
     sae.label(l),
     notes.notes.get(sae.key(l)) ?? "",
     notes.pins.has(sae.key(l)) ? 1 : 0,
+    index.focus?.[l],
     sae.density(l),
     index.count[l],
     index.max[l],
@@ -190,7 +192,7 @@ export function latentRows(sae, more, rows = sae.index.count.keys()) {
 }
 
 /** The rows that j and k walk through: those of the index as the URL has it. */
-export const order = { key: "", rows: new Uint32Array(0), message: "" };
+export const order = { key: "", rows: new Uint32Array(0), message: "", ordered: false };
 /** @param {Sae} sae @param {URLSearchParams} params */
 export async function currentOrder(sae, params) {
   const key = [
@@ -201,8 +203,7 @@ export async function currentOrder(sae, params) {
     notes.notes.size,
   ].join("\n");
   if (order.key !== key) {
-    const { rows, message } = await selectRows(sae, params);
-    Object.assign(order, { key, rows, message });
+    Object.assign(order, { key, ...(await selectRows(sae, params)) });
   }
   return order;
 }

@@ -1,7 +1,7 @@
 // The index: figures of the SAE, the map, and a table of all its latents.
 
 /** @import { Changes, Shown } from "./types.d.ts" */
-/** @import { Dataset } from "./feature-data.js" */
+/** @import { Dataset, Sae } from "./feature-data.js" */
 
 import { defaultShow, parseRange, rangeText, SHOWS, showCounts, sortOf } from "./columns.js";
 import { densityMap } from "./density.js";
@@ -11,7 +11,7 @@ import { virtualGrid } from "./grid.js";
 import { currentOrder, indexColumns, LATENT, latentRows, order, saeCards } from "./index-columns.js";
 import { latentHash } from "./latents.js";
 import { count, plural } from "./numbers.js";
-import { errorCard, panel } from "./parts.js";
+import { errorCard, panel, say } from "./parts.js";
 import { actions, go, here, mark, route } from "./route.js";
 import { textNodes } from "./text.js";
 
@@ -34,12 +34,15 @@ export async function indexPage(main, dataset, params, current) {
     label: "Latents",
     columns: indexColumns(sae, view).map((column) => ({ ...column, cell: (row) => column.cell(view.rows[row]) })),
     count: () => view.rows.length,
-    sorted: () => sortOf(route.params),
+    sorted: () => (order.ordered ? ["", false] : sortOf(sae, route.params)),
     onSort: (key) => {
-      const [now, down] = sortOf(route.params);
+      const [now, down] = sortOf(sae, route.params);
       refresh({ s: (key === now ? !down : key !== "id" && key !== "label" && key !== "pin") ? `-${key}` : key });
     },
-    onOpen: (row) => go(latentHash(sae, view.rows[row], { tab: "" })),
+    onOpen: (row) =>
+      sae.hasPage(view.rows[row])
+        ? go(latentHash(sae, view.rows[row], { tab: "" }))
+        : say(`No page was made for latent ${view.rows[row]}`),
   });
   const map = densityMap(sae, (d, m) => refresh({ d: d ? rangeText(...d) : "", m: m ? rangeText(...m) : "" }));
   const chooser = el("div.facets", { role: "group", "aria-label": "Which latents" });
@@ -141,7 +144,7 @@ export async function indexPage(main, dataset, params, current) {
     el(
       "div.overview",
       null,
-      el("section", { "aria-label": "Latents" }, chooser, grid.node, el("p.facets", null, total)),
+      el("section", { "aria-label": "Latents" }, chooser, grid.node, el("p.facets", null, total), focusWords(sae)),
       panel(
         "How often against how strongly",
         null,
@@ -176,3 +179,13 @@ export async function indexPage(main, dataset, params, current) {
   }
   return { title: "Index", refresh };
 }
+
+/** What the column says by which the table is sorted at first. @param {Sae} sae */
+const focusWords = (sae) =>
+  sae.index.focus &&
+  el(
+    "p.note",
+    null,
+    "Fires on: the tokens on which a latent fires for the largest share of their reads times its mean there. Focus: that " +
+      "figure of the first token, as a share of the latent's maximum. Rows whose number is grey have no page.",
+  );

@@ -1,6 +1,6 @@
 // How a latent is named on other pages: address, link, label or tokens, badges.
 
-/** @import { Changes, Child, Columns, Place } from "./types.d.ts" */
+/** @import { Changes, Child, Columns, Place, Props } from "./types.d.ts" */
 /** @import { Sae } from "./feature-data.js" */
 
 import { el } from "./dom.js";
@@ -34,9 +34,21 @@ export const latentHash = (sae, latent, changes = {}) =>
     ...changes,
   });
 
+/**
+ * Words that lead to a latent's page, or say that there is none.
+ * @param {Sae} sae
+ * @param {number} latent
+ * @param {Child} words
+ * @param {Changes} [changes]
+ * @param {Props} [props]
+ */
+export const linked = (sae, latent, words, changes = {}, props = {}) =>
+  sae.hasPage(latent)
+    ? el("a", { href: latentHash(sae, latent, changes), ...props }, words)
+    : el("span.muted", { title: "no page was made for this latent" }, words);
+
 /** @param {Sae} sae @param {number} latent @param {Changes} [changes] */
-export const latentLink = (sae, latent, changes = {}) =>
-  el("a", { href: latentHash(sae, latent, changes) }, `#${latent}`);
+export const latentLink = (sae, latent, changes = {}) => linked(sae, latent, `#${latent}`, changes);
 
 /**
  * What to call a latent where there is little room: its label, or the tokens it fires on.

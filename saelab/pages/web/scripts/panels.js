@@ -74,15 +74,16 @@ export function tokensPanel(feature) {
   /** @param {{ token: number, times: number, mean: number }} entry */
   const row = ({ token, times, mean }) => [
     feature.vocab.chip(token),
-    meter(times / n),
-    percent(times / n, 2),
+    meter(times / (feature.vocab.counts[token] || times)),
+    percent(times / (feature.vocab.counts[token] || times), 2),
+    count(times),
     number(mean),
   ];
   return panel(
     "Fires on",
     null,
-    table(["token", "share of firings", "#", "#mean"], tokens.map(row)),
-    el("p.note", null, `Counted on ${plural(n, "firing")} in all.`),
+    table(["token", "of its reads", "#", "#firings", "#mean"], tokens.map(row)),
+    el("p.note", null, `Of ${plural(n, "firing")} in all; ordered by the share of a token's reads times the mean.`),
   );
 }
 

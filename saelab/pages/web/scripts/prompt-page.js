@@ -1,6 +1,6 @@
 // A prompt: its tokens, and a matrix of tokens by latents.
 
-/** @import { Child, Columns, Manifest, Shown, TokenGroup } from "./types.d.ts" */
+/** @import { Child, Columns, Manifest, Numbers, Shown, TokenGroup } from "./types.d.ts" */
 /** @import { Dataset, Sae } from "./feature-data.js" */
 
 import { hoverCard, rove, tokenCards } from "./card.js";
@@ -8,7 +8,7 @@ import { chunk } from "./chunks.js";
 import { step } from "./colour.js";
 import { choice } from "./dialogs.js";
 import { button, el, first, nearest, replace } from "./dom.js";
-import { rampLegend } from "./examples.js";
+import { LEFT_OUT, leftOutLegend, rampLegend } from "./examples.js";
 import { openExport } from "./export.js";
 import { at, starts, tokenGroups } from "./feature-data.js";
 import { latentLink, latentName } from "./latents.js";
@@ -29,7 +29,7 @@ const METRICS = {
 const SURPRISE = 10; // nats, the end of the ramp
 /** @type {Record<string, Strip>} */
 const STRIP = {
-  miss: ["what the SAE misses", ({ miss }, t) => (miss[t] === 255 ? 0 : miss[t] / 15), "0", "1"],
+  miss: ["what the SAE misses", ({ miss }, t) => (miss[t] === LEFT_OUT ? 0 : miss[t] / 15), "0", "1"],
   loss: [
     "surprise of the token",
     ({ logprob }, t) => Math.min(1, -(at(logprob, t) ?? 0) / SURPRISE),
@@ -136,10 +136,11 @@ export async function promptPage(main, dataset, params, current) {
       metric === "quantile" ? "100%" : number(top),
     ];
     const [words, share, low, high] = STRIP[coloured] ?? byMetric;
-    replace(legend, rampLegend(`text: ${words}`, low, high));
+    const left = Array.from(prompt.columns.miss ?? []).includes(LEFT_OUT);
+    replace(legend, rampLegend(`text: ${words}`, low, high), left && leftOutLegend());
     replace(
       strip,
-      prompt.groups.map((group) => stripToken(group, (t) => share(prompt.columns, t), chosen)),
+      prompt.groups.map((group) => stripToken(group, (t) => share(prompt.columns, t), chosen, prompt.columns.miss)),
     );
     replace(
       body,
@@ -236,8 +237,13 @@ function noSuchPrompt(manifest) {
   );
 }
 
-/** @param {TokenGroup} group @param {(t: number) => number} share @param {number | null} chosen */
-function stripToken({ from, to, text: string }, share, chosen) {
+/**
+ * @param {TokenGroup} group
+ * @param {(t: number) => number} share
+ * @param {number | null} chosen
+ * @param {Numbers} [miss]
+ */
+function stripToken({ from, to, text: string }, share, chosen, miss) {
   let strongest = 0;
   for (let t = from; t < to; t++) strongest = Math.max(strongest, share(t));
   const token = el(
@@ -247,6 +253,7 @@ function stripToken({ from, to, text: string }, share, chosen) {
   );
   if (step(strongest)) token.dataset.a = String(step(strongest));
   if (chosen === from) token.classList.add("peak");
+  if (miss?.[from] === LEFT_OUT) token.classList.add("left-out");
   return token;
 }
 

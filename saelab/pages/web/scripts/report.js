@@ -3,8 +3,10 @@
 /** @import { Child } from "./types.d.ts" */
 
 import { loadJson } from "./chunks.js";
+import { openDialog } from "./dialogs.js";
 import { all, button, byId, el, fieldValue, maybeById, replace } from "./dom.js";
 import { errorCard } from "./parts.js";
+import { pictureButtons } from "./pictures.js";
 import { isDark, loadPreferences, prefer } from "./preferences.js";
 
 /** Fills the bar: what the page is, where its name leads, what stands beside it. @param {string} name @param {string} href @param {Child[]} more */
@@ -29,7 +31,8 @@ export async function startReport(name, paint, ...tools) {
   const theme = button("Light or dark", () => prefer({ theme: isDark() ? "light" : "dark" }), {
     class: "button plain",
   });
-  bar(name, "#", el("span.spring"), tools, theme);
+  const charts = () => openDialog("Export", pictureButtons() ?? el("p.empty", null, "There is no chart on this page."));
+  bar(name, "#", el("span.spring"), tools, button("Charts", charts, { class: "button plain" }), theme);
   try {
     replace(byId("provenance"), paint(await loadJson("data")));
     maybeById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();

@@ -48,11 +48,16 @@ export async function search(sae, query) {
   const [words, exact] = unquote(q);
   const labels = labelled(sae, (s) => folded(s).includes(folded(words)));
   const tokens = exact ? [] : (await byToken(sae, words, false, true)).only;
-  return { only: merged(labels, tokens), message: "in labels, notes and tokens" };
+  return {
+    only: Uint32Array.from(new Set([...labels, ...tokens])),
+    message: "in labels, notes and tokens",
+    ordered: true,
+  };
 }
 
-/** @param {Iterable<number>} a @param {Iterable<number>} b */
-const merged = (a, b) => Uint32Array.from(new Set([...a, ...b])).sort();
+/** Latents by their relevance, the lower number among equals. @param {Map<number, number>} relevance */
+const ranked = (relevance) =>
+  Uint32Array.from([...relevance].sort((a, b) => b[1] - a[1] || a[0] - b[0]).map(([latent]) => latent));
 
 /** @param {Sae} sae @param {(label: string) => boolean} test */
 function labelled(sae, test) {
@@ -78,19 +83,23 @@ async function similar(sae, latent) {
   };
 }
 
+// What makes a latent relevant to a token, the strongest first: its place among the three that characterise the latent, its
+// being among the ten of its page, its being written. Within a place the latent's focus decides.
+const PLACES = { tok0: 5, tok1: 4, tok2: 3, acts: 2, logits: 1 };
+
 /**
- * Latents that fire most on a token, or write it: exact when quoted, else any token that is the word but for case and
- * spaces.
+ * Latents that a token characterises, or that write it, the most relevant first: exact when quoted, else any token that is
+ * the word but for case and spaces.
  * @param {Sae} sae
  * @param {string} words
  * @param {boolean} exact
  * @param {boolean} [whole]
- * @returns {Promise<{ only: Uint32Array, message: string }>}
+ * @returns {Promise<{ only: Uint32Array, message: string, ordered: boolean }>}
  */
 async function byToken(sae, words, exact, whole = false) {
   const { vocab } = sae.dataset;
   const wanted = folded(words.trim());
-  if (!wanted && !exact) return { only: new Uint32Array(0), message: "" };
+  if (!wanted && !exact) return { only: new Uint32Array(0), message: "", ordered: true };
   const hit = new Uint8Array(vocab.size);
   let n = 0;
   for (let token = 0; token < vocab.size; token++) {
@@ -104,21 +113,27 @@ async function byToken(sae, words, exact, whole = false) {
       n++;
     }
   }
-  const found = new Set();
-  const columns = [sae.index.tok0, sae.index.tok1, sae.index.tok2];
+  /** @type {Map<number, number>} */
+  const found = new Map();
+  /** @param {number} latent @param {"tok0" | "tok1" | "tok2" | "acts" | "logits"} place */
+  const add = (latent, place) => {
+    const relevance = PLACES[place] + (sae.index.focus?.[latent] ?? 0);
+    if (relevance > (found.get(latent) ?? 0)) found.set(latent, relevance);
+  };
   if (n)
-    for (let latent = 0; latent < sae.size; latent++) if (columns.some((tok) => hit[tok[latent]])) found.add(latent);
+    for (const place of /** @type {const} */ (["tok0", "tok1", "tok2"]))
+      for (let latent = 0; latent < sae.size; latent++) if (hit[sae.index[place][latent]]) add(latent, place);
   if (n && sae.has("inv")) {
     const inverted = (await sae.chunk("inv")).columns;
-    for (const kind of ["acts", "logits"]) {
+    for (const kind of /** @type {const} */ (["acts", "logits"])) {
       const lengths = inverted[`${kind}_n`],
         pages = inverted[kind];
       for (let token = 0, from = 0; token < vocab.size; from += lengths[token++]) {
-        if (hit[token]) for (let k = from; k < from + lengths[token]; k++) found.add(sae.pageLatents[pages[k]]);
+        if (hit[token]) for (let k = from; k < from + lengths[token]; k++) add(sae.pageLatents[pages[k]], kind);
       }
     }
   }
-  return { only: Uint32Array.from(found).sort(), message: n ? `${plural(n, "token")} match` : "no such token" };
+  return { only: ranked(found), message: n ? `${plural(n, "token")} match` : "no such token", ordered: true };
 }
 
 const TEXT_CHUNKS = 64; // a search through texts reads this many chunks: 4,096 latents at 64 a chunk
@@ -132,21 +147,26 @@ const TEXT_CHUNKS = 64; // a search through texts reads this many chunks: 4,096 
 async function byText(sae, words) {
   if (!words) return { only: [], message: "" };
   const wanted = folded(words);
-  /** @type {number[]} */
-  const found = [];
+  /** @type {Map<number, number>} */
+  const found = new Map(); // how much of a latent's maximum the strongest example with the text has
   const ranks = sae.pageLatents.length,
     { per_chunk: size } = sae.info;
   const chunks = Math.min(TEXT_CHUNKS, Math.ceil(ranks / size));
   for (let c = 0; c < chunks; c++) {
     for (let rank = c * size; rank < Math.min(ranks, (c + 1) * size); rank++) {
       const feature = await sae.feature(sae.pageLatents[rank]);
-      if (feature?.windows.some((w) => folded(w.text).includes(wanted))) found.push(feature.latent);
+      if (!feature) continue;
+      const shares = feature.windows
+        .filter((w) => folded(w.text).includes(wanted))
+        .map((w) => w.act / (feature.value("max") ?? Infinity));
+      if (shares.length) found.set(feature.latent, Math.max(...shares));
     }
     say(`Reading texts: ${c + 1} of ${chunks}`);
   }
   const all = chunks * size >= ranks;
   return {
-    only: Uint32Array.from(found),
+    only: ranked(found),
+    ordered: true,
     message: all ? "in example texts" : `in the texts of the first ${count(chunks * size)} latents with a page`,
   };
 }

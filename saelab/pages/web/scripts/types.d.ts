@@ -113,7 +113,8 @@ export interface TokenGroup {
 }
 /** What colours the tokens of an example, what underlines them, the end of the scale. */
 export interface Mode {
-  misses?: Numbers | null;
+  missed?: Numbers | null;
+  misses?: boolean;
   sources?: boolean;
   effects: number;
   top: number;

@@ -87,10 +87,14 @@ test("ranges and sorts of an address", () => {
     [[1e-5, 0.01], [0, 3], [2, Infinity], [0, Infinity], [0, Infinity]]); // biome-ignore format: one a place
   assert.deepEqual([rangeText(1e-5, 0.01), rangeText(0, 3), rangeText(0, Infinity)], ["0.00001..0.01", "..3", ""]);
   assert.deepEqual(
-    [sortOf(new URLSearchParams("s=-max")), sortOf(new URLSearchParams())],
+    [{ count: [] }, { count: [], focus: [] }].flatMap((index) =>
+      ["s=-max", ""].map((s) => sortOf({ index }, new URLSearchParams(s))),
+    ),
     [
       ["max", true],
       ["density", true],
+      ["max", true],
+      ["focus", true],
     ],
   );
 });
@@ -129,10 +133,13 @@ test("a search finds by number, word, token, pattern and note", async () => {
   notes.notes.set("A:3", "a note on cats");
   assert.deepEqual(await found("  "), null);
   assert.deepEqual([await found("2"), await found("#3"), await found("99")], [[2], [3], []]);
-  assert.deepEqual(await found("cat"), [1, 2, 3]); // fires on the token; is so called; has a note
+  assert.deepEqual(await found("cat"), [2, 3, 1]); // is so called; has a note; fires on the token
   assert.deepEqual(await found('"cat"'), [2, 3]); // quoted: words only
   assert.deepEqual([await found("tok:the"), await found('tok:"The"'), await found('tok:"the"')], [[0], [0], []]);
   assert.deepEqual(await found("tok:at"), [1]); // a part of the token
+  Object.assign(sae.index, { tok0: Uint16Array.of(0, 1, 0, 0), focus: Float32Array.of(0.2, 0, 0.9, 0.1) });
+  assert.deepEqual(await found('tok:" the"'), [2, 0, 3]); // of those that it leads, the most focused first
+  assert.deepEqual(await found('tok:"The"'), [1, 0]); // then those where it is second
   assert.deepEqual([await found("re:/^cats/"), await found("re:/(/")], [[2], []]);
   assert.match((await search(sae, "99")).message, /the last is 3/);
   notes.notes.clear();
