@@ -10,6 +10,7 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c const
 FRAME := $(VENV)/.frame
 RUN := $(VENV)/.run
 TEST := $(VENV)/.test
+DOCS := $(VENV)/.docs
 # the pages' scripts and styles, and their tools
 WEB := saelab/pages/web
 NODE := $(WEB)/node_modules/.package-lock.json
@@ -19,12 +20,13 @@ CORE := $(foreach name,import sae store corpus texts train evaluate kernels mode
 	steering_receipts dark_matter attention quickselection cli,$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
 	saelab/autoencoders saelab/kernels
 
-.PHONY: help demo test lint lint-web web lowest clean
+.PHONY: help demo test lint lint-web web docs lowest clean
 
 help:
 	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
 	@echo "make test   lint and pytest; with node, what \`make lint\` says of the pages' scripts"
 	@echo "make lint   ruff, mypy and the order of the rooms; with node, biome, tsc, node's tests and whether the built pages are of their sources"
+	@echo "make docs   the documentation as a site, in site/: a broken link or a missing reference is an error"
 	@echo "make lowest the core's tests on the lowest versions that pyproject.toml admits (in $(LOWEST), by uv)"
 	@echo "make web    build the pages' scripts and styles (node >= 20) into $(WEB)/dist, which is committed"
 	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
@@ -53,6 +55,14 @@ $(TEST): $(RUN)
 			&& apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-noto-core >/dev/null; } \
 		|| echo "no Chromium: the browser tests will be skipped (apt-get install chromium)"
 	touch $@
+
+$(DOCS): $(RUN)
+	@echo "installing the tools of the documentation"
+	$(PIP) -e ".[docs]"
+	touch $@
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(VENV)/bin/python -m mkdocs build --strict -q -d site
 
 $(NODE): $(WEB)/package-lock.json
 	@echo "installing the tools of the pages' scripts"
@@ -90,5 +100,5 @@ lowest:
 	$(LOWEST)/bin/python -m pytest -q $(CORE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(WEB)/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(WEB)/node_modules build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -71,11 +71,17 @@ provide(
     }
 )
 
-__getattr__, __dir__ = lazily(globals(), _PUBLIC, subpackages=("dashboards",))
+__getattr__, __dir__ = lazily(
+    globals(), _PUBLIC, subpackages=("analysis", "dashboards", "hspace", "interop", "steering")
+)
 
 
 if TYPE_CHECKING:
+    from saelab import analysis as analysis
     from saelab import dashboards as dashboards
+    from saelab import hspace as hspace
+    from saelab import interop as interop
+    from saelab import steering as steering
     from saelab.autoencoders.architectures.feature_choice import FeatureChoice as FeatureChoice
     from saelab.autoencoders.architectures.gated import Gated as Gated
     from saelab.autoencoders.architectures.gradient import GradientTopK as GradientTopK

@@ -1,6 +1,7 @@
-"""The examples of the documentation run."""
+"""The examples of the documentation run, at small size."""
 
 import re
+import shlex
 import sys
 import tomllib
 import types
@@ -10,6 +11,10 @@ import pytest
 
 import saelab
 from saelab.autoencoders.architecture import REGISTRY
+from saelab.cli import main
+from saelab.evaluation.report import Report
+from saelab.training.run import COLUMNS
+from tests import tiny
 from tests.training.test_train import planted, run_on
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +64,79 @@ def test_the_paths_that_a_page_names_are_there(page):
 def test_the_version_is_said_once_in_each_place():
     assert f"version: {saelab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
+
+
+PAGES = ["README.md", *(f"docs/{name}.md" for name in "install your-model your-text others-saes recipes coming-from figures "
+         "troubleshooting".split())]  # fmt: skip
+BLOCK = re.compile(r"^```(python|bash)(?: title=\"([^\"\n]+)\")?\n(.*?)^```", re.S | re.M)
+# What a title says of a block that is not run: it needs the network, or it is another library's or another program's.
+NOT_RUN = {"needs the network", "shell", "a notebook's cell", "SAELens 6", "dictionary_learning", "sparsify", "nnsight"}
+SMALLEST = {"tokens": 16_384, "sparsity_tokens": 2048, "d_sae": 128, "k": 32, "latents": 4, "max_new_tokens": 4}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The blocks of a page that are to run: their language and text. Raises where a title is none that is known."""
+    found = BLOCK.findall((ROOT / page).read_text())
+    assert {title for _, title, _ in found if title} <= NOT_RUN
+    return [(language, text) for language, title, text in found if not title and "git clone" not in text]
+
+
+def small(text: str) -> str:
+    """The same lines at a smaller size, at a block that the small model has."""
+
+    def least(match: re.Match[str]) -> str:
+        return f"{match[1]}{match[2]}{match[3]}{min(int(match[4]), SMALLEST[match[2].replace('-', '_')])}"
+
+    text = re.sub(r"(--|\b)(tokens|sparsity_tokens|d_sae|k|latents|max_new_tokens)(=| )([\d_]+)", least, text)
+    return text.replace("blocks.22.", "blocks.3.")
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path, tiny_llama):
+    """A small model for the bundled one and for what would be fetched, forty short speeches for the corpus."""
+    (tmp_path / "speeches").mkdir()
+    for number in range(80):
+        (tmp_path / "speeches" / f"{number:02}.txt").write_text(f"{number}. {tiny.TEXTS[number % 4]} " * 20)
+    speeches = saelab.load_corpus(tmp_path / "speeches")
+    load_model, load_corpus = saelab.load_model, saelab.load_corpus
+    tiny_llama.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    known = {"smollm2-135m": tiny_llama, tiny_llama.name: tiny_llama, "sotu": speeches}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(saelab, "load_model", lambda x, *a, **how: _known(known, x) or load_model(x, *a, **how))
+    monkeypatch.setattr(saelab, "load_corpus", lambda x, *a, **how: _known(known, x) or load_corpus(x, *a, **how))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda name: tiny.gpt2_model(blocks=4))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: tiny.byte_tokenizer())
+
+
+def _known(known, what):
+    return known.get(what) if isinstance(what, str) else None
+
+
+@pytest.mark.filterwarnings("default::UserWarning")  # a corpus that ends early, a short run: said, not wrong
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run(page, stand_ins):
+    names = {}
+    for language, text in blocks(page):
+        if language == "python":
+            exec(compile(small(text), page, "exec"), names)
+            continue
+        for line in text.splitlines():
+            program, *arguments = shlex.split(small(line), comments=True)
+            assert program == "saelab"
+            assert main(arguments) == 0, line
+
+
+def test_every_figure_is_defined():
+    text = (ROOT / "docs" / "figures.md").read_text()
+    missing = [name for name in [*Report.__dataclass_fields__, *COLUMNS] if f"`{name}`" not in text]
+    assert not missing
+
+
+def test_the_site_names_every_page():
+    listed = re.findall(r": ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(listed)
+
+
+def test_the_readme_is_a_screen_and_a_half():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 80

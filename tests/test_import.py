@@ -61,3 +61,17 @@ def test_public_name_has_an_example(name):
 
 def test_no_submodule_hides_behind_a_public_name():
     assert not {module.name for module in pkgutil.iter_modules(saelab.__path__)} & set(saelab.__all__)
+
+
+def test_rooms_are_there_without_an_import_of_their_own():
+    code = (
+        "import saelab; saelab.steering.add, saelab.hspace.sample, saelab.dashboards.build, saelab.interop.as_saelens"
+    )
+    code += "; saelab.analysis.dark_matter.decompose, saelab.analysis.attention"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_star_brings_every_public_name_and_dir_shows_no_import():
+    subprocess.run([sys.executable, "-c", "from saelab import *; train, SAE, QuickSelection"], check=True)
+    assert {"steering", "analysis", "hspace"} <= set(dir(saelab))
+    assert not {"lazily", "provide", "TYPE_CHECKING", "_PUBLIC"} & set(dir(saelab))

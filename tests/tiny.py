@@ -34,10 +34,10 @@ def llama_model(seed: int = 0) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).eval()
 
 
-def gpt2_model(seed: int = 0) -> GPT2LMHeadModel:
+def gpt2_model(seed: int = 0, blocks: int = 3) -> GPT2LMHeadModel:
     """3 blocks of width 24 with 3 heads."""
     config = GPT2Config(
-        vocab_size=258, n_embd=24, n_layer=3, n_head=3, n_positions=256,
+        vocab_size=258, n_embd=24, n_layer=blocks, n_head=3, n_positions=256,
         bos_token_id=256, eos_token_id=256, pad_token_id=257,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

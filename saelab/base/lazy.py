@@ -11,7 +11,7 @@ def lazily(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """A package's `__getattr__` and `__dir__`: `public` has each name's module; what a name resolves to is kept.
 
-    `subpackages` are found as attributes without an import of their own.
+    `subpackages` are found as attributes without an import of their own. `dir` shows both, and no import of the package.
 
     >>> package = {"__name__": "some.package"}
     >>> get, names = lazily(package, {"ConfigError": "saelab.base.errors"})
@@ -30,7 +30,7 @@ def lazily(
         namespace[name] = getattr(importlib.import_module(public[name]), name)
         return namespace[name]
 
-    return get, lambda: sorted({*namespace, *public})
+    return get, lambda: sorted({*public, *subpackages, *(name for name in namespace if name.startswith("__"))})
 
 
 _PROVIDED: dict[str, str] = {}

@@ -171,7 +171,8 @@ def written(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
     how = Parameter(
         converter=convert, metavar=metavar, allow_repeating=True, negative=(), consume_multiple=1 if several else None
     )
-    return parameter.replace(annotation=Annotated[list[str] if several else str, shown, how])
+    # "| Any": where pydantic is imported, cyclopts holds what `convert` gave against the annotation
+    return parameter.replace(annotation=Annotated[list[str] | Any if several else str | Any, shown, how])
 
 
 def _placed(read: Callable[[str], Any], token: Token) -> Any:

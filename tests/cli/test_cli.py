@@ -473,3 +473,10 @@ def test_convert_writes_what_another_library_reads_and_reads_it_back(tmp_path, c
     assert torch.equal(again.W_dec, sae.W_dec) and again.metadata["site"] == SITE
     assert cli.main(["convert", there, back, "--format", "sparsefy"]) == 2
     assert "use one of 'saelens'" in capsys.readouterr().err
+
+
+def test_a_line_is_read_where_pydantic_is_imported(tmp_path, monkeypatch):
+    pytest.importorskip("pydantic")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["hspace", "sample", "--n", "1", "--steps", "2", "--out", "d.safetensors", "--no-progress"]) == 0
+    assert cli.main(["harvest", "--model", "nowhere", "--sites", "a", "b", "--tokens", "8", "--out", "x"]) == 2
