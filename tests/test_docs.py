@@ -99,7 +99,8 @@ def stand_ins(monkeypatch, tmp_path, tiny_llama):
         (tmp_path / "speeches" / f"{number:02}.txt").write_text(f"{number}. {tiny.TEXTS[number % 4]} " * 20)
     speeches = saelab.load_corpus(tmp_path / "speeches")
     load_model, load_corpus = saelab.load_model, saelab.load_corpus
-    tiny_llama.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(tiny_llama.tokenizer, "chat_template", chat)
     known = {"smollm2-135m": tiny_llama, tiny_llama.name: tiny_llama, "sotu": speeches}
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
