@@ -1,7 +1,8 @@
 """Linear probes of a denoiser's features by timestep and site: what it knows of a noised image, and when.
 
-One protocol: real images noised to t, features of the network there, logistic regression, accuracy on held-out images.
-Beside it the same probe on x_t itself, without which a high accuracy says nothing of the network.
+One protocol: real images noised to t, features of the network there, logistic regression, accuracy over images that each probe
+has not seen, by cross-validation. Beside it the same probe on x_t itself, without which a high accuracy says nothing of the
+network, and on shuffled labels, which has to be at chance.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.base import checks
 from saelab.base.errors import DataError
 from saelab.base.surroundings import OwnRandomness
 
@@ -30,22 +32,23 @@ def probe_timesteps(
     sites: Sequence[str] = ("mid_block",),
     *,
     pooled: bool = False,
-    holdout: float = 0.3,
+    folds: int = 5,
     seed: int = 0,
 ) -> "DataFrame":
-    """Held-out accuracy of a linear probe for the labels, for each timestep and site, and of x_t itself.
+    """Cross-validated accuracy of a linear probe for the labels on the grid (timestep, site), and of x_t itself.
 
     Args:
         images, labels: real ones, [N, C, H, W] and [N].
         timesteps: how far the images are noised: x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) n, one n an image.
         sites: of the denoiser.
         pooled: also the mean over places of each site's features.
-        holdout: share of the images that is kept for the accuracy; the same at every timestep.
-        seed: of the noise and of the split.
+        folds: parts of the images, each predicted by a probe of the others; the same at every timestep and site.
+        seed: of the noise, the folds and the shuffled labels.
 
-    Returns: a table of `t`, `site` ("x_t" the noised image), `accuracy`, and `chance` (the largest class held out).
+    Returns: a table of `t`, `site` ("x_t" the noised image), `accuracy` with its 95% interval `low` to `high` (Wilson's, over
+    images), `shuffled` (the same with labels in random order), and `chance` (the share of the largest class).
 
-    Raises `DataError` for labels of another length or a single class.
+    Raises `DataError` for labels of another length or a single class, `ConfigError` for fewer than 2 folds.
 
     >>> import saelab, torch
     >>> denoiser = saelab.load_denoiser("digits-unet")
@@ -59,9 +62,9 @@ def probe_timesteps(
                         "each, and two classes")  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(images.shape, generator=generator).to(images)
-    order = torch.randperm(len(images), generator=generator)
-    test, train = order[: round(holdout * len(images))], order[round(holdout * len(images)) :]
-    chance = float(labels[test].unique(return_counts=True)[1].max() / len(test))
+    parts = torch.randperm(len(images), generator=generator).tensor_split(checks.count("folds", folds, 2, len(images)))
+    shuffled = labels[torch.randperm(len(images), generator=generator)]
+    chance = float(labels.unique(return_counts=True)[1].max() / len(labels))
     rows = []
     for t in timesteps:
         alpha = float(denoiser.alphas_cumprod[t])
@@ -72,11 +75,15 @@ def probe_timesteps(
         if pooled:
             features |= {f"{site}, pooled": some.flatten(2).mean(2) for site, some in features.items()}
         for name, some in {**features, NOISED: x_t}.items():
-            rows.append({"t": int(t), "site": name, "accuracy": _accuracy(some, labels, train, test), "chance": chance})
+            accuracy = _accuracy(some, labels, parts)
+            low, high = _wilson(accuracy, len(labels))
+            rows.append({"t": int(t), "site": name, "accuracy": accuracy, "low": low, "high": high,
+                         "shuffled": _accuracy(some, shuffled, parts), "chance": chance})  # fmt: skip
     return pandas.DataFrame(rows)
 
 
-def _accuracy(features: Tensor, labels: Tensor, train: Tensor, test: Tensor) -> float:
+def _accuracy(features: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> float:
+    """The share of all samples that a probe of the other parts gets right."""
     with OwnRandomness(0):  # its first import draws from Python's generator
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
@@ -85,7 +92,17 @@ def _accuracy(features: Tensor, labels: Tensor, train: Tensor, test: Tensor) -> 
     x: Any = features.flatten(1).double().cpu().numpy()
     y = labels.cpu().numpy()
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000, C=0.1))
-    return float(probe.fit(x[train], y[train]).score(x[test], y[test]))
+    right = 0
+    for test in parts:
+        train = torch.cat([part for part in parts if part is not test])
+        right += int((probe.fit(x[train], y[train]).predict(x[test]) == y[test]).sum())
+    return right / len(y)
+
+
+def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share of n (Wilson 1927)."""
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
 
 
 @torch.no_grad()

@@ -129,6 +129,10 @@ def test_probes_see_what_is_there_and_noise_hides_it(denoiser):
     accuracy = table.set_index(["t", "site"]).accuracy
     assert (accuracy[0] == 1).all() and accuracy[999, "x_t"] < 0.8
     assert set(table.site) == {"mid_block", "mid_block, pooled", "x_t"}
+    assert (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all() and (table.chance == 0.5).all()
+    assert ((table.shuffled - 0.5).abs() < 0.5 * (table.high - table.low).max() + 0.15).all()
+    by_hand = [probes._wilson(8 / 10, 10), probes._wilson(0.0, 10)]  # the textbook's (0.490, 0.943) and (0, 0.278)
+    assert by_hand[0] == pytest.approx((0.490, 0.943), abs=1e-3) and by_hand[1] == pytest.approx((0, 0.278), abs=1e-3)
     with pytest.raises(DataError, match="1 classes"):
         probes.probe_timesteps(denoiser, images, torch.zeros(80, dtype=torch.long))
 
