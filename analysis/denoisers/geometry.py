@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
-from saelab.base.linear_maps import LinearMap
+from saelab.base.linear_maps import LinearMap, SingularVectors, singular_vectors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LARGEST = 4096  # entries of a point whose whole Jacobian is formed
 BLOCK = 64
+OVERSAMPLE = 4
 ENERGY = 0.99
 
 
@@ -76,7 +78,7 @@ def jacobian_basis(
     """
     if y.numel() > LARGEST:
         raise ConfigError(f"a point of {y.numel():,} entries has a Jacobian of {y.numel() ** 2:,}: at most {LARGEST:,}; "
-                          "use saelab.base.linear_maps.singular_vectors for its leading part")  # fmt: skip
+                          "leading_directions gives its leading part")  # fmt: skip
     linear = LinearMap(denoise, y, min(BLOCK, y.numel()))
     J_DD = linear.push(torch.eye(linear.inputs).to(y)).T
     values, vectors = torch.linalg.eigh((J_DD + J_DD.T) / 2)
@@ -85,6 +87,30 @@ def jacobian_basis(
         values.flip(0), vectors.T.flip(0), torch.linalg.svdvals(J_DD), float((J_DD - J_DD.T).norm() / size),
         float(-values.clamp(max=0).sum() / values.abs().sum().clamp(min=1e-300)),
     )  # fmt: skip
+
+
+def leading_directions(
+    denoise: Callable[[Float[Tensor, "N *shape"]], Float[Tensor, "N *shape"]],
+    y: Float[Tensor, "*shape"],
+    k: int,
+    *,
+    tol: float = 1e-3,
+    max_iter: int = 30,
+) -> SingularVectors:
+    """The k leading singular values and vectors of a denoiser's Jacobian at y, which is never formed: for any size of image.
+
+    Block subspace iteration (`saelab.base.linear_maps.singular_vectors`, whose `residuals` say what has converged). The right
+    vectors are directions of y that change the denoised image most: at the timestep of least rank the semantic ones of Wang et
+    al. `right` and `left` are [k, D].
+
+    Raises `ConfigError` for a k that is not from 1 to D.
+
+    >>> leading_directions(lambda y: y * torch.tensor([0.9, 0.5, 0.0]), torch.ones(3), k=2).values
+    tensor([0.9000, 0.5000], dtype=torch.float64)
+    """
+    k = checks.count("k", k, most=y.numel(), of="the entries of a point")
+    block = min(k + OVERSAMPLE, y.numel())
+    return singular_vectors(LinearMap(denoise, y, block), k, oversample=OVERSAMPLE, tol=tol, max_iter=max_iter)
 
 
 def posterior_mean(

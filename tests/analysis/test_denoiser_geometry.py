@@ -1,5 +1,8 @@
 """Geometry, dynamics and probes of denoisers against distributions whose best denoiser is known, and dense references."""
 
+import dataclasses
+
+import pandas
 import pytest
 import torch
 
@@ -120,6 +123,42 @@ def test_dynamics_by_hand(denoiser, trajectory):
     assert found.summary().site.tolist() == ["mid_block", "conv_in"]
     with pytest.raises(DataError, match="two steps"):
         dynamics.feature_dynamics(denoiser, hspace.sample(denoiser, 1, steps=1), ["mid_block"])
+
+
+def test_reuse_by_hand(denoiser, trajectory):
+    found = dynamics.feature_reuse(denoiser, trajectory, ["mid_block", "conv_in"], lags=[2, 1])
+    assert len(found) == 2 * (2 + 1) and set(found.lag) == {1, 2}
+    row = found[(found.site == "mid_block") & (found.lag == 2)].iloc[0]
+    x, t = trajectory.x[:, 2], int(trajectory.timesteps[2])
+    with torch.no_grad():
+        plain = denoiser.epsilon(x, t)
+        with denoiser.intervene("after", lambda *_: trajectory.h[:, 0]):
+            changed = denoiser.epsilon(x, t)
+    error = ((changed - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).mean()
+    assert row.t == t and row.error == pytest.approx(float(error), rel=1e-4) and row.error > 0
+    still = dataclasses.replace(trajectory, x=trajectory.x[:, :1].expand(-1, 4, -1, -1, -1),
+                                timesteps=trajectory.timesteps[:1].expand(3))  # fmt: skip
+    assert (dynamics.feature_reuse(denoiser, still, ["mid_block"]).error == 0).all()
+    with pytest.raises(DataError, match="more than 3 steps"):
+        dynamics.feature_reuse(denoiser, trajectory, ["mid_block"], lags=[3])
+
+
+def test_the_schedule_stops_at_the_first_lag_that_fails():
+    found = pandas.DataFrame(
+        {"site": "a", "lag": [1, 2, 4, 1, 2, 4], "t": [9, 9, 9, 5, 5, 5], "error": [0.01, 0.2, 0.01, 0.01, 0.02, 0.05]}
+    )
+    table = dynamics.reuse_schedule(found)
+    assert table.loc["a", 9] == 1 and table.loc["a", 5] == 4 and dynamics.reuse_schedule(found, 0.001).loc["a", 5] == 0
+
+
+def test_leading_directions_are_those_of_the_whole_jacobian(denoiser):
+    t, y = 300, torch.randn(1, 8, 8)
+    denoise, _ = geometry.posterior_mean(denoiser, t)
+    found = geometry.leading_directions(denoise, y, k=3, tol=1e-6, max_iter=300)
+    J = torch.autograd.functional.jacobian(lambda y: denoise(y[None]).flatten(), y).flatten(1).double()
+    _, values, right = torch.linalg.svd(J)
+    torch.testing.assert_close(found.values, values[:3], rtol=1e-3, atol=0)
+    assert ((found.right * right[:3]).sum(1).abs() > 0.99).all()
 
 
 def test_probes_see_what_is_there_and_noise_hides_it(denoiser):
