@@ -54,6 +54,7 @@ _PUBLIC = {
     "DataError": "saelab.base.errors",
     "CheckpointError": "saelab.base.errors",
     "InterventionError": "saelab.base.errors",
+    "ProcessError": "saelab.base.errors",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from saelab.base.errors import DataError as DataError
     from saelab.base.errors import FormatError as FormatError
     from saelab.base.errors import InterventionError as InterventionError
+    from saelab.base.errors import ProcessError as ProcessError
     from saelab.base.errors import SaelabError as SaelabError
     from saelab.base.errors import SiteError as SiteError
     from saelab.evaluation.calibration import calibrate as calibrate

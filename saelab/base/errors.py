@@ -35,6 +35,10 @@ class CheckpointError(SaelabError, RuntimeError):
     """A run that cannot be written, continued or reopened."""
 
 
+class ProcessError(SaelabError, RuntimeError):
+    """Another of the processes that train together is gone."""
+
+
 class InterventionError(SaelabError, RuntimeError):
     """An intervention that did not, or could not, do what it says."""
 

@@ -19,6 +19,7 @@ from saelab.base.errors import ConfigError, SaelabError
 from saelab.cli.configuration import configure, near
 
 INTERRUPTED, UNREAD = 130, 141
+TOGETHER = ("train", "sweep")  # what the processes of torchrun do as one
 COMMANDS = {
     "demo": (
         "demonstration:demo_",
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             app = application()
             _check_names(app, argv)
+            _check_processes(argv)
             code = app(argv) or 0
             sys.stdout.flush()
             return code
@@ -111,6 +113,16 @@ def _check_names(app: App, argv: list[str]) -> None:
     for flag in (token.partition("=")[0] for token in rest):
         if flag.startswith("--") and flag not in {*flags, "--help"}:
             raise ConfigError(f"{line} has no {flag}; {near(flag, flags)}")
+
+
+def _check_processes(argv: list[str]) -> None:
+    """Refuse what one process does where torchrun has started several, which would each do all of it."""
+    processes, name = int(os.environ.get("WORLD_SIZE", 1)), next(iter(argv), "")
+    if processes > 1 and name in COMMANDS and name not in TOGETHER and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            f"torchrun has started {processes} processes, and each would do all that saelab {name} does: run it without "
+            f"torchrun (what many processes do together is {' and '.join(TOGETHER)})"
+        )
 
 
 def _line(error: Exception) -> str:

@@ -1,10 +1,11 @@
 """`saelab sites | harvest | train | sweep`: what is read from a language model, and trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import saelab
 from saelab.autoencoders.architecture import Architecture
+from saelab.base import processes
 from saelab.cli import INTERRUPTED, estimate
 from saelab.cli.commands import command
 from saelab.cli.inputs import DEVICE, MODEL, language
@@ -59,15 +60,17 @@ def train(lm: Any, corpus: Any, /, **how: Any) -> int:
         saelab train --site blocks.3.hook_resid_post --sae 'TopK(k=32, d_sae=4096)' \\
                      --tokens 500_000 --out runs/first
         saelab train --config run.yaml --seed 1 --out runs/seed-1
+        torchrun --nproc-per-node 2 -m saelab train --config run.yaml \\
+                 --out runs/two
 
         run.yaml, with the names of the flags:
           site: blocks.3.hook_resid_post
           sae: TopK(k=32, d_sae=4096)
           tokens: 500_000
     """
-    print(cost(lm, corpus, [how["sae"]], **how), flush=True)
+    say(lambda: cost(lm, corpus, [how["sae"]], **how))
     result = saelab.train(lm, corpus, **how)
-    print(summary(result))
+    say(lambda: summary(result))
     return INTERRUPTED if result.interrupted else 0
 
 
@@ -83,28 +86,35 @@ def sweep(lm: Any, corpus: Any, /, *, saes: Sequence[Architecture], **how: Any) 
         saelab sweep --saes 'TopK(k=16, d_sae=4096)' 'MutualChoice(k=16, d_sae=4096)' \\
                      --site blocks.3.hook_resid_post --tokens 500_000 --out runs/both
     """
-    print(cost(lm, corpus, saes, **how), flush=True)
+    say(lambda: cost(lm, corpus, saes, **how))
     results = saelab.sweep(lm, corpus, saes, **how)
-    for result in results:
-        print(f"{result.sae.cfg!r}  {summary(result)}")
+    say(lambda: "\n".join(f"{result.sae.cfg!r}  {summary(result)}" for result in results))
     return INTERRUPTED if any(result.interrupted for result in results) else 0
+
+
+def say(line: Callable[[], str]) -> None:
+    """Print a line: of processes that train together, the first one does."""
+    processes.join()
+    if processes.first():
+        print(line(), flush=True)
 
 
 def cost(
     lm: Any, corpus: Any, saes: Sequence[Any], *, tokens: int, batch_size: int, buffer_tokens: Any, **how: Any
 ) -> str:
-    """One line: what it takes to train these SAEs on one stream."""
+    """One line: what it takes to train these SAEs on one stream; of many processes, in each of them."""
+    share = processes.world_size()
     sites = [lm.site(how[name]) for name in ("site", "target_site") if how[name] is not None]
     width = sites[0].width
     contexts = corpus.contexts(lm, how["context_length"], prepend_bos=how["prepend_bos"])
-    buffer = parse_capacity(buffer_tokens, 4 * width)
+    buffer = parse_capacity(buffer_tokens, 4 * width) // share
     memory = {"model": estimate.model_bytes(lm)}
     for i, sae in enumerate(saes):  # one buffer for all
-        parts = estimate.training_bytes(width, sae.d_sae, batch_size, 0 if i else buffer)
+        parts = estimate.training_bytes(width, sae.d_sae, batch_size // share, 0 if i else buffer)
         memory |= {name: memory.get(name, 0) + size for name, size in parts.items()}
     seconds = {
-        "model": estimate.model_seconds(lm, contexts, sites, tokens, any(sae.needs_gradients for sae in saes)),
-        "autoencoder": sum(estimate.step_seconds(width, sae.d_sae, tokens) for sae in saes),
+        "model": estimate.model_seconds(lm, contexts, sites, tokens // share, any(sae.needs_gradients for sae in saes)),
+        "autoencoder": sum(estimate.step_seconds(width, sae.d_sae, tokens // share) for sae in saes),
     }
     estimated = estimate.Estimate(seconds, memory, estimate.physical_memory())
     return f"{tokens:,} tokens ({tokens / contexts.n_tokens:.2f} epochs of {contexts.n_tokens:,}): {estimated}"

@@ -3,6 +3,7 @@
 x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, one timestep and one e for each image in an epoch. n images, R rows.
 """
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -149,13 +150,17 @@ class NoisedPlaces:
         places = math.prod(shape) // self.widths["x"]
         self.batch_size = max(1, min(BATCH, len(images), MOST_ROWS // places))
         self.most = self.batch_size * places
+        self.own = (0, 1)
 
     def read(self, epoch: int, cursor: int) -> Iterator[tuple[dict[str, Float[Tensor, "rows C"]], int]]:
         n, total = len(self.images), len(self.denoiser.alphas_cumprod)
         name = f"noised images {self.seed} {epoch}"
         generator = seeds.named_generator(name)
         order, timesteps = torch.randperm(n, generator=generator), torch.randint(total, (n,), generator=generator)
+        lane, lanes = self.own
         for first in range(cursor, n, self.batch_size):
+            if first // self.batch_size % lanes != lane:
+                continue
             chosen = slice(first, min(first + self.batch_size, n))
             seen = noised(self.denoiser, self.images, order[chosen], timesteps[chosen], f"{name} {first}")
             h = self.denoiser.record(seen.x, seen.timesteps, self.site, seen.cond)
@@ -164,3 +169,10 @@ class NoisedPlaces:
                 raise DataError(f"{int((~rows.isfinite()).any(1).sum()):,} of {len(rows):,} rows at {self.site} are NaN or "
                                 f"infinite in {h.dtype}: use float32 for the denoiser")  # fmt: skip
             yield {"x": rows}, chosen.stop
+
+    def lane(self, number: int, lanes: int) -> "NoisedPlaces":
+        if len(self.images) < lanes * self.batch_size:
+            raise ConfigError(f"{len(self.images):,} images, {self.batch_size} at a time, do not fill {lanes:,} lanes: give fewer")
+        mine = copy.copy(self)
+        mine.own = (number, lanes)
+        return mine

@@ -73,7 +73,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     found = {
         Path(name).name: value for name, value in found.items()
     }  # older sweeps have the whole paths of their runs there
-    there, asked = _leaves(found), _leaves(json.loads(json.dumps(wanted)))
+    there, asked = leaves(found), leaves(json.loads(json.dumps(wanted)))
     differ = {key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key)}
     keys = sorted(key for key in differ if key.rpartition(".")[2] != "device")  # older runs hold to the device
     return "; ".join(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked" for key in keys)
@@ -107,11 +107,11 @@ def longer(found: dict[str, Any], fingerprint: Callable[[int], dict[str, Any]], 
     return Before(there, steps, found.get("place", []))
 
 
-def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted name."""
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
 
 
@@ -123,6 +123,12 @@ def try_out(folder: Path, runs: Sequence[Path]) -> None:
         try_folder(folder)
         for run in runs:
             check_replaceable(run / "sae", serialization.listed, "an SAE folder")
+
+
+def standing(folder: Path) -> list[str]:
+    """In words, where the run of a folder stands: its status, its checkpoints."""
+    found = read_run(folder)
+    return [] if found is None else [found["status"], *(path.name for path in _steps(folder))]
 
 
 def save(

@@ -45,6 +45,7 @@ def train(
     evaluate_every: int | None = None,
     loggers: Logger | str | Sequence[Logger | str] = (),
     progress: bool = True,
+    lanes: int | None = None,
 ) -> Run:
     """Train an SAE on `tokens` activation vectors.
 
@@ -83,6 +84,11 @@ def train(
             of the run).
         loggers: "wandb", "tensorboard", or an object with `log(row)` and `close()`; one of them or a list.
         progress: show a bar with the rate and the time left.
+        lanes: how many equal parts the rows of a batch come in, each from contexts, a buffer and a generator of its own. The
+            processes that `torchrun` starts share them out, so a run with the same lanes has the same rows on any number of
+            processes that divides it. None is one for each process.
+
+    Processes that `torchrun` has started train one SAE together, each on its part of every batch.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns a `Run` with `.interrupted`; a second one raises.
 
@@ -94,8 +100,8 @@ def train(
     >>> run.sae
     SAE(TopK(k=2, d_sae=16), d_in=8)
     """
-    arguments = locals()
-    settings = Settings.of(arguments)
+    distributed.join()
+    settings = Settings.of(locals())
     return _together(source, corpus, [sae], [settings.out], settings)[0]
 
 
@@ -122,6 +128,7 @@ def sweep(
     log_every: int | None = None,
     evaluate_every: int | None = None,
     progress: bool = True,
+    lanes: int | None = None,
 ) -> Sweep:
     """Train several SAEs on one stream of activations: `sweep(x, saes, tokens=...)` or `sweep(lm, corpus, saes, site=...)`.
 
@@ -137,6 +144,7 @@ def sweep(
     >>> len(runs), runs[1].sae.cfg
     (2, TopK(k=2, d_sae=16))
     """
+    distributed.join()
     arguments = locals() | {"loggers": ()}
     if len(corpus_and_saes) not in (1, 2) or not isinstance(corpus_and_saes[-1], (list, tuple)):
         raise ConfigError(
@@ -155,12 +163,28 @@ def _together(
     source: Any, corpus: Any, saes: Sequence[Any], folders: Sequence[Path | None], settings: Settings
 ) -> list[Run]:
     """Train the SAEs on the same batches; `folders` are the runs' own, `settings.out` holds the checkpoints of all."""
-    if (processes := distributed.world_size()) > 1:
-        raise ConfigError(
-            f"{processes} processes of torch.distributed each call train, which would read the same rows {processes} times and "
-            "write into one folder: call it in one process (train on several is not there yet)"
-        )
-    if settings.out is not None:
+    with distributed.watched():
+        session = distributed.together(lambda: _opened(source, corpus, saes, folders, settings))
+        distributed.agree(session.identity)
+        with session:
+            if runs := session.finished():
+                return runs
+            session.resume()
+            while session.goes_on:
+                log = session.log_is_due
+                figures = session.step(log)
+                if log:
+                    session.log(figures)
+                if session.checkpoint_is_due:
+                    session.checkpoint()
+            return session.close()
+
+
+def _opened(
+    source: Any, corpus: Any, saes: Sequence[Any], folders: Sequence[Path | None], settings: Settings
+) -> Session:
+    """The session, once what was asked for is known to be possible."""
+    if settings.out is not None and distributed.first():
         checkpoint.try_out(settings.out, [path for path in folders if path is not None])
     for sae in saes:
         if not isinstance(sae, (SAE, Architecture)):
@@ -169,15 +193,4 @@ def _together(
             )
     cfgs = [sae.cfg if isinstance(sae, SAE) else sae for sae in saes]
     data = open_source(source, corpus, settings, gradients=any(cfg.needs_gradients for cfg in cfgs))
-    with Session(data, saes, folders, settings) as session:
-        if runs := session.finished():
-            return runs
-        session.resume()
-        while session.goes_on:
-            log = session.log_is_due
-            figures = session.step(log)
-            if log:
-                session.log(figures)
-            if session.checkpoint_is_due:
-                session.checkpoint()
-        return session.close()
+    return Session(data, saes, folders, settings)

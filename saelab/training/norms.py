@@ -4,6 +4,8 @@ A few tokens have norms many times the median and hold half of the variance (the
 training above `max_norm` times the running median norm; what they were is counted.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -35,7 +37,7 @@ class NormFilter:
         """Count these rows in the median."""
         logs = torch.linalg.vector_norm(x_ND.detach().float(), dim=1).log2().clamp(_LOWEST, _LOWEST + _OCTAVES).cpu()
         bins = ((logs - _LOWEST) * _PER_OCTAVE).long().clamp_max(len(self.histogram) - 1)
-        self.histogram += distributed.sum_(torch.bincount(bins, minlength=len(self.histogram)))
+        self.histogram += torch.bincount(bins, minlength=len(self.histogram))
         beyond = int(self.histogram[-1])
         if beyond and (self.max_norm is None or 2 * beyond > int(self.histogram.sum())):
             raise DataError(
@@ -72,8 +74,7 @@ class NormFilter:
 
     def report(self) -> dict[str, float | None]:
         """Median, limit, and the share of the rows and of the variance that was left out."""
-        moments = distributed.sum_(self.moments.clone())
-        rows, squares, sums = moments[:, 0], moments[:, 1], moments[:, 2:]
+        rows, squares, sums = self.moments[:, 0], self.moments[:, 1], self.moments[:, 2:]
         n = float(rows.sum()) or 1.0
         mean = sums.sum(0) / n
         deviation = squares - 2 * sums @ mean + rows * mean.dot(mean)
@@ -83,6 +84,15 @@ class NormFilter:
             "high_norm_fraction": float(rows[1]) / n,
             "high_norm_variance_share": float(deviation[1] / deviation.sum().clamp_min(1e-300)),
         }
+
+    def settle(self, lanes: Sequence["NormFilter"]) -> None:
+        """Take up what the filters of the lanes of all processes have seen since they were settled, and tell them."""
+        seen = [lane.histogram - self.histogram for lane in lanes]
+        self.histogram += distributed.sum_(torch.stack(seen).sum(0))
+        self.moments += distributed.sum_(torch.stack([lane.moments for lane in lanes]).sum(0))
+        for lane in lanes:
+            lane.histogram.copy_(self.histogram)
+            lane.moments.zero_()
 
     def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
         return {"norms.histogram": self.histogram, "norms.moments": self.moments}

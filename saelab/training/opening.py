@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab.base import processes as distributed
+from saelab.base import seeds
 from saelab.base.errors import ConfigError
 from saelab.evaluation.fidelity import evaluate
 from saelab.evaluation.report import Report
 from saelab.models.identity import refuse_interventions
+from saelab.reading.buffer import parse_capacity
 from saelab.reading.corpus import load_corpus
 from saelab.reading.images import NoisedPlaces, load_images
 from saelab.reading.reader import ContextReader
+from saelab.training.lanes import Lanes
 from saelab.training.pieces import ItemPieces, ModelPieces, Pieces, rows_digest, rows_of
 from saelab.training.settings import Settings
 from saelab.training.sources import RowSource, Source, StreamSource
@@ -132,18 +136,19 @@ def open_rows(parts: tuple[Any, ...], settings: Settings, gradients: bool) -> In
     metadata = {**common, **stored, "max_norm": settings.max_norm, "seed": settings.seed}
     metadata["trained_on"] = "store" if _is_store(parts[0]) else "tensor"
     rows = RowSource(columns, settings.seed, settings.max_norm, say=settings.say)
-    known = {} if settings.out is None else {"rows": [rows_digest(part) for part in parts]}
+    known = {"rows": [rows_digest(part) for part in parts]} if _is_compared(settings) else {}
     return Input(rows, metadata, metadata | known)
 
 
 def open_iterable(items: Iterable[Any], settings: Settings) -> Input:
     """Anything that gives tensors or pairs of them, once or as often as it is asked."""
-    pieces = ItemPieces(items, settings.seed, 1 if settings.out is None else KNOWN_ROWS)
+    pieces = ItemPieces(items, settings.seed, KNOWN_ROWS if _is_compared(settings) else 1)
     stream = _stream(pieces, settings)
     metadata = _common(settings) | {"trained_on": "iterable"}
     fingerprint = metadata | {"buffer_tokens": settings.buffer_tokens}
-    if settings.out is not None:
+    if _is_compared(settings):
         fingerprint["rows"] = pieces.digest
+    if settings.out is not None:
         settings.say(
             f"the data of an iterable are told from others by their first {KNOWN_ROWS:,} rows: if what comes after those has "
             "changed, give another `out`"
@@ -152,15 +157,28 @@ def open_iterable(items: Iterable[Any], settings: Settings) -> Input:
 
 
 def _common(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("site", "target_site", "max_norm", "seed")}
-
-
-def _stream(pieces: Pieces, settings: Settings) -> StreamSource:
-    source = StreamSource(
-        pieces, settings.buffer_tokens, settings.seed, settings.max_norm, settings.tokens, settings.say
+    return {name: getattr(settings, name) for name in ("site", "target_site", "max_norm", "seed")} | (
+        {"lanes": settings.lanes} if settings.lanes > 1 else {}
     )
-    source.require(settings.batch_size)
-    return source
+
+
+def _stream(pieces: Pieces, settings: Settings) -> Source:
+    lanes = settings.lanes
+    rows = parse_capacity(settings.buffer_tokens, 4 * sum(pieces.widths.values()))
+
+    def stream(lane: int) -> StreamSource:
+        own = pieces.lane(lane, lanes) if lanes > 1 else pieces
+        seed = seeds.derived(settings.seed, lane) if lane else settings.seed
+        source = StreamSource(own, rows // lanes, seed, settings.max_norm, settings.tokens // lanes, settings.say)
+        source.require(settings.batch_size // lanes, lanes)
+        return source
+
+    return stream(0) if lanes == 1 else Lanes(lanes, stream)
+
+
+def _is_compared(settings: Settings) -> bool:
+    """Whether the fingerprint is: with that of a run in `out`, or with those of other processes."""
+    return settings.out is not None or distributed.world_size() > 1
 
 
 def _is_store(source: Any) -> bool:

@@ -1,5 +1,6 @@
 """Rows that come in pieces, one after the other: from a model that reads a corpus, or from any iterable of tensors."""
 
+import copy
 import hashlib
 import itertools
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from saelab.base import digests, seeds
 from saelab.base.codes import check_finite
-from saelab.base.errors import DataError
+from saelab.base.errors import ConfigError, DataError
 from saelab.base.surroundings import OwnRandomness
 from saelab.reading.reader import ContextReader
 
@@ -31,6 +32,10 @@ class Pieces(Protocol):
 
     def read(self, epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
         """The pieces of an epoch from a cursor on, each with the cursor behind it."""
+        ...
+
+    def lane(self, number: int, lanes: int) -> "Pieces":
+        """Those of one of so many lanes, which have all of them together and none twice."""
         ...
 
 
@@ -53,6 +58,13 @@ class ModelPieces:
                 found["gradient"] = rows.gradients[self.columns["x"]]
             yield found, rows.cursor
 
+    def lane(self, number: int, lanes: int) -> "ModelPieces":
+        if len(self.reader.order) < lanes:
+            raise ConfigError(f"{len(self.reader.order):,} contexts do not fill {lanes:,} lanes: give fewer `lanes`")
+        reader = copy.copy(self.reader)
+        reader.order = reader.order[number::lanes]
+        return ModelPieces(reader, self.columns)
+
 
 class ItemPieces:
     """A re-iterable of [n, d] tensors (or pairs of them: input, target), or an iterator for one epoch.
@@ -65,7 +77,7 @@ class ItemPieces:
     most = PIECE_ROWS
 
     def __init__(self, items: Iterable[Any], seed: int, known_rows: int = 1) -> None:
-        self.seed = seed
+        self.seed, self.own = seed, (0, 1)
         first, self.digest = _beginning(items, seed, known_rows)
         self.widths = _widths(columns_of(first[0], 0))
         once = isinstance(items, Iterator)
@@ -74,6 +86,7 @@ class ItemPieces:
 
     def read(self, epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
         own, count, end = OwnRandomness(seeds.derived(self.seed, epoch)), 0, object()
+        lane, lanes = self.own
         with own:
             iterator = iter(self.items)
         for number in itertools.count():
@@ -86,8 +99,15 @@ class ItemPieces:
                 raise DataError(f"item {number:,} of the iterable has widths {found}, and the first had {self.widths}")
             for start in range(0, len(columns["x"]), PIECE_ROWS):
                 count += 1
-                if count > cursor:
+                if count > cursor and (count - 1) % lanes == lane:
                     yield {name: x[start : start + PIECE_ROWS].float() for name, x in columns.items()}, count
+
+    def lane(self, number: int, lanes: int) -> "ItemPieces":
+        if self.epochs == 1 and lanes > 1:
+            raise ConfigError(f"an iterator is read once, not by {lanes:,} lanes: give a list or another re-iterable")
+        mine = copy.copy(self)
+        mine.own = (number, lanes)
+        return mine
 
 
 def _beginning(items: Iterable[Any], seed: int, n_rows: int) -> tuple[list[Any], str]:

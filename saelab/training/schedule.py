@@ -23,6 +23,7 @@ class Schedule:
 
     tokens: int
     batch_size: int
+    lanes: int = 1  # of rows, that each batch has as many of
 
     @property
     def steps(self) -> int:
@@ -30,7 +31,7 @@ class Schedule:
 
     def tokens_before(self, step: int) -> int:
         """Tokens that the steps before this one have used."""
-        return self.tokens * step // self.steps
+        return self.tokens // self.lanes * step // self.steps * self.lanes
 
     def rows(self, step: int) -> int:
         """Rows in the batch of this step: batches are as equal as they can be, so that no small one is left over."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.sae import SAE
+from saelab.base import processes as distributed
 from saelab.base.errors import CheckpointError, ConfigError, SiteError
 from saelab.base.progress import progress_bar
 from saelab.training import checkpoint, running
@@ -51,6 +52,17 @@ class Session:
         self.before = checkpoint.Before()
         self.stack = contextlib.ExitStack()
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in all processes that train together."""
+        settings, folder = self.settings, self.folder
+        each = {str(i): one for i, one in enumerate(self.fingerprints(settings.tokens))}
+        cadence = {
+            name: getattr(settings, name) for name in ("log_every", "checkpoint_every", "evaluate_every", "resume")
+        }
+        there = {} if folder is None else {"out": folder, "found there": checkpoint.standing(folder)}
+        return checkpoint.leaves(each) | cadence | running.versions() | there
+
     def __enter__(self) -> "Session":
         return self
 
@@ -83,7 +95,8 @@ class Session:
         if not checkpoint.finished(folder, self.fingerprint(settings.tokens)):
             return []
         settings.say(f"{folder} holds this run, finished: it is returned as it is")
-        checkpoint.remove_all(folder)  # those that a kill after the last step has left
+        if distributed.first():
+            checkpoint.remove_all(folder)  # those that a kill after the last step has left
         return self._ended()
 
     def _ended(self) -> list[Run]:
@@ -95,9 +108,9 @@ class Session:
         Raises `CheckpointError` for a folder with another run, or with any where `resume` is "never".
         """
         settings, source, folder = self.settings, self.data.source, self.folder
-        latest = None if folder is None else self._found(folder)
+        latest = None if folder is None else distributed.together(lambda: self._found(folder))
         before = self.before
-        self.schedule = schedule = Schedule(settings.tokens - before.tokens, settings.batch_size)
+        self.schedule = schedule = Schedule(settings.tokens - before.tokens, settings.batch_size, settings.lanes)
         pairs = zip(self.modules, self.dtypes, strict=True)
         self.trainers = [Trainer(module, schedule, settings.lr, dtype) for module, dtype in pairs]
         self.lead = self.trainers[0]
@@ -124,14 +137,18 @@ class Session:
         self._show_progress()
         if latest is None:
             self._begin()
-        if folder is not None:
-            checkpoint.write_run(folder, self.record)
+        self._write(self.record)
         self._open_logs()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if (folder := self.folder) is not None:
+            distributed.by_first(lambda: checkpoint.write_run(folder, record))
 
     def _found(self, folder: Path) -> tuple[int, dict[str, Tensor], list[list[dict[str, Any]]]] | None:
         """The newest checkpoint of the run that the folder holds, if it holds one; a finished shorter one is taken over."""
         tokens = self.settings.tokens
-        self.stack.enter_context(checkpoint.locked(folder))
+        if distributed.first():
+            self.stack.enter_context(checkpoint.locked(folder))
         found = checkpoint.read_run(folder)
         if found is None:
             return None
@@ -143,7 +160,8 @@ class Session:
             self.before = checkpoint.Before(**found.get("before", {}))
             return checkpoint.load_latest(folder)
         self.before = longer
-        checkpoint.remove_all(folder)
+        if distributed.first():
+            checkpoint.remove_all(folder)
         ended = self._ended()
         self.histories = [run.rows for run in ended]
         pairs = zip(ended, self.modules, strict=True)
@@ -185,8 +203,8 @@ class Session:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is a next step: neither the end was reached nor Ctrl-C pressed."""
-        return self.lead.done < self.schedule.steps and not self.interrupted.is_set()
+        """Whether there is a next step: neither the end was reached nor, in any process, Ctrl-C pressed."""
+        return self.lead.done < self.schedule.steps and not distributed.any_(self.interrupted.is_set())
 
     def _evaluates_after(self, step: int) -> bool:
         due = step == self.schedule.steps or step % self.evaluate_steps == 0
@@ -201,12 +219,13 @@ class Session:
     def step(self, log: bool) -> list[dict[str, Any]]:
         """One batch for every SAE: the figures of each, all of them where they are to be logged."""
         source = self.data.source
-        rows = _on(self.lead.sae, source.next(self.schedule.rows(self.lead.done)))
+        n = self.schedule.rows(self.lead.done)
+        rows = _on(self.lead.sae, source.next(n))
         source.filling = lambda rows, goal: None
         figures = [trainer.step(rows, log=log) for trainer in self.trainers]
         for trainer in self.trainers:
             trainer.sae.state.norm_limit.fill_(source.norms.limit)
-        self.bar.update(len(rows["x"]))
+        self.bar.update(n)
         return figures
 
     def log(self, figures: list[dict[str, Any]]) -> None:
@@ -237,21 +256,22 @@ class Session:
     def checkpoint_is_due(self) -> bool:
         """By default once in a tenth of the run and no more than once a minute: each checkpoint holds the buffer."""
         pause = SECONDS_BETWEEN_CHECKPOINTS if self.settings.checkpoint_every is None else 0.0
-        due = self.lead.done - self.saved >= self.checkpoint_steps and time.perf_counter() - self.saved_at >= pause
-        return self.folder is not None and due and self.lead.done < self.schedule.steps
+        due = self.folder is not None and self.saved + self.checkpoint_steps <= self.lead.done < self.schedule.steps
+        return due and distributed.any_(distributed.first() and time.perf_counter() - self.saved_at >= pause)
 
     def checkpoint(self) -> None:
         """Write all that the next step depends on."""
         assert self.folder is not None
-        checkpoint.write_run(self.folder, self.record)  # again: somebody may have removed the folder since
+        self._write(self.record)  # again: somebody may have removed the folder since
         self._save(self.folder)
         self.saved, self.saved_at = self.lead.done, time.perf_counter()
 
     def _save(self, folder: Path) -> None:
-        tensors = {f"source.{name}": tensor for name, tensor in self.data.source.state_dict().items()}
+        source = distributed.to_first(self.data.source.state_dict())
+        tensors = {f"source.{name}": tensor for name, tensor in source.items()}
         for i, trainer in enumerate(self.trainers):
             tensors |= {f"{i}.{name}": tensor for name, tensor in trainer.state_dict().items()}
-        checkpoint.save(folder, self.lead.done, tensors, self.histories)
+        distributed.by_first(lambda: checkpoint.save(folder, self.lead.done, tensors, self.histories))
 
     def close(self) -> list[Run]:
         """The runs, finished or interrupted, written into their folders."""
@@ -265,8 +285,8 @@ class Session:
             run = Run(trainer.sae, history, path, stopped, report)
             run.sae.metadata |= report
             trainer.finish()
-            run.write()
-            if path is not None and path != self.folder and not stopped:
+            distributed.by_first(run.write)
+            if distributed.first() and path is not None and path != self.folder and not stopped:
                 entry = {"fingerprint": own, "metadata": run.sae.metadata, "report": report}
                 checkpoint.write_run(path, entry | {"status": "finished"})
             runs.append(run)
@@ -275,8 +295,8 @@ class Session:
                 "status": "interrupted" if stopped else "finished", "report": report,
                 "metadata": self.lead.sae.metadata, "place": self.data.source.place,  # from which more tokens would go on
             }  # fmt: skip
-            checkpoint.write_run(self.folder, self.record | ended)
-            if not stopped:
+            self._write(self.record | ended)
+            if not stopped and distributed.first():
                 checkpoint.remove_all(self.folder)
         if stopped:
             out = self.folder

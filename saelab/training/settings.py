@@ -10,6 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from saelab.base import checks
+from saelab.base import processes as distributed
+from saelab.base.errors import ConfigError
 from saelab.base.files import user_path
 from saelab.training.loggers import Logger
 
@@ -38,6 +40,7 @@ class Settings:
     evaluate_every: int | None
     loggers: Sequence[Logger | str]
     progress: bool
+    lanes: int
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "Settings":
@@ -54,13 +57,34 @@ class Settings:
         for name in ("checkpoint_every", "log_every", "evaluate_every"):
             given[name] = checks.maybe(checks.count, name, given[name])
         given["seed"] = checks.seed(given["seed"])
-        given["dtype"], given["device"] = checks.dtype_of(given["dtype"]), checks.device_of(given["device"])
+        given["dtype"] = checks.dtype_of(given["dtype"])
+        given["device"] = distributed.device(checks.device_of(given["device"]))
         checks.choice("resume", given["resume"], ("auto", "never"))
         if not isinstance(given["loggers"], (list, tuple)):
             given["loggers"] = [given["loggers"]]
+        if not distributed.first():
+            given |= {"loggers": [], "progress": False}
+        given["lanes"] = _lanes(given)
         return cls(**given)
 
     def say(self, message: str) -> None:
         """Tell the user, above the progress bar."""
         if self.progress:
             tqdm.write(message, file=sys.stderr)
+
+
+def _lanes(given: Mapping[str, Any]) -> int:
+    """How many lanes the rows come in: one for each process unless given."""
+    processes = distributed.world_size()
+    lanes = processes if given["lanes"] is None else checks.count("lanes", given["lanes"])
+    if lanes % processes:
+        raise ConfigError(
+            f"{lanes} lanes do not divide among {processes} processes: give lanes={processes} or a multiple"
+        )
+    for name in ("batch_size", "tokens"):
+        if given[name] % lanes:
+            nearest = max(1, given[name] // lanes) * lanes
+            raise ConfigError(
+                f"{name}={given[name]:,} does not divide into {lanes} lanes: give {nearest:,}, or other `lanes`"
+            )
+    return lanes

@@ -1,7 +1,8 @@
 """Where the rows of a run come from: a model and its corpus, a store or tensor, or any iterable of tensors.
 
 A source gives raw rows {"x": [n, d], "target", "gradient"} in an order fixed by the seed, leaves out high-norm rows, and
-can be put back to any point with `state_dict`: the unread rows of its buffer, its cursor and its counts.
+can be put back to any point with `state_dict`: the unread rows of its buffer, its cursor and its counts. Of many processes
+each is given its part of a batch, and of the state.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from saelab.base import processes as distributed
 from saelab.base import seeds
 from saelab.base.codes import check_finite
 from saelab.base.errors import ConfigError, DataError
@@ -82,8 +84,9 @@ class RowSource:
         generator = torch.Generator().manual_seed(seeds.derived(self.seed, self.epoch))
         return self.kept[torch.randperm(len(self.kept), generator=generator)]
 
-    def _rows(self, index: Tensor) -> Rows:
-        return {name: column[index] for name, column in self.columns.items()}
+    def _own(self, index: Tensor) -> Rows:
+        """Those of these rows that are this process's."""
+        return {name: column[index[distributed.part(len(index))]] for name, column in self.columns.items()}
 
     def next(self, n: int) -> Rows:
         index = self._order[self.position : self.position + n]
@@ -95,10 +98,10 @@ class RowSource:
             more = self._order[: n - len(index)]
             self.position = len(more)
             index = torch.cat([index, more])
-        return self._rows(index)
+        return self._own(index)
 
     def sample(self, n: int) -> Rows:
-        return self._rows(self._order[:n])
+        return self._own(self._order[:n])
 
     @property
     def place(self) -> list[int]:
@@ -136,14 +139,14 @@ class StreamSource:
         self.epoch, self.cursor, self._kept_in_epoch, self._served = 0, 0, 0, 0
         self._iterator: Iterator[tuple[Rows, int]] | None = None
 
-    def require(self, batch_size: int) -> None:
-        """Raise `ConfigError` when the buffer cannot hold a batch beside the next piece."""
+    def require(self, batch_size: int, lanes: int = 1) -> None:
+        """Raise `ConfigError` when the buffer, that of one of so many lanes, cannot hold a batch beside the next piece."""
         self.buffer.require(batch_size)
-        if self.buffer.capacity < batch_size + self.pieces.most:
+        if self.buffer.capacity < (enough := batch_size + self.pieces.most):
             raise ConfigError(
                 f"buffer of {self.buffer.capacity:,} tokens cannot hold a batch of {batch_size:,} and the next "
-                f"{self.pieces.most:,} from the model: raise `buffer_tokens` to {batch_size + self.pieces.most:,} or more, "
-                "or lower `batch_size`"
+                f"{self.pieces.most:,} from the model{f' in each of {lanes:,} lanes' if lanes > 1 else ''}: raise "
+                f"`buffer_tokens` to {enough * lanes:,} or more, or lower `batch_size`"
             )
 
     def next(self, n: int) -> Rows:
