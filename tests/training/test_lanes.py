@@ -19,8 +19,8 @@ from saelab.training.schedule import Schedule
 from saelab.training.sources import StreamSource
 from tests.training import ranks
 
-# Rounding decides which pair of token and latent is the last within such a budget, and Adam moves that latent by its whole rate,
-# 1e-4. The same happens on one process when the rows of each batch come in another order.
+# Rounding decides which pair of token and latent is the last within such a budget, and Adam moves that latent by its whole
+# rate, 1e-4. The same happens on one process when the rows of each batch come in another order.
 CUT_THROUGH_BATCH = ("mutual", "zipf", "feature", "matryoshka", "transcoder")
 
 
