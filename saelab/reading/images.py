@@ -172,7 +172,9 @@ class NoisedPlaces:
 
     def lane(self, number: int, lanes: int) -> "NoisedPlaces":
         if len(self.images) < lanes * self.batch_size:
-            raise ConfigError(f"{len(self.images):,} images, {self.batch_size} at a time, do not fill {lanes:,} lanes: give fewer")
+            raise ConfigError(
+                f"{len(self.images):,} images, {self.batch_size} at a time, do not fill {lanes:,} lanes: give fewer"
+            )
         mine = copy.copy(self)
         mine.own = (number, lanes)
         return mine
