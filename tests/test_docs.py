@@ -12,6 +12,7 @@ import pytest
 import saelab
 from saelab.autoencoders.architecture import REGISTRY
 from saelab.cli import main
+from saelab.evaluation.denoising import DenoiserReport
 from saelab.evaluation.report import Report
 from saelab.training.run import COLUMNS
 from tests import tiny
@@ -130,7 +131,8 @@ def test_the_blocks_of_a_page_run(page, stand_ins):
 
 def test_every_figure_is_defined():
     text = (ROOT / "docs" / "figures.md").read_text()
-    missing = [name for name in [*Report.__dataclass_fields__, *COLUMNS] if f"`{name}`" not in text]
+    figures = [*Report.__dataclass_fields__, *DenoiserReport.__dataclass_fields__, *COLUMNS]
+    missing = [name for name in figures if f"`{name}`" not in text]
     assert not missing
 
 

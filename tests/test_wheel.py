@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 from zipfile import ZipFile
@@ -49,6 +50,19 @@ def built(folder: Path, links: bool) -> Path:
     build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(source)]
     subprocess.run([*PIP, *build], check=True)
     return next(folder.glob("saelab-*.whl"))
+
+
+def test_the_source_distribution_has_the_denoisers_and_the_pages(wheel):
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('.'))"
+    source = wheel.parent / "source"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, env=AWAY, capture_output=True, text=True, check=True
+    )
+    with tarfile.open(source / done.stdout.split()[-1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        f"saelab/{file}" for file in files_of(ROOT / "saelab") if "models/denoisers/" in file or WEB in file
+    } <= held
 
 
 @pytest.fixture(scope="module")
