@@ -200,6 +200,11 @@ def _index(prefix: str, n: int, counts: np.ndarray, paged: np.ndarray, n_words: 
         }
     yield prefix + "idx-1", encode("index", columns)
     yield prefix + "pages", encode("pages", {"latent": paged})
+    lying = np.random.default_rng(len(paged)).uniform(-1, 1, (4, len(paged))).astype("<f2")
+    yield (
+        prefix + "map",
+        encode("map", dict(zip(("pca_x", "pca_y", "neighbours_x", "neighbours_y"), lying, strict=True))),
+    )
 
 
 def _labels(n: int, share: float, rng: np.random.Generator) -> bytes:

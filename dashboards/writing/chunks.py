@@ -15,8 +15,8 @@ from saelab.analysis.attention.heads import head_shares
 from saelab.base.errors import ConfigError
 from saelab.base.protocols import Dictionary
 from saelab.base.statistics import spearman
+from saelab.dashboards.collecting import direction_map, examples, weights
 from saelab.dashboards.collecting import effects as fx
-from saelab.dashboards.collecting import examples, weights
 from saelab.dashboards.collecting import latent_figures as figures
 from saelab.dashboards.collecting.coactivation import coactivation, context_sample
 from saelab.dashboards.collecting.collect import Collection
@@ -198,6 +198,7 @@ class Part:
         yield self.prefix + "idx-0", "index", self._index_columns(), {}
         yield self.prefix + "idx-1", "index", self._more_index_columns(), {}
         yield self.prefix + "pages", "pages", {"latent": self.pages.astype("<u4")}, {}
+        yield self.prefix + "map", "map", self._map_columns(), {}
         both = coactivation(self.collection, self.pages, self.sample)
         encoder = weights.neighbours(self.sae.W_enc.detach().T, self.pages)
         found: dict[str, list[np.ndarray]] = {"acts": [], "logits": []}
@@ -241,6 +242,14 @@ class Part:
                 highest[first:last] = figures.reduced(np.maximum, f.values, f)
             columns |= {"null_count": self.null.counts.astype("<u4"), "null_max": Half(highest)}
         return columns
+
+    def _map_columns(self) -> dict[str, Any]:
+        """Where the pages' directions lie, [pages] each."""
+        at = torch.from_numpy(self.pages).to(self.sae.W_dec.device)
+        planes = direction_map.planes(self.sae.W_dec.detach()[at])
+        return {
+            f"{name}_{axis}": plane[:, k].astype("<f2") for name, plane in planes.items() for k, axis in enumerate("xy")
+        }
 
     def _spread(self, values: np.ndarray) -> np.ndarray:
         """A column [d_sae] of values that only latents with a page have."""

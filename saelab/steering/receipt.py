@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 FORMAT = 1
+PRINTED = 6  # operations: more do not fit a repr
 COLUMNS = [
     "site", "operation", "direction", "strength", "unit", "calls", "positions", "changed", "relative_change",
     "latent_before", "latent_after", "latent_positions",
@@ -235,7 +236,11 @@ class Receipt:
         return {"rows": [[described(operation) for operation in row] for row in self.rows]}
 
     def __repr__(self) -> str:
-        return f"Receipt of {len(self.tallies)} operations:\n{self.to_pandas().to_string(index=False)}"
+        more = len(self.tallies) - PRINTED
+        rest = f"\nand {more:,} more: to_pandas() has them" if more > 0 else ""
+        return (
+            f"Receipt of {len(self.tallies)} operations:\n{self.to_pandas().head(PRINTED).to_string(index=False)}{rest}"
+        )
 
 
 def _reader(operation: Operation, h_ND: Tensor) -> Callable[[Operation], Tensor]:

@@ -1,6 +1,7 @@
 """Where an operation acts: phases, positions, tokens, windows, and what is left out."""
 
 import operator
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 Window = tuple[int, int | None]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxtuple = 12
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Scope:
         return {field.name: getattr(self, field.name) for field in fields(self) if not self._is_default(field)}
 
     def __repr__(self) -> str:
-        return f"Scope({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+        return f"Scope({', '.join(f'{name}={_SHORT.repr(value)}' for name, value in self.to_dict().items())})"
 
     def _is_default(self, field: Any) -> bool:
         return bool(getattr(self, field.name) == field.default)

@@ -17,6 +17,7 @@ PLACES = [
     "#f=9999",
     "#f=7,9@B",
     "#view=compare",
+    "#view=sentence&text=a%20word%20and%20more",
     "#p=0",
     "#p=0&strip=miss",
     "#p=77",

@@ -133,13 +133,51 @@ def test_index_sorts_and_filters_as_the_data_says(browser, page, data):  # noqa:
         assert watched.until(lambda: found(watched) == inside.sum())
         # And by dragging: the whole map keeps every latent that fires.
         watched.go("#show=all&s=id&d=&m=")
-        box = watched.page.locator(".chart canvas").bounding_box()
+        box = watched.page.locator(".chart canvas[aria-label^=Latents]").bounding_box()
         watched.page.mouse.move(box["x"] + 1, box["y"] + 1)
         watched.page.mouse.down()
         watched.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 1)
         watched.page.mouse.up()
         half = (index["count"] >= 1) & (index["count"] <= counted**0.5 * 1.02)
         assert watched.until(lambda: abs(found(watched) - half.sum()) <= 6)  # a pixel at each edge
+        assert watched.verdict() == []
+
+
+def test_the_map_of_directions_brushes_the_table(browser, page, data):  # noqa: F811
+    latents, lying = data["pages"]["latent"], data["map"]
+    inside = (np.abs(lying["pca_x"]) <= 0.5) & (lying["pca_y"] >= 0)
+    with Watched(browser) as watched:
+        watched.open(page, "#show=all&s=id&at=pca:-0.5,0,0.5,1")
+        assert watched.until(lambda: found(watched) == inside.sum())
+        assert rows(watched) == latents[inside][: len(rows(watched))].tolist()
+        watched.go("#show=all&s=id")
+        watched.page.locator("[role=tab]", has_text="t-SNE").click()
+        box = watched.page.locator("#plane canvas").bounding_box()
+        watched.page.mouse.move(box["x"] + 1, box["y"] + 1)
+        watched.page.mouse.down()
+        watched.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 1)
+        watched.page.mouse.up()
+        assert watched.until(
+            lambda: abs(found(watched) - (lying["neighbours_x"] <= 0).sum()) <= 2
+        )  # a pixel at the edge
+        watched.page.get_by_role("button", name="Clear").click()
+        assert watched.until(lambda: found(watched) == 300)
+        assert watched.verdict() == []
+
+
+def test_a_sentence_is_matched_by_its_tokens(browser, page, data):  # noqa: F811
+    """Each token shows the latents that it characterises, and the page says that no model runs."""
+    index, vocab = data["idx-0"], data["vocab"]
+    ends, token = np.cumsum(vocab["length"]), 60
+    string = bytes(vocab["bytes"][ends[token] - vocab["length"][token] : ends[token]]).decode()
+    paged = set(data["pages"]["latent"].tolist())
+    first = {latent for latent in np.flatnonzero(index["tok0"] == token).tolist() if latent in paged}
+    with Watched(browser) as watched:
+        watched.open(page, "#view=sentence")
+        assert "no model runs in this page" in watched.text("#main")
+        watched.page.get_by_label("A sentence of your own").fill(string)
+        links = watched.page.locator("#main .sentence a").all_text_contents()
+        assert {int(text[1:]) for text in links[: len(first)]} == first
         assert watched.verdict() == []
 
 

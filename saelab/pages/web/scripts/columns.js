@@ -3,6 +3,7 @@
 /** @import { Numbers } from "./types.d.ts" */
 /** @import { Sae } from "./feature-data.js" */
 
+import { inRegion, parseRegion } from "./direction-map.js";
 import { at, FLAG } from "./feature-data.js";
 import { latentsOf, notes } from "./notes.js";
 import { search } from "./search.js";
@@ -160,6 +161,8 @@ export async function selectRows(sae, params) {
       : show === "noted"
         ? new Set([...latentsOf(sae, notes.notes.keys()), ...latentsOf(sae, notes.labels.keys())])
         : null;
+  const region = parseRegion(params.get("at"));
+  const inside = region && sae.has("map") ? await inRegion(sae, region) : null;
   const cLow = dLow * counted,
     cHigh = dHigh * counted;
   const candidates = found.only;
@@ -170,6 +173,7 @@ export async function selectRows(sae, params) {
     const latent = candidates ? candidates[i] : i;
     if (mask && !(flags[latent] & mask)) continue;
     if (own && !own.has(latent)) continue;
+    if (inside && !inside.has(latent)) continue;
     if (counts[latent] < cLow || counts[latent] > cHigh || max[latent] < mLow || max[latent] > mHigh) continue;
     rows[kept++] = latent;
   }

@@ -17,6 +17,7 @@ import { promptPage } from "./prompt-page.js";
 import { provenance } from "./provenance.js";
 import { bar } from "./report.js";
 import { actions, again, go, here, route, startRoute } from "./route.js";
+import { sentencePage } from "./sentence-page.js";
 import { textNodes } from "./text.js";
 import { openHelp, openView } from "./view.js";
 
@@ -56,10 +57,12 @@ let turn = 0; // each arrival; what finishes late of an earlier one is dropped
 function nav(dataset, params) {
   const view = params.has("p")
     ? "prompts"
-    : params.get("view") === "compare" || (params.get("f") ?? "").includes(",")
-      ? "compare"
-      : "index";
-  const to = { f: "", p: "", view: "", tab: "", ex: "", t: "", metric: "", strip: "" };
+    : params.get("view") === "sentence"
+      ? "sentence"
+      : params.get("view") === "compare" || (params.get("f") ?? "").includes(",")
+        ? "compare"
+        : "index";
+  const to = { f: "", p: "", view: "", tab: "", ex: "", t: "", metric: "", strip: "", text: "" };
   /** @param {string} key @param {string} words @param {string} hash */
   const link = (key, words, hash) =>
     el("a.button.plain", { href: hash, "aria-current": key === view ? "page" : undefined }, words);
@@ -67,6 +70,7 @@ function nav(dataset, params) {
     byId("nav-pages"),
     link("index", "Index", here(to)),
     dataset.manifest.prompts.length > 0 && link("prompts", "Prompts", here({ ...to, p: 0 })),
+    link("sentence", "Sentence", here({ ...to, view: "sentence" })),
     link("compare", "Compare", here({ ...to, view: "compare" })),
   );
   const search = searchField();
@@ -90,7 +94,9 @@ function show(dataset, params) {
       ? comparePage
       : f !== null && f !== ""
         ? featurePage
-        : indexPage;
+        : params.get("view") === "sentence"
+          ? sentencePage
+          : indexPage;
   page(main, dataset, params, current)
     .then((shown) => {
       if (!current() || !shown) return;

@@ -3,6 +3,7 @@
 /** @typedef {[low: number, high: number]} Range */
 /** @import { Sae } from "./feature-data.js" */
 
+import { brushed } from "./brush.js";
 import { densityScale } from "./density-scale.js";
 import { el } from "./dom.js";
 import { clamp, count, number } from "./numbers.js";
@@ -32,12 +33,16 @@ export function densityMap(sae, onBrush) {
     role: "img",
     "aria-label": "Latents by density and largest activation; drag to select a region, or type bounds below",
   });
-  const brush = el("div.brush", { hidden: true });
+  const { node, frame } = brushed(canvas, (corners) => {
+    if (!corners) return onBrush(null, null);
+    const [low, high] = corners;
+    onBrush([scale.density(low[0]), scale.density(high[0])], [scale.largest(1 - high[1]), scale.largest(1 - low[1])]);
+  });
   const figure = el(
     "div.chart",
     null,
     el("div.ylabel", null, `largest activation, ${number(scale.bottom, 2)} to ${number(scale.top, 2)} ↑`),
-    el("div", { style: { position: "relative" } }, canvas, brush),
+    node,
     el(
       "div.xlabels",
       null,
@@ -69,46 +74,10 @@ export function densityMap(sae, onBrush) {
       context.fillRect(x, y, 9, 9);
     }
   }
-  /** @type {(event: MouseEvent) => [x: number, y: number]} */
-  const place = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [clamp((event.clientX - box.left) / box.width, 0, 1), clamp((event.clientY - box.top) / box.height, 0, 1)];
-  };
-  /** @type {[x: number, y: number] | null} */
-  let from = null;
-  /** @param {number[]} a @param {number[]} b */
-  const frame = (a, b) => {
-    brush.hidden = false;
-    brush.style.left = `${100 * Math.min(a[0], b[0])}%`;
-    brush.style.top = `${100 * Math.min(a[1], b[1])}%`;
-    brush.style.width = `${100 * Math.abs(a[0] - b[0])}%`;
-    brush.style.height = `${100 * Math.abs(a[1] - b[1])}%`;
-  };
-  canvas.addEventListener("pointerdown", (event) => {
-    from = place(event);
-    canvas.setPointerCapture(event.pointerId);
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (from) frame(from, place(event));
-  });
-  canvas.addEventListener("pointerup", (event) => {
-    if (!from) return;
-    const to = place(event);
-    const small = Math.abs(from[0] - to[0]) < 0.01 && Math.abs(from[1] - to[1]) < 0.01;
-    if (small) {
-      brush.hidden = true;
-      onBrush(null, null);
-    } else
-      onBrush(
-        [scale.density(Math.min(from[0], to[0])), scale.density(Math.max(from[0], to[0]))],
-        [scale.largest(1 - Math.max(from[1], to[1])), scale.largest(1 - Math.min(from[1], to[1]))],
-      );
-    from = null;
-  });
   /** Draws the frame of bounds that came from the URL or the fields. @param {Range} density @param {Range} largest */
   function bounds([dLow, dHigh], [mLow, mHigh]) {
     if (dLow <= 0 && dHigh === Infinity && mLow <= 0 && mHigh === Infinity) {
-      brush.hidden = true;
+      frame();
       return;
     }
     frame(

@@ -197,7 +197,7 @@ export const order = { key: "", rows: new Uint32Array(0), message: "", ordered: 
 export async function currentOrder(sae, params) {
   const key = [
     sae.letter,
-    ...["q", "s", "show", "d", "m"].map((k) => params.get(k) ?? ""),
+    ...["q", "s", "show", "d", "m", "at"].map((k) => params.get(k) ?? ""),
     notes.pins.size,
     notes.labels.size,
     notes.notes.size,

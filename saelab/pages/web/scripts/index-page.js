@@ -5,13 +5,14 @@
 
 import { defaultShow, parseRange, rangeText, SHOWS, showCounts, sortOf } from "./columns.js";
 import { densityMap } from "./density.js";
+import { directionMap, PLANES, parseRegion, regionText } from "./direction-map.js";
 import { all, button, el, replace } from "./dom.js";
 import { openExport } from "./export.js";
 import { virtualGrid } from "./grid.js";
 import { currentOrder, indexColumns, LATENT, latentRows, order, saeCards } from "./index-columns.js";
 import { latentHash } from "./latents.js";
 import { count, plural } from "./numbers.js";
-import { errorCard, panel, say } from "./parts.js";
+import { errorCard, panel, say, tabs } from "./parts.js";
 import { actions, go, here, mark, route } from "./route.js";
 import { textNodes } from "./text.js";
 
@@ -45,6 +46,9 @@ export async function indexPage(main, dataset, params, current) {
         : say(`No page was made for latent ${view.rows[row]}`),
   });
   const map = densityMap(sae, (d, m) => refresh({ d: d ? rangeText(...d) : "", m: m ? rangeText(...m) : "" }));
+  /** @type {ReturnType<typeof directionMap>[]} */
+  const planes = [];
+  const directions = sae.has("map") ? panel("Decoder directions", null, el("p.muted", null, "…")) : null;
   const chooser = el("div.facets", { role: "group", "aria-label": "Which latents" });
   for (const [key, words] of SHOWS) {
     if (!counts[key] && key !== shown && key !== "pinned") continue;
@@ -97,6 +101,10 @@ export async function indexPage(main, dataset, params, current) {
       f.value = v > 0 && v < Infinity ? String(v) : "";
     });
     total.textContent = `${plural(view.rows.length, "latent")}${order.message ? ` · ${order.message}` : ""}`;
+    for (const plane of planes) {
+      plane.paint(view.rows);
+      plane.bounds(parseRegion(route.params.get("at")));
+    }
     map.paint(view.rows);
     map.bounds(d, m);
     grid.renew();
@@ -131,7 +139,7 @@ export async function indexPage(main, dataset, params, current) {
             el(
               "a.button",
               {
-                href: here({ sae: other.letter === "A" ? "" : other.letter, show: "", d: "", m: "" }),
+                href: here({ sae: other.letter === "A" ? "" : other.letter, show: "", d: "", m: "", at: "" }),
                 "aria-current": other === sae ? "page" : undefined,
               },
               `SAE ${other.letter}`,
@@ -154,18 +162,40 @@ export async function indexPage(main, dataset, params, current) {
           null,
           el("span.range", null, "density", fields[0], fields[1]),
           el("span.range", null, "largest", fields[2], fields[3]),
-          button("Clear", () => refresh({ d: "", m: "" })),
+          button("Clear", () => refresh({ d: "", m: "", at: "" })),
         ),
         el(
           "p.note",
           null,
-          "Drag on the map to keep a region. Colour: how many latents, logarithmic; grey: filtered out.",
+          "Drag on a map to keep a region. Colour: how many latents, logarithmic; grey: filtered out.",
         ),
+        directions,
       ),
     ),
   );
   paint();
   actions.repaint = paint;
+  if (directions)
+    sae
+      .chunk("map")
+      .then(({ columns }) => {
+        if (!current()) return;
+        for (const plane of Object.keys(PLANES))
+          if (columns[`${plane}_x`])
+            planes.push(
+              directionMap(sae, columns, plane, (region) => refresh({ at: region ? regionText(region) : "" })),
+            );
+        directions.lastChild?.remove();
+        const body = el("div", { id: "plane", role: "tabpanel" });
+        const names = Object.entries(PLANES).slice(0, planes.length);
+        /** @param {string} key */
+        const show = (key) => replace(body, planes[names.findIndex(([name]) => name === key)].node);
+        const shown = parseRegion(route.params.get("at"))?.plane ?? names[names.length - 1][0];
+        directions.append(tabs("Planes", names, shown, "plane", show, true), body);
+        show(shown);
+        paint();
+      })
+      .catch((error) => current() && replace(directions, errorCard("The map of directions could not be read", error)));
   if (!view.more) {
     main.setAttribute("aria-busy", "true");
     sae

@@ -74,7 +74,6 @@ export function tokensPanel(feature) {
   /** @param {{ token: number, times: number, mean: number }} entry */
   const row = ({ token, times, mean }) => [
     feature.vocab.chip(token),
-    meter(times / (feature.vocab.counts[token] || times)),
     percent(times / (feature.vocab.counts[token] || times), 2),
     count(times),
     number(mean),
@@ -82,7 +81,7 @@ export function tokensPanel(feature) {
   return panel(
     "Fires on",
     null,
-    table(["token", "of its reads", "#", "#firings", "#mean"], tokens.map(row)),
+    table(["token", "#of its reads", "#firings", "#mean"], tokens.map(row)),
     el("p.note", null, `Of ${plural(n, "firing")} in all; ordered by the share of a token's reads times the mean.`),
   );
 }

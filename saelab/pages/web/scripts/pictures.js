@@ -18,7 +18,7 @@ const STYLES = [
 
 /** The charts that are shown, with their names. @returns {[name: string, drawing: Element][]} */
 const charts = () =>
-  all(byId("main"), ".chart svg[aria-label], .chart canvas[aria-label], .graph svg[aria-label]")
+  all(byId("main"), ".chart svg[aria-label], .chart canvas[aria-label], svg.graph[aria-label]")
     .filter((drawing) => drawing.getBoundingClientRect().width > 0)
     .map((drawing) => [(drawing.getAttribute("aria-label") ?? "").split(/[,;:]/)[0].slice(0, 60), drawing]);
 

@@ -4,9 +4,11 @@ import { test } from "node:test";
 import { gzipSync } from "node:zlib";
 import { ChunkError, cutTexts, fromBase64, halves, inflate, parseContainer } from "../scripts/chunks.js";
 import { parseRange, radixSort, rangeText, selectRows, sortOf } from "../scripts/columns.js";
+import { parseRegion, regionText } from "../scripts/direction-map.js";
 import { at, Dataset, starts, Vocab } from "../scripts/feature-data.js";
 import { notes, takeNotes } from "../scripts/notes.js";
 import { search } from "../scripts/search.js";
+import { longestTokens } from "../scripts/sentence-page.js";
 
 /** A container as docs/dashboard-format.md describes it: columns of [name, type, bytes, length, scale]. */
 function container(columns, kind = "toy") {
@@ -178,4 +180,22 @@ test("foreign notes: what is not of their shape is passed over", () => {
   assert.equal(takeNotes(foreign), 2);
   assert.deepEqual([[...notes.labels], [...notes.pins], {}.y], [[["A:1", "x"]], ["A:1"], undefined]);
   for (const wrong of [null, 5, "x", []]) assert.equal(takeNotes(wrong), 0);
+});
+
+test("a sentence is cut into the longest tokens that a page knows", () => {
+  const { vocab } = dataset().dataset;
+  const cut = (text) => longestTokens(text, vocab).map(({ text: piece, token }) => [piece, token]);
+  assert.deepEqual(cut("The cat the"), [
+    ["The", 1],
+    [" ", null],
+    ["cat", 2],
+    [" the", 0],
+  ]);
+  assert.deepEqual(cut("😀"), [["😀", null]]);
+});
+
+test("a region of the map of directions goes into the address and out of it", () => {
+  const region = { plane: "pca", low: [-0.5, 0], high: [0.25, 1] };
+  assert.deepEqual(parseRegion(regionText(region)), region);
+  assert.deepEqual([parseRegion("pca:1,2,3"), parseRegion("__proto__:1,2,3,4"), parseRegion(null)], [null, null, null]);
 });
