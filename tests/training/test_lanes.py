@@ -3,6 +3,8 @@
 import itertools
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +18,7 @@ from saelab.base import processes
 from saelab.training.lanes import Lanes
 from saelab.training.pieces import ItemPieces
 from saelab.training.schedule import Schedule
-from saelab.training.sources import StreamSource
+from saelab.training.sources import RowSource, StreamSource
 from tests.training import ranks
 
 # Rounding decides which pair of token and latent is the last within such a budget, and Adam moves that latent by its whole
@@ -59,6 +61,18 @@ def test_the_rows_of_each_batch_do_not_depend_on_the_number_of_processes(monkeyp
         assert torch.equal(torch.cat([each.next(32)["x"] for each in found]), rows)
         seen += rows.flatten().tolist()
     assert sorted(seen) == list(range(1, 257))
+
+
+def test_rows_at_random_access_are_shared_out_in_the_order_of_one_process(monkeypatch):
+    x = torch.arange(40.0).unsqueeze(1)
+    expected, found = RowSource({"x": x}, 0, None, say=lambda text: None), []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "part", lambda n, rank=rank: slice(n * rank // 2, n * (rank + 1) // 2))
+        source = RowSource({"x": x}, 0, None, say=lambda text: None)
+        found.append([source.sample(8)["x"]] + [source.next(16)["x"] for _ in range(4)])
+    monkeypatch.undo()
+    wanted = [expected.sample(8)["x"]] + [expected.next(16)["x"] for _ in range(4)]
+    assert all(torch.equal(torch.cat(parts), whole) for *parts, whole in zip(*found, wanted, strict=True))
 
 
 def test_lanes_know_of_the_norms_in_each_other():
@@ -203,3 +217,23 @@ def test_processes_that_ask_for_different_things_are_each_told_so(tmp_path):
     ]
     for (number, message), rank in itertools.product(enumerate(messages), range(2)):
         assert re.match(message, (tmp_path / f"{number} {rank}").read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_without_torchrun_too_a_killed_process_is_named_by_the_others(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(["", *sys.path])
+    command = [sys.executable, "-m", "tests.training.ranks", "counted", str(tmp_path), "1", "5"]
+    both = [
+        subprocess.Popen(
+            command, stderr=subprocess.DEVNULL if rank else subprocess.PIPE, text=True,
+            env={**os.environ, **meeting, "PYTHONPATH": path, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = both[0].communicate(timeout=120)[1]
+    assert both[1].wait(timeout=10) == -signal.SIGKILL and both[0].returncode == 1
+    assert re.search(rf"ProcessError: process 1 of 2 \(.*process {both[1].pid}\) is gone", said)
