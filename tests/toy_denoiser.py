@@ -4,7 +4,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
 import saelab
@@ -40,3 +40,14 @@ def scheduler_steps(den: saelab.Denoiser, trajectory: Any) -> Tensor:
                 end = scheduler.step(out, t, x).prev_sample
         ends.append(end)
     return torch.stack(ends, dim=1)
+
+
+def dit(**changes: Any) -> DiTTransformer2DModel:
+    """Two blocks of width 16 on the 4x4 patches of 8x8 images, five classes, nothing zero that the usual start has so."""
+    config = dict(
+        num_attention_heads=2, attention_head_dim=8, in_channels=1, num_layers=2, sample_size=8, norm_num_groups=4,
+        num_embeds_ada_norm=5,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DiTTransformer2DModel(**{**config, **changes}).eval()

@@ -106,6 +106,9 @@ def run(denoiser: Denoiser, bare: Trajectory, record: Sequence[str], progress: b
         raise ConfigError(f"cannot record {', '.join(sorted(unknown))}: known are {', '.join(READINGS)}")
     if bare.cond is not None and len(bare.cond) not in (1, len(bare)):
         raise ConfigError(f"cond has {len(bare.cond)} rows for {len(bare)} samples: give one row, or one a sample")
+    if "h" in record and len(denoiser.site_shape(bare.site)) != 3:
+        raise ConfigError(f'{bare.site} has tokens and no feature map, which h is: leave "h" out of record, or read it with '
+                          "denoiser.record")  # fmt: skip
     plan = dataclasses.replace(steps_of(denoiser, bare.steps), eta=bare.eta)
     if not torch.equal(plan.timesteps, bare.timesteps):
         raise ConfigError("the trajectory's timesteps are not the scheduler's: use the scheduler that it was made with")

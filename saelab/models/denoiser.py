@@ -1,6 +1,6 @@
 """A diffusion denoiser whose activations can be read, replaced and traced to timesteps.
 
-A U-Net of diffusers and a noise schedule: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, with a_t the schedule's
+A U-Net or DiT of diffusers and a noise schedule: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, with a_t the schedule's
 `alphas_cumprod`. Whatever the network predicts (e, x_0 or v), `epsilon` and `x0` give e and x_0 (Ho et al. 2020;
 v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
 """
@@ -8,6 +8,7 @@ v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
 import contextlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from saelab.base import checks, digests
 from saelab.base.errors import ConfigError, DataError, SiteError
 from saelab.models import identity, sites
 from saelab.models.hooks import first_runs, interventions_silent, open_interventions
+from saelab.models.places import width_of
 from saelab.models.wrappers import eager
 
 if TYPE_CHECKING:
@@ -48,9 +50,10 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
     """A denoiser by name, from a folder, or around a U-Net or pipeline of diffusers.
 
     "digits-unet" (8x8) and "mnist-unet" (28x28) come with saelab. Any other string is a folder or a name on the hub that
-    holds a pipeline (or a `UNet2DModel` or `UNet2DConditionModel` alone); these load in evaluation mode and fp32. A U-Net
-    object is wrapped as it is, on its device, in its dtype and mode, and never changed. `scheduler` defaults to the
-    pipeline's, else to `DDIMScheduler()`. What is kept is a copy of it with `clip_sample=False` (and no thresholding):
+    holds a pipeline (or a `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel` alone).
+    These load in evaluation mode and fp32. A U-Net object is wrapped as it is, on its device, in its dtype and mode, and
+    never changed. `scheduler` defaults to the pipeline's, else to `DDIMScheduler()`. What is kept is a copy of it with
+    `clip_sample=False` (and no thresholding):
     clipping would make x0 a non-linear function of epsilon and inversion impossible; a warning says so where it was on.
     In a latent diffusion pipeline images are the autoencoder's latents.
 
@@ -242,7 +245,8 @@ class Denoiser:
         """
         path = PLACES.get(name, name)
         if path.startswith("mid_block") and getattr(self.unet, "mid_block", None) is None:
-            others = [p for p, _ in self.unet.named_modules() if p.startswith("down_blocks.") and p.count(".") == 1]
+            stages = ("down_blocks.", "transformer_blocks.")
+            others = [p for p, _ in self.unet.named_modules() if p.startswith(stages) and p.count(".") == 1]
             raise SiteError(f"this {type(self.unet).__name__} has no middle block (mid_block_type=None), so there is no site "
                             f"{name!r}: give another, for instance site={others[-1] if others else 'conv_in'!r}")  # fmt: skip
         try:
@@ -263,7 +267,8 @@ class Denoiser:
     def sites(self) -> "DataFrame":
         """Table of the sites, in the order of the forward pass: name, module, width (channels), kind, height.
 
-        The three places of the middle block by name, then every block, ResNet, attention and resampling module.
+        The three places of the middle block by name, then every block, ResNet, attention and resampling module. Of a DiT every
+        block, its attention and feed-forward part; `height` is the side of the square of its tokens.
         """
         import pandas as pd
 
@@ -274,7 +279,8 @@ class Denoiser:
         paths.sort(key=_order)
         with interventions_silent(), torch.no_grad():
             shapes = {path: x.shape[1:] for path, x in self._read(paths, *self._probe()).items()}
-        rows = [(named.get(path, path), path, shape[0], _kind(path), shape[1]) for path, shape in shapes.items()]
+        heights = {path: shape[1] if len(shape) == 3 else math.isqrt(shape[0]) for path, shape in shapes.items()}
+        rows = [(named.get(p, p), p, width_of(tuple(shape)), _kind(p), heights[p]) for p, shape in shapes.items()]
         return pd.DataFrame(rows, columns=["name", "module", "width", "kind", "height"])
 
     def record(
@@ -392,18 +398,27 @@ def _json(value: Any) -> str:
 
 
 def _moment(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
-    x = args[0] if args else kwargs["sample"]
+    x: Tensor = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
     t = args[1] if len(args) > 1 else kwargs["timestep"]
     return Moment(torch.as_tensor(t, device=x.device).reshape(-1).expand(len(x)))
 
 
-_KINDS = {"resnets": "resnet", "attentions": "attention", "downsamplers": "downsampling", "upsamplers": "upsampling"}
+_KINDS = {
+    "attn1": "attention",
+    "ff": "mlp",
+    "resnets": "resnet",
+    "attentions": "attention",
+    "downsamplers": "downsampling",
+    "upsamplers": "upsampling",
+}
 
 
 def _is_block(path: str) -> bool:
     parts = path.split(".")
     if parts[0] in ("down_blocks", "up_blocks"):
         return len(parts) == 2 or (len(parts) == 4 and parts[2] in _KINDS)
+    if parts[0] == "transformer_blocks":
+        return len(parts) == 2 or (len(parts) == 3 and parts[2] in ("attn1", "ff"))
     if parts[0] == AFTER:
         return len(parts) == 1 or (len(parts) == 3 and parts[1] in _KINDS)
     return path in ("conv_in", "conv_out")
@@ -413,6 +428,8 @@ def _order(path: str) -> tuple[int, ...]:
     """Sorts the sites into the order in which a U-Net runs them: a block's output comes after its parts."""
     stage, *parts = path.removesuffix(".norm2").split(".")
     block = int(parts.pop(0)) if parts and parts[0].isdigit() else 0
+    if stage == "transformer_blocks":
+        return (1, block, 3 if not parts else ("attn1", "ff").index(parts[0]))
     place = {"conv_in": 0, "down_blocks": 1, AFTER: 2, "up_blocks": 3, "conv_out": 4}[stage]
     if parts == ["input"]:
         return (place, block, 0)

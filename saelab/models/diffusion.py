@@ -13,9 +13,11 @@ from saelab.base.errors import ConfigError, DataError
 from saelab.base.files import user_path
 from saelab.models.wrappers import looked_through
 
+PARTS = ("unet", "transformer")  # of a pipeline
 BUNDLED = Path(__file__).parent / "denoisers"
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-UNETS = ("UNet2DModel", "UNet2DConditionModel")
+DIT = "DiTTransformer2DModel"
+UNETS = ("UNet2DModel", "UNet2DConditionModel", DIT)
 
 
 def bundled_names() -> list[str]:
@@ -48,9 +50,12 @@ def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any]:
         if folder.is_dir() and (folder / "config.json").is_file():
             return _unet(source, None, json.loads((folder / "config.json").read_text())).to(device).eval(), None
         index = package.DiffusionPipeline.load_config(source)
-        if "unet" not in index or "scheduler" not in index:
-            raise ConfigError(f"{name!r} is a {index.get('_class_name')} without a U-Net or a scheduler")
-        unet = _unet(source, "unet", {"_class_name": index["unet"][1]})
+        part = next((part for part in PARTS if part in index), None)
+        if part is None or "scheduler" not in index:
+            raise ConfigError(
+                f"{name!r} is a {index.get('_class_name')} without a U-Net or transformer, or a scheduler"
+            )
+        unet = _unet(source, part, {"_class_name": index[part][1]})
         scheduler = getattr(package, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler")
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
@@ -73,7 +78,7 @@ def parts(thing: Any) -> tuple[nn.Module, Any]:
     """The U-Net and scheduler of a pipeline, or a U-Net and None."""
     diffusers()
     whole = isinstance(thing, nn.Module)
-    unet: Any = thing if whole else getattr(thing, "unet", None)
+    unet: Any = thing if whole else next((getattr(thing, part) for part in PARTS if hasattr(thing, part)), None)
     scheduler = None if whole else getattr(thing, "scheduler", None)
     unet = looked_through(unet) if isinstance(unet, nn.Module) else unet
     if not isinstance(unet, nn.Module) or type(unet).__name__ not in UNETS:
@@ -85,12 +90,15 @@ def parts(thing: Any) -> tuple[nn.Module, Any]:
 def refuse_more_inputs(unet: Any) -> None:
     """`ConfigError` for a U-Net that needs more than an image, a timestep and `cond`: its passes would fail."""
     config = unet.config
-    read, given = int(config.in_channels), int(config.out_channels)
+    read = int(config.in_channels)
+    given = read if config.out_channels is None else int(config.out_channels)
     kinds = [str(config.get(name)) for name in ("addition_embed_type", "encoder_hid_dim_type") if config.get(name)]
     if kinds:
         why = f"is also conditioned on {' and '.join(kinds)} (added_cond_kwargs, as Stable Diffusion XL)"
     elif config.get("class_embed_type") not in (None, "timestep", "identity") or config.get("time_cond_proj_dim"):
         why = "is also conditioned on class embeddings or a guidance scale"
+    elif type(unet).__name__ == DIT and unet.training:
+        why = "drops class labels at random in training mode (call its eval() first)"
     elif read not in (given, given // 2):  # twice as many come out where the variance is learned
         why = (
             f"reads {read} channels and gives {given}: those of an image to fill in or to go by stand beside the noise"
@@ -165,11 +173,11 @@ def conditioning(unet: Any, cond: Shaped[Tensor, "..."] | None, n: int) -> dict[
     Raises `ConfigError` when a conditional U-Net gets nothing, or an unconditional one something.
     """
     kind = type(unet).__name__
-    conditional = kind == "UNet2DConditionModel"
+    conditional, labelled = kind == "UNet2DConditionModel", embeds_classes(unet)
     if cond is None:
         if conditional:
             raise ConfigError(f"a {kind} needs cond=, its encoder_hidden_states [n or 1, length, width]")
-        if getattr(unet, "class_embedding", None) is not None:
+        if labelled:
             raise ConfigError(f"this {kind} embeds classes: give cond=, their labels [n]")
         return {}
     if len(cond) not in (1, n):
@@ -177,9 +185,14 @@ def conditioning(unet: Any, cond: Shaped[Tensor, "..."] | None, n: int) -> dict[
     cond = cond.expand(n, *cond.shape[1:])
     if conditional:
         return {"encoder_hidden_states": cond}
-    if getattr(unet, "class_embedding", None) is None:
+    if not labelled:
         raise ConfigError(f"this {kind} is not conditioned on anything: leave cond out")
     return {"class_labels": cond}
+
+
+def embeds_classes(unet: Any) -> bool:
+    """Whether it is conditioned on class labels: a DiT always, a `UNet2DModel` that was built so."""
+    return type(unet).__name__ == DIT or getattr(unet, "class_embedding", None) is not None
 
 
 def blank(unet: Any) -> Shaped[Tensor, "..."] | None:
@@ -188,6 +201,6 @@ def blank(unet: Any) -> Shaped[Tensor, "..."] | None:
     if type(unet).__name__ == "UNet2DConditionModel":
         width = unet.config.cross_attention_dim
         return parameter.new_zeros(1, 1, width if isinstance(width, int) else width[0])
-    if getattr(unet, "class_embedding", None) is not None:
+    if embeds_classes(unet):
         return torch.zeros(1, dtype=torch.long, device=parameter.device)
     return None
