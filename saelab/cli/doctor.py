@@ -22,6 +22,7 @@ CORE: dict[str, str | None] = {
     "tokenizers": "tokenizers",
     "pandas": "pandas",
     "plotly": "plotly",
+    "nbformat": "nbformat",
     "tqdm": "tqdm",
     "pyyaml": "yaml",
     "cyclopts": "cyclopts",
