@@ -85,3 +85,10 @@ def test_the_density_ratio_is_exact_for_a_gaussian():
     one, other = torch.randn(5, 3, dtype=D), torch.randn(5, 3, dtype=D)
     known = (one.square().sum(1) - other.square().sum(1)) / 2
     torch.testing.assert_close(score._log_ratio(lambda y: -y, one, other), known)
+
+
+def test_every_measure_of_denoisers_is_a_name_of_the_package():
+    from saelab.analysis import denoisers
+
+    assert all(callable(getattr(denoisers, name)) and getattr(denoisers, name).__doc__ for name in denoisers.__all__)
+    assert {"feature_reuse", "leading_directions", "alignment", "tweedie"} <= set(denoisers.__all__)
