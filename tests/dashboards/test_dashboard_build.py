@@ -249,6 +249,17 @@ def test_labels_from_files(tiny_llama, sae, corpus, tmp_path):
         make(sae, tiny_llama, corpus, tmp_path / "c.html", latents=2, labels=tmp_path / "c.json")
 
 
+def test_a_compared_sae_is_evaluated_too(tiny_llama, sae, corpus, tmp_path):
+    rival = make_sae(tiny_llama, d_sae=20, seed=5)
+    made = {}
+    for name, evaluation in (("both", True), ("none", None)):
+        page = make(sae, tiny_llama, corpus, tmp_path / f"{name}.html", latents=4, compare=rival, evaluation=evaluation)
+        made[name] = [described["evaluation"] for described in page.data.manifest["saes"]]
+    first, second = made["both"]
+    assert first["tokens"] == second["tokens"] > 0 and first["ce_sae"] != second["ce_sae"]
+    assert made["none"] == [None, None]
+
+
 def test_two_saes_seeds_null_and_sweeps(tiny_llama, sae, corpus, tmp_path):
     import pandas
 
