@@ -1,6 +1,7 @@
 """What mkdocs builds beside the pages of this folder: those at the repository's root, and the reference, made of the code."""
 
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,9 @@ ROOMS = (
     "saelab.dashboards",
     "saelab.hspace",
     "saelab.analysis.attention",
+    "saelab.analysis.circuits",
     "saelab.analysis.dark_matter",
+    "saelab.analysis.denoisers",
     "saelab.interop",
 )
 
@@ -60,6 +63,9 @@ def public(room: ModuleType) -> dict[str, str]:
 def room_page(room: ModuleType) -> str:
     """A page with every public name of a room, its signature and docstring."""
     lines = [f"# {room.__name__}", "", (room.__doc__ or "").partition("\n\n")[0], ""]
+    if not hasattr(room, "_PUBLIC") and not hasattr(room, "__all__"):  # whose names are those of its modules
+        modules = (module.name for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."))
+        return "\n".join([*lines, *(f"::: {name}\n" for name in modules)])
     for name, module in public(room).items():
         title = f"{room.__name__}.{name}"
         lines += [f"::: {module}.{name}", "    options:", f"      heading: {title}", f"      toc_label: {name}", ""]
