@@ -19,7 +19,7 @@ from saelab.base import checks
 from saelab.base.errors import DataError
 from saelab.base.progress import progress_bar
 from saelab.base.protocols import Dictionary
-from saelab.evaluation.fidelity import ratio
+from saelab.evaluation.fidelity import ratio, warn_of_training_tokens
 from saelab.evaluation.reconstruction import Reconstruction
 from saelab.evaluation.sparsity import Firing
 from saelab.models.denoising import ddim, draws
@@ -139,7 +139,8 @@ def evaluate_denoiser(
         split: "heldout" (5% of the images), "train" or "all".
         progress: show a bar with the rate and the time left.
 
-    Warns when the split ends short of `tokens`. Raises `ConfigError`, `SiteError` and `DataError` as `Denoiser.splice` and
+    Warns when the split ends short of `tokens`, and when the SAE was trained on its images.
+    Raises `ConfigError`, `SiteError` and `DataError` as `Denoiser.splice` and
     `load_images` do, and `DataError` where nothing is replaced.
 
     >>> import saelab
@@ -157,7 +158,9 @@ def evaluate_denoiser(
     purpose = Purpose.of(sae, site)
     path = reading_site(denoiser, purpose)
     warn_of_other_weights(denoiser, sae)
-    chosen = load_images(images, denoiser).split(split)
+    images = load_images(images, denoiser)
+    warn_of_training_tokens(sae, images, split)
+    chosen = images.split(split)
     places = math.prod(denoiser.site_shape(path)) // sae.d_in
     count = min(len(chosen), -(-tokens // (places * len(grid))))
     if (read := count * places * len(grid)) < tokens:

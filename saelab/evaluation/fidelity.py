@@ -27,6 +27,7 @@ from saelab.reading.reader import ContextReader
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
     from saelab.reading.corpus import Corpus
+    from saelab.reading.images import Images
     from saelab.reading.packing import Contexts
 
 __all__ = ["Report", "evaluate"]
@@ -108,7 +109,7 @@ def evaluate(
     batch_size = checks.count("batch_size", batch_size)
     corpus = load_corpus(corpus)
     contexts = contexts_for(sae, lm, corpus, split, context_length, prepend_bos)
-    _warn_of_training_tokens(sae, corpus, split)
+    warn_of_training_tokens(sae, corpus, split)
     _warn_of_short_split(contexts, tokens, split)
 
     with torch.no_grad():
@@ -132,7 +133,8 @@ def _refuse_text(context_length: Any, skip_positions: Any, prepend_bos: Any, sel
         )
 
 
-def _warn_of_training_tokens(sae: Dictionary, corpus: "Corpus", split: str) -> None:
+def warn_of_training_tokens(sae: Dictionary, corpus: "Corpus | Images", split: str) -> None:
+    """Say so where an SAE is evaluated on what it was trained on."""
     trained = sae.metadata.get("split")
     if sae.metadata.get("corpus_digest") == corpus.digest and (trained == split or "all" in (trained, split)):
         warnings.warn(

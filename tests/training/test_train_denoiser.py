@@ -170,6 +170,8 @@ def test_refusals(den, images, sae):
         saelab.train(den, images, **HOW, target_site="conv_in")
     with pytest.raises(ConfigError, match="context_length means nothing"):
         saelab.evaluate(sae, den, images, context_length=4)
+    with pytest.warns(UserWarning, match="trained on split 'train'"):
+        saelab.evaluate(sae, den, images, tokens=160, sparsity_tokens=100, split="train", progress=False)
     with pytest.warns(UserWarning, match="ends after 3 images"):
         saelab.evaluate(sae, den, images, sparsity_tokens=100, progress=False)
 
