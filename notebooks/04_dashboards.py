@@ -20,24 +20,19 @@
 # Everything works with no network. On two cores it takes about ten minutes, most of it the training.
 
 # %%
-import os
-
 import saelab
 
-# The tests run this notebook on a small random model: these sizes are the only difference.
-MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
-CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
-SMALL = MODEL != "smollm2-135m"
-
-lm = saelab.load_model(MODEL)
-corpus = saelab.load_corpus(CORPUS)
+# %% tags=["parameters"]
+MODEL, CORPUS, SITE = "smollm2-135m", "sotu", "blocks.2.attn.hook_z"
+K, D_SAE, TOKENS = 32, 2048, 200_000
+READ = 20_000
 
 # %%
-SITE = "blocks.2.attn.hook_z"
-config = saelab.TopK(k=4, d_sae=64) if SMALL else saelab.TopK(k=32, d_sae=2048)
-sizes = {"batch_size": 512, "buffer_tokens": 2_048, "context_length": 64} if SMALL else {}
-TOKENS = 5_000 if SMALL else 200_000
-run = saelab.train(lm, corpus, site=SITE, sae=config, tokens=TOKENS, seed=0, out="runs/notebook-04", **sizes)
+lm = saelab.load_model(MODEL)
+corpus = saelab.load_corpus(CORPUS)
+run = saelab.train(
+    lm, corpus, site=SITE, sae=saelab.TopK(k=K, d_sae=D_SAE), tokens=TOKENS, seed=0, out="runs/notebook-04"
+)
 sae = run.sae
 
 # %% [markdown]
@@ -48,7 +43,7 @@ sae = run.sae
 
 # %%
 some = int(sae.latent_stats.density.argsort(descending=True)[len(sae.latent_stats.density) // 8])
-sae.show(some, lm=lm, corpus=corpus, tokens=2_000 if SMALL else 20_000)
+sae.show(some, lm=lm, corpus=corpus, tokens=READ)
 
 # %% [markdown]
 # ## A page of many
@@ -61,8 +56,8 @@ sae.show(some, lm=lm, corpus=corpus, tokens=2_000 if SMALL else 20_000)
 page = run.dashboard(
     lm=lm,
     corpus=corpus,
-    latents=8 if SMALL else 64,
-    tokens=2_000 if SMALL else 20_000,
+    latents=64,
+    tokens=READ,
     effects="direct",
     prompts=["My fellow citizens, the state of the Union is strong."],
     labels={some: "the one looked at above"},

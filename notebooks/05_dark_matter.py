@@ -25,9 +25,6 @@
 # Nearly all of the notebook's time is training, an hour or more on two cores; `out=` makes it resumable.
 
 # %%
-import os
-import warnings
-
 import pandas
 import plotly.express
 import torch
@@ -36,19 +33,13 @@ import saelab
 from saelab.analysis import dark_matter
 from saelab.analysis.dark_matter import pursuit
 
-# The tests run this notebook on a small random model: these sizes are the only difference.
-MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
-CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
-SMALL = MODEL != "smollm2-135m"
-WIDTHS = [16, 24, 32, 48, 64] if SMALL else [256, 512, 1024, 2048, 4096, 8192]
-KS = [2] if SMALL else [16, 32]
-TOKENS, HELDOUT, SOME, COST = (2_000, 2_000, 300, 128) if SMALL else (600_000, 95_000, 4_000, 4_096)
-LENGTH = 64 if SMALL else 256
-SIZES = {"batch_size": 256} if SMALL else {}
+# %% tags=["parameters"]
+MODEL, CORPUS = "smollm2-135m", "sotu"
 SITE, BEFORE = "blocks.3.hook_resid_post", "blocks.2.hook_resid_post"
-if SMALL:
-    warnings.simplefilter("ignore", UserWarning)  # of so few tokens
+WIDTHS, KS = [256, 512, 1024, 2048, 4096, 8192], [16, 32]
+TOKENS, HELDOUT, SOME, COST = 600_000, 95_000, 4_000, 4_096
 
+# %%
 lm = saelab.load_model(MODEL)
 corpus = saelab.load_corpus(CORPUS)
 
@@ -61,12 +52,11 @@ corpus = saelab.load_corpus(CORPUS)
 # the nonlinear part is smaller than anywhere else.
 
 # %%
-harvest = {"sites": [SITE, BEFORE], "context_length": LENGTH}
-train = saelab.harvest(lm, corpus, tokens=TOKENS // 2, **harvest)
-heldout = saelab.harvest(lm, corpus, tokens=HELDOUT, split="train" if SMALL else "heldout", **harvest)
+train = saelab.harvest(lm, corpus, sites=[SITE, BEFORE], tokens=TOKENS // 2)
+heldout = saelab.harvest(lm, corpus, sites=[SITE, BEFORE], tokens=HELDOUT, split="heldout")
 x = heldout[SITE]
 saes = [saelab.TopK(k=k, d_sae=width) for k in KS for width in WIDTHS]
-runs = saelab.sweep(train[SITE], saes, tokens=TOKENS, seed=0, out="runs/notebook-05", **SIZES)
+runs = saelab.sweep(train[SITE], saes, tokens=TOKENS, seed=0, out="runs/notebook-05")
 family = dark_matter.family([run.sae for run in runs], x)
 parts = family[len(family) - 2]
 parts
@@ -132,12 +122,11 @@ dark_matter.norm_baselines(parts, x).round(3)
 # at the end of training (`settled`) are points of no law; with so few tokens that may be all of the wide ones.
 
 # %%
-scalings = family.fit(draws=50 if SMALL else 1000)
+scalings = family.fit(draws=1000)
 for scaling in scalings:
     print(f"k = {scaling.sparsity:g}: {scaling.law}")
     print(f"  FVU per doubling: {scaling.slope:.4f}, its nonlinear part: {scaling.nonlinear_slope:.4f}")
-if not SMALL:
-    print("settled:", [f"{run.sae.cfg}" for run in runs if dark_matter.settled(run)])
+print("settled:", [f"{run.sae.cfg}" for run in runs if dark_matter.settled(run)])
 
 # %%
 scalings[0].plot()
@@ -179,9 +168,7 @@ plotly.express.bar(
 # %%
 again = saelab.TopK(k=KS[-1], d_sae=WIDTHS[3], aux_coefficient=0.0)
 thirds = dark_matter.decompose(parts.sae, train[SITE], holdout=2 / 3)
-scores, _ = dark_matter.train_on_parts(
-    thirds, train[SITE], again, tokens=TOKENS // 2, buffer_tokens=4_096 if SMALL else 65_536, **SIZES
-)
+scores, _ = dark_matter.train_on_parts(thirds, train[SITE], again, tokens=TOKENS // 2, buffer_tokens=65_536)
 scores.round(3)
 
 # %% [markdown]
@@ -228,7 +215,7 @@ pandas.DataFrame(
 # before, and on this SAE's own.
 
 # %%
-before = saelab.train(train[BEFORE], sae=parts.sae.cfg, tokens=TOKENS, seed=0, **SIZES).sae
+before = saelab.train(train[BEFORE], sae=parts.sae.cfg, tokens=TOKENS, seed=0).sae
 dark_matter.predict_from_earlier(parts, x, {"this SAE": (parts.sae, x), "block 2": (before, heldout[BEFORE])}).round(3)
 
 # %% [markdown]

@@ -27,9 +27,6 @@
 # With no network; about an hour on two cores, nearly all of it harvesting. `out=` makes that part resumable.
 
 # %%
-import os
-import warnings
-
 import pandas
 import plotly.express
 import torch
@@ -40,21 +37,14 @@ from saelab.analysis.attention import induction, ioi, proxies
 from saelab.analysis.circuits import recursive_dfa
 from saelab.models.tokens import Tokens
 
-# The tests run this notebook on a small random model: these sizes are the only difference.
-MODEL = os.environ.get("SAELAB_NOTEBOOK_MODEL", "smollm2-135m")
-CORPUS = os.environ.get("SAELAB_NOTEBOOK_CORPUS", "sotu")
-SMALL = MODEL != "smollm2-135m"
-BLOCKS, STREAM = ([1, 2, 3], [3]) if SMALL else ([2, 16, 17, 18], [2, 16, 17])
-ROOT = 3 if SMALL else 17
-CONFIG = saelab.TopK(k=4, d_sae=64) if SMALL else saelab.TopK(k=16, d_sae=1024)
-STREAM_CONFIG = saelab.TopK(k=4, d_sae=64) if SMALL else saelab.TopK(k=32, d_sae=2048)
-TOKENS, TRAINING, HELDOUT, READ = (1_000, 2_000, 500, 500) if SMALL else (85_000, 250_000, 20_000, 4_000)
-LENGTH = 64 if SMALL else 256
-SPLIT = "train" if SMALL else "heldout"
-SIZES = {"batch_size": 256} if SMALL else {"batch_size": 2048}
-if SMALL:
-    warnings.simplefilter("ignore", UserWarning)  # of so few tokens
+# %% tags=["parameters"]
+MODEL, CORPUS = "smollm2-135m", "sotu"
+BLOCKS, STREAM, ROOT = [2, 16, 17, 18], [2, 16, 17], 17
+CONFIG, STREAM_CONFIG = saelab.TopK(k=16, d_sae=1024), saelab.TopK(k=32, d_sae=2048)
+TOKENS, TRAINING, HELDOUT, READ = 85_000, 250_000, 20_000, 4_000
+PROMPTS = 40
 
+# %%
 lm = saelab.load_model(MODEL)
 corpus = saelab.load_corpus(CORPUS)
 
@@ -65,7 +55,7 @@ corpus = saelab.load_corpus(CORPUS)
 # the current one, a *duplicate-token* head to the earlier copy, a *previous-token* head one step back.
 
 # %%
-scores = induction.head_scores(lm, length=20 if SMALL else 50, n=2 if SMALL else 8)
+scores = induction.head_scores(lm, length=50, n=8)
 pandas.concat({name: scores.nlargest(4, name) for name in ("induction", "previous_token", "duplicate")}).round(2)
 
 # %% [markdown]
@@ -75,9 +65,7 @@ pandas.concat({name: scores.nlargest(4, name) for name in ("induction", "previou
 
 # %%
 best = [tuple(row) for row in scores.nlargest(2, "induction")[["block", "head"]].to_numpy().tolist()]
-prefixes = induction.long_prefix(
-    lm, best, prefixes=[1, 3] if SMALL else [1, 2, 3, 5, 8], examples=2 if SMALL else 8, length=64 if SMALL else 128
-)
+prefixes = induction.long_prefix(lm, best, prefixes=[1, 2, 3, 5, 8], examples=8)
 prefixes.round(3)
 
 # %%
@@ -92,17 +80,15 @@ plotly.express.line(prefixes, x="prefix", y="score", error_y="score_se", color="
 
 # %%
 sites = [f"blocks.{b}.attn.hook_z" for b in BLOCKS] + [f"blocks.{b}.hook_resid_pre" for b in STREAM]
-train = saelab.harvest(
-    lm, corpus, sites=sites, tokens=TOKENS, context_length=LENGTH, out=None if SMALL else "runs/notebook-06/rows"
-)
+train = saelab.harvest(lm, corpus, sites=sites, tokens=TOKENS, out="runs/notebook-06/rows")
 saes = {
     site: saelab.train(
         train[site], sae=CONFIG if site.endswith("hook_z") else STREAM_CONFIG, tokens=TRAINING, seed=0,
-        out=f"runs/notebook-06/{site}", progress=not SMALL, **SIZES,
+        batch_size=2048, out=f"runs/notebook-06/{site}",
     ).sae
     for site in sites
 }  # fmt: skip
-heldout = saelab.harvest(lm, corpus, sites=sites[: len(BLOCKS)], tokens=HELDOUT, split=SPLIT, context_length=LENGTH)
+heldout = saelab.harvest(lm, corpus, sites=sites[: len(BLOCKS)], tokens=HELDOUT, split="heldout")
 z_saes = {block: saes[f"blocks.{block}.attn.hook_z"] for block in BLOCKS}
 
 # %% [markdown]
@@ -133,10 +119,7 @@ pandas.DataFrame(rows)[["block", "dictionary", "latents", "agreement", "null", "
 
 # %%
 families = {
-    block: attention.latent_families(
-        sae, lm, corpus, tokens=READ, split=SPLIT, context_length=LENGTH, progress=not SMALL
-    )
-    for block, sae in z_saes.items()
+    block: attention.latent_families(sae, lm, corpus, tokens=READ, split="heldout") for block, sae in z_saes.items()
 }
 pandas.DataFrame({block: found.counts() for block, found in families.items()})
 
@@ -146,9 +129,7 @@ pandas.DataFrame({block: found.counts() for block, found in families.items()})
 # tokens, so that true induction latents may survive it; attention to the position before needs no content at all.
 
 # %%
-shuffled = attention.latent_families(
-    z_saes[ROOT], lm, corpus, tokens=READ, split=SPLIT, context_length=LENGTH, shuffled=True, progress=not SMALL
-)
+shuffled = attention.latent_families(z_saes[ROOT], lm, corpus, tokens=READ, split="heldout", shuffled=True)
 real = families[ROOT]
 print(f"{real.tested} latents tested; by chance {real.matched_by_chance():.1%} would be called induction latents")
 pandas.DataFrame({"real": real.counts(), "shuffled": shuffled.counts()})
@@ -246,7 +227,7 @@ circuit.by_token().head(12)
 
 # %%
 try:
-    prompts = ioi.prompts(lm, n=8 if SMALL else 40, seed=0)
+    prompts = ioi.prompts(lm, n=PROMPTS, seed=0)
     print(prompts.texts[0])
     print(ioi.task(lm, prompts))
     noised = ioi.noising(lm, prompts, BLOCKS[1:])

@@ -22,8 +22,6 @@
 # Autoencoders", Machine Learning 111, 2022.) Everything here works with no network and takes a minute on two cores.
 
 # %%
-import os
-
 import numpy as np
 import plotly.express as px
 from sklearn.datasets import load_digits, make_classification
@@ -34,9 +32,9 @@ from sklearn.pipeline import make_pipeline
 from saelab import QuickSelection
 from saelab.selection.scoring import extra_trees_accuracy, kmeans_accuracy
 
-# The tests run this notebook with few epochs: these sizes are the only difference.
-SMALL = "SAELAB_NOTEBOOK_MODEL" in os.environ
-EPOCHS = 12 if SMALL else 100
+# %% tags=["parameters"]
+EPOCHS, DRAWS = 100, 20
+COUNTS = [4, 8, 12, 16, 24, 32, 48]
 
 # %% [markdown]
 # ## Digits
@@ -93,12 +91,11 @@ px.line(
 
 # %%
 parts = (X_train, y_train, X_test, y_test)
-draws = [np.random.default_rng(seed).permutation(64) for seed in range(2 if SMALL else 20)]
-counts = [8, 16, 32] if SMALL else [4, 8, 12, 16, 24, 32, 48]
+draws = [np.random.default_rng(seed).permutation(64) for seed in range(DRAWS)]
 accuracy = {
-    "features": counts,
-    "QuickSelection": [extra_trees_accuracy(*parts, selector.top(k), random_state=0) for k in counts],
-    "random": [np.mean([extra_trees_accuracy(*parts, draw[:k], random_state=0) for draw in draws]) for k in counts],
+    "features": COUNTS,
+    "QuickSelection": [extra_trees_accuracy(*parts, selector.top(k), random_state=0) for k in COUNTS],
+    "random": [np.mean([extra_trees_accuracy(*parts, draw[:k], random_state=0) for draw in draws]) for k in COUNTS],
 }
 px.line(
     accuracy, x="features", y=["QuickSelection", "random"], markers=True, labels={"value": "accuracy", "variable": ""}

@@ -22,17 +22,16 @@
 # Everything works with no network, in a few minutes on two cores.
 
 # %%
-import os
-
 import torch
 
 import saelab
 from saelab import hspace
 
-# The tests run this notebook on few samples and steps: these sizes are the only difference.
-SMALL = "SAELAB_NOTEBOOK_MODEL" in os.environ
-N, STEPS, EDITED = (40, 5, 6) if SMALL else (300, 50, 64)
+# %% tags=["parameters"]
+N, STEPS, EDITED = 300, 50, 64
+ROWS = 300_000
 
+# %%
 denoiser = saelab.load_denoiser("digits-unet")
 denoiser.sites().head(8)
 
@@ -156,8 +155,7 @@ boundary.to_pandas()[["name", "accuracy", "accuracy_x", "chance"]]
 # has a time (at which noise levels it fires) and a place. The page shows both, with the samples that fire it most.
 
 # %%
-sizes = {"batch_size": 256} if SMALL else {"batch_size": 1024}
-run = hspace.train_latents(trajectory, saelab.TopK(k=4, d_sae=256), tokens=3_000 if SMALL else 300_000, **sizes)
+run = hspace.train_latents(trajectory, saelab.TopK(k=4, d_sae=256), tokens=ROWS, batch_size=1024)
 hspace.show_latents(run.sae, some, "latents.html", latents=24, classifier=denoiser.classifier())
 run
 
