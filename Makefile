@@ -20,13 +20,14 @@ CORE := $(foreach name,import sae store corpus texts train evaluate kernels mode
 	steering_receipts dark_matter attention quickselection cli,$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
 	saelab/autoencoders saelab/kernels
 
-.PHONY: help demo test lint lint-web web docs lowest clean
+.PHONY: help demo test lint lint-web web docs notebooks lowest clean
 
 help:
 	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
 	@echo "make test   lint and pytest; with node, what \`make lint\` says of the pages' scripts"
 	@echo "make lint   ruff, mypy and the order of the rooms; with node, biome, tsc, node's tests and whether the built pages are of their sources"
 	@echo "make docs   the documentation as a site, in site/: a broken link or a missing reference is an error"
+	@echo "make notebooks  run the notebooks at real size and keep their outputs: an hour or two on two cores"
 	@echo "make lowest the core's tests on the lowest versions that pyproject.toml admits (in $(LOWEST), by uv)"
 	@echo "make web    build the pages' scripts and styles (node >= 20) into $(WEB)/dist, which is committed"
 	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
@@ -60,6 +61,9 @@ $(DOCS): $(RUN)
 	@echo "installing the tools of the documentation"
 	$(PIP) -e ".[docs]"
 	touch $@
+
+notebooks: $(TEST)
+	$(VENV)/bin/python notebooks/execute.py
 
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(VENV)/bin/python -m mkdocs build --strict -q -d site

@@ -151,7 +151,11 @@ steered.groupby(["latent", "strength"])[columns].mean()
 # %% [markdown]
 # ## Keep it
 #
-# The report is one file that opens offline, with the texts side by side. A receipt that was open while text was
+# The report is one file that opens offline, with the texts side by side:
+#
+# ![The first screen of the report](pictures/03-steering.png)
+#
+# A receipt that was open while text was
 # generated replays it to the same text, also from the command line: `saelab steer --replay receipt.json`.
 
 # %%

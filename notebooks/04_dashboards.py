@@ -65,6 +65,8 @@ page = run.dashboard(
 page
 
 # %% [markdown]
+# ![The first screen of the page](pictures/04-dashboard.png)
+#
 # In the page: `?` lists the keys, `/` searches (a number, a label, `tok:" the"`), `j` and `k` go through the latents. A
 # token's card says how much it activates the latent, where in the text an attention layer took it from, and what the model
 # would have said without it. Notes and labels stay in the browser, and can be exported.

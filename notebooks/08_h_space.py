@@ -160,12 +160,16 @@ hspace.show_latents(run.sae, some, "latents.html", latents=24, classifier=denois
 run
 
 # %% [markdown]
+# ![The page of the latents](pictures/08-latents.png)
+#
 # A latent is a direction too: `hspace.latent_directions(run.sae, [3])`, to edit with like any other.
 #
 # ## Keep it
 #
 # Directions are saved with the digest of their denoiser, and refuse to edit another. The page of the effects is one
 # file with a slider of strengths; it opens offline. The same from the command line: `saelab hspace --help`.
+#
+# ![The page of the directions](pictures/08-directions.png)
 
 # %%
 components.save("pca.safetensors")

@@ -1,10 +1,9 @@
 """Run the notebooks at real size and write them with their outputs: `make notebooks`, or `python notebooks/execute.py 03 08`.
 
-A figure is kept as data for a live notebook and as a picture for where none is run. Of every page that a notebook makes, and
-of a latent shown in a frame, a picture goes to `notebooks/pictures/`, where the text refers to it.
+A figure is kept as data for a live notebook and as a picture for where none is run. Of every page that a notebook makes a
+picture goes to `notebooks/pictures/`, where the text refers to it.
 """
 
-import html
 import os
 import re
 import shutil
@@ -32,21 +31,13 @@ def executed(script: Path) -> nbformat.NotebookNode:
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":  # of a line that was written over, what stood there last
                 output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
-                output.text = re.sub(r"\S*/ipykernel_\d+/\d+\.py:\d+: ", "", output.text)
+                output.text = re.sub(r"\S*/ipykernel_\d+/\d+\.py:\d+: |\S*/(?=\w+\.py:\d+: )", "", output.text)
     return notebook
 
 
-def pages(notebook: nbformat.NotebookNode, since: float) -> dict[str, str]:
-    """The address of each page that the notebook wrote, and of the frame that it showed."""
-    found = {path.stem: path.as_uri() for path in WORK.rglob("*.html") if path.stat().st_mtime >= since}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            frame = re.search(r'srcdoc="([^"]*)"', output.get("data", {}).get("text/html", ""))
-            if frame:
-                (WORK / "shown").write_text(html.unescape(frame[1]), encoding="utf-8")
-                shutil.move(WORK / "shown", WORK / "shown.html")
-                found["shown"] = (WORK / "shown.html").as_uri()
-    return found
+def pages(since: float) -> dict[str, str]:
+    """The address of each page that the notebook wrote."""
+    return {path.stem: path.as_uri() for path in WORK.rglob("*.html") if path.stat().st_mtime >= since}
 
 
 def photograph(name: str, found: dict[str, str]) -> None:
@@ -68,7 +59,7 @@ def main(wanted: list[str]) -> None:
         WORK.mkdir(parents=True, exist_ok=True)
         (mark := WORK / "mark").touch()
         notebook = executed(script)
-        photograph(script.name[:2], pages(notebook, mark.stat().st_mtime))
+        photograph(script.name[:2], pages(mark.stat().st_mtime))
         nbformat.write(notebook, script.with_suffix(".ipynb"))
 
 
