@@ -43,6 +43,7 @@ _PUBLIC = {
     "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
+    "synthetic": "saelab.evaluation",
     "publish": "saelab.interop.publishing",
     "calibrate": "saelab.evaluation.calibration",
     "Report": "saelab.evaluation.fidelity",
@@ -64,6 +65,7 @@ provide(
     {
         "read_path": "saelab.interop.loading",
         "steer": "saelab.steering.apply",
+        "sweep": "saelab.training.loop",
         "show": "saelab.dashboards.showing",
         "of_run": "saelab.dashboards.showing",
         "save_as": "saelab.interop.exports",
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from saelab.base.errors import ProcessError as ProcessError
     from saelab.base.errors import SaelabError as SaelabError
     from saelab.base.errors import SiteError as SiteError
+    from saelab.evaluation import synthetic as synthetic
     from saelab.evaluation.calibration import calibrate as calibrate
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate

@@ -30,3 +30,19 @@ def spearman(x: Any, y: Any) -> float:
     if len(ranks) < 2 or ranks.x.nunique() < 2 or ranks.y.nunique() < 2:
         return math.nan
     return round(float(ranks.x.corr(ranks.y)), 12)
+
+
+def mean_interval(values: Any, resamples: int = 1000) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean of what was drawn independently; NaN for fewer than two values.
+
+    >>> mean_interval([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    import numpy as np
+
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return math.nan, math.nan
+    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    return float(low), float(high)

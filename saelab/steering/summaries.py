@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from saelab.base.errors import ConfigError
-from saelab.base.statistics import spearman
+from saelab.base.statistics import mean_interval, spearman
 from saelab.steering.grid import RANDOM_DIRECTION, RANDOM_LATENT, STEERED
 from saelab.steering.ranks import against_random
 from saelab.steering.records import MEASURES
@@ -12,7 +12,6 @@ from saelab.steering.records import MEASURES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy import ndarray
     from pandas import DataFrame
 
 
@@ -77,17 +76,6 @@ def area(points: "Sequence[tuple[float, float]]", budget: float) -> float:
     return (total + best * (budget - reached)) / budget
 
 
-def interval(effects_P: "ndarray", resamples: int) -> dict[str, float]:
-    """95% percentile bootstrap interval of the mean effect over prompts, the unit of what is drawn; NaN for one prompt."""
-    import numpy as np
-
-    if len(effects_P) < 2:
-        return {"effect_low": math.nan, "effect_high": math.nan}
-    picks = np.random.default_rng(0).integers(len(effects_P), size=(resamples, len(effects_P)))
-    low, high = np.percentile(effects_P[picks].mean(1), [2.5, 97.5])
-    return {"effect_low": float(low), "effect_high": float(high)}
-
-
 def _figures(mine: "DataFrame", operation: str, effect: str, kl: str, budget: float, resamples: int) -> dict[str, Any]:
     by_strength = curve(mine, effect, kl)
     within = by_strength[by_strength[kl] <= budget]
@@ -104,10 +92,12 @@ def _figures(mine: "DataFrame", operation: str, effect: str, kl: str, budget: fl
     at = mine[mine.strength.isna() if math.isnan(best.strength) else mine.strength == best.strength]
     steered = at[at.baseline == STEERED]
     means = at.groupby("baseline")[effect].mean()
+    low, high = mean_interval(steered.groupby("prompt_id")[effect].mean(), resamples)
     return {
         "best_strength": best.strength,
         "effect": best[effect],
-        **interval(steered.groupby("prompt_id")[effect].mean().to_numpy(), resamples),
+        "effect_low": low,
+        "effect_high": high,
         "kl": best[kl],
         "random_direction": float(means.get(RANDOM_DIRECTION, math.nan)),
         "random_latent": float(means.get(RANDOM_LATENT, math.nan)),

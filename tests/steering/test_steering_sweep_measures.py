@@ -20,7 +20,7 @@ from saelab.models.unembedding import unembedding
 from saelab.steering import scores
 from saelab.steering import text_measures as measures
 from saelab.steering.ranks import ENOUGH, at_equal_divergence, p_by_rank
-from saelab.steering.summaries import area, interval
+from saelab.steering.summaries import area
 from tests import tiny, toy_sweep
 
 NAN = math.nan
@@ -216,19 +216,6 @@ def test_spearman_by_hand():
     assert spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(1 - 6 * 2 / (4 * 15))
     assert spearman([1, 2], [2, 1]) == -1
     assert math.isnan(spearman([1], [1])) and math.isnan(spearman([1, 2], [3, 3]))
-
-
-def test_the_interval_contains_the_mean_and_shrinks():
-    generator = np.random.default_rng(1)
-    widths = []
-    for n in (10, 1000):
-        effects = generator.normal(1, 1, n)
-        found = interval(effects, 300)
-        assert found["effect_low"] < effects.mean() < found["effect_high"]
-        assert found == interval(effects, 300)
-        widths.append(found["effect_high"] - found["effect_low"])
-    assert widths[1] < widths[0] / 3
-    assert all(map(math.isnan, interval(np.array([2.0]), 10).values()))  # one prompt says nothing of others
 
 
 # ranks among random directions
