@@ -23,6 +23,7 @@ SHAPED = [
     "evaluation",
     "selection",
     "analysis",
+    "dashboards",
     "pages",
     "cli",
 ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.progress import progress_bar
@@ -65,7 +66,7 @@ class Changes:
         return cls(flat[0], flat[1], -np.ones(n, np.int64), flat[2], flat[3], ids, np.full(wide, np.nan), ids.copy(),
                    np.full(wide, np.nan))  # fmt: skip
 
-    def put(self, i: int, clean_V: Tensor, ablated_V: Tensor, following: int | None) -> None:
+    def put(self, i: int, clean_V: Float[Tensor, " v"], ablated_V: Float[Tensor, " v"], following: int | None) -> None:
         """Fill row i from log-probabilities and the true next token; `loss` becomes that of the next token."""
         p, q = clean_V.exp(), ablated_V.exp()
         self.kl[i] = float((p.double() * (clean_V - ablated_V).double()).sum())
@@ -140,7 +141,7 @@ class Clean:
         seen = {name: x.detach() for name, x in live.items() if name != "site"}
         return cls(tokens, made[0].detach(), seen, flat(gradient).float())
 
-    def log_p(self, context: int, position: int) -> Tensor:
+    def log_p(self, context: int, position: int) -> Float[Tensor, " v"]:
         """Log-probabilities [V] of the next token."""
         return self.logits[context, position].float().log_softmax(-1)
 

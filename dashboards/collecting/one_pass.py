@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base import checks
@@ -147,7 +148,7 @@ class Reader:
         return best_F.float().cpu(), (chosen[torch.minimum(where_F, first_F).cpu()] + base).to(torch.int32)
 
 
-def dense_scores(sae: Dictionary, x_ND: Tensor) -> Tensor:
+def dense_scores(sae: Dictionary, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n f"]:
     """Dense pre-activations [N, F] in raw units."""
     from saelab.autoencoders.architecture import Batch
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.base.protocols import Dictionary
@@ -66,14 +67,16 @@ class ToLogits:
         sides: tuple[Side, ...] = ("input", "output")
         return {f"{name} {side}": (module, side) for name, module in norms.items() for side in sides}
 
-    def change(self, rows_ND: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+    def change(self, rows_ND: Float[Tensor, "n d"], seen: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n v"]:
         """[N, V]: by how much the logits change when rows are taken off the site, norms frozen; `seen` [N, D] by `places`."""
         sigma = self.post[1].sigma(seen["post input"], seen["post output"]) if self.post else None
         last = self.unembedding
         sigma_N = last.norm.sigma(seen["last input"], seen["last output"])
         return last.change(seen["last output"], sigma_N, self.written(rows_ND, sigma))
 
-    def written(self, directions_ND: Tensor, sigma_N: Tensor | None = None) -> Tensor:
+    def written(
+        self, directions_ND: Float[Tensor, "n d"], sigma_N: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n d_stream"]:
         """What directions at the site add to the residual stream; the scale `sigma` of a norm on the way left out, where it is
         not given."""
         rows = directions_ND
@@ -86,7 +89,7 @@ class ToLogits:
             rows = self.post[1].scaled(rows) if sigma_N is None else self.post[1].apply(rows, sigma_N)
         return rows * self.share
 
-    def logits(self, directions_ND: Tensor, gain: bool = True) -> Tensor:
+    def logits(self, directions_ND: Float[Tensor, "n d"], gain: bool = True) -> Float[Tensor, "n v"]:
         """[N, V], each row's mean over the vocabulary taken away (W_U centred, which no probability notices)."""
         logits = self.unembedding.logits(self.written(directions_ND.detach()), gain)
         return logits - logits.mean(1, keepdim=True)
@@ -97,7 +100,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 2
 
 
-def logit_columns(path: ToLogits, directions_PD: Tensor) -> dict[str, np.ndarray]:
+def logit_columns(path: ToLogits, directions_PD: Float[Tensor, "p d"]) -> dict[str, np.ndarray]:
     """Top and bottom logits with and without the final norm's gain, and the histogram of those with it. Token ids are
     global."""
     columns: dict[str, np.ndarray] = {}
@@ -125,14 +128,14 @@ def equal_bins(values: np.ndarray, n: int) -> np.ndarray:
     return np.bincount(np.minimum(place, n - 1), minlength=n)
 
 
-def unit_rows(W_FD: Tensor) -> Tensor:
+def unit_rows(W_FD: Float[Tensor, "f d"]) -> Float[Tensor, "f d"]:
     """Rows of length one; rows of zeros stay."""
     W_FD = W_FD.detach().float()
     return W_FD / torch.linalg.vector_norm(W_FD, dim=1, keepdim=True).clamp(min=1e-30)
 
 
 def neighbours(
-    W_FD: Tensor, queries: np.ndarray, n: int = NEIGHBOURS, other: Tensor | None = None
+    W_FD: Float[Tensor, "f d"], queries: np.ndarray, n: int = NEIGHBOURS, other: Float[Tensor, "g d"] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(latents, cosines) [queries, n]: of each queried row the nearest rows by cosine, best first, itself left out; -1 and
     NaN where there are fewer. With `other`, nearest among its rows, none left out."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.linear_maps import LinearMap, Stacked, singular_vectors
 from saelab.hspace.directions import Directions
-from saelab.hspace.principal import h_of
+from saelab.hspace.principal import h_of, step_of
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import Denoiser
 
@@ -65,9 +65,7 @@ def jacobian(
         raise ConfigError("the trajectory is of another denoiser: its h means nothing in this one")
     if trajectory.x is None:
         raise DataError('this trajectory has no x: sample it with record=("h", "x", ...)')
-    steps = len(trajectory.timesteps)
-    if not -steps <= step < steps:
-        raise ConfigError(f"there is no step {step}: the trajectory has {steps}, from 0 (the noisiest) on")
+    step = step_of(trajectory, step)
     if mask is not None and tuple(mask.shape) != tuple(trajectory.x.shape[-2:]):
         raise ConfigError(
             f"the mask is {list(mask.shape)} and the image {list(trajectory.x.shape[-2:])}: one entry a pixel"

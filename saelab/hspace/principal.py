@@ -69,12 +69,7 @@ def pca(
     std_TK = torch.stack([spectrum.std[:components] for spectrum in seen])
     basis_TKD = torch.stack([spectrum.basis_RD[:components] for spectrum in seen])
     explained_TK = std_TK**2 * (n - 1) / torch.tensor([max(some.total, 1e-300) for some in seen])[:, None].to(std_TK)
-    for step in range(1, len(seen)):
-        order, sign = _matched(basis_TKD[step - 1 if align else 0], basis_TKD[step], reorder=align)
-        basis_TKD[step] = sign[:, None] * basis_TKD[step, order]
-        std_TK[step], explained_TK[step] = std_TK[step, order], explained_TK[step, order]
-    cosines_TK = (basis_TKD[:-1] * basis_TKD[1:]).sum(2)
-    alignment_TK = torch.cat([torch.ones_like(std_TK[:1]), cosines_TK])
+    alignment_TK = _align(basis_TKD, std_TK, explained_TK, reorder=align)
     raw = (std_TK[:, :, None] * basis_TKD).transpose(0, 1).reshape(components, *shape)
     vectors, scales = unit(raw)
     return Directions(
@@ -96,6 +91,14 @@ def h_of(trajectory: Trajectory) -> Float[Tensor, "N S C h w"]:
             "h of this trajectory has entries that are not finite: the denoiser overflowed, or the file is damaged"
         )
     return trajectory.h
+
+
+def step_of(trajectory: Trajectory, step: int) -> int:
+    """The step, counted from 0, the noisiest; given a negative one, from the end. Raises `ConfigError` where there is none."""
+    steps = len(trajectory.timesteps)
+    if not -steps <= step < steps:
+        raise ConfigError(f"there is no step {step}: the trajectory has {steps}, from 0 (the noisiest) on")
+    return step % steps
 
 
 def check_alike(one: Trajectory, other: Trajectory) -> None:
@@ -157,6 +160,16 @@ def leading(rows_MD: Float[Tensor, "M D"]) -> tuple[Float[Tensor, " R"], Float[T
     right_RD = right_RD / torch.linalg.vector_norm(right_RD, dim=1, keepdim=True).clamp(min=1e-300)
     largest = right_RD.gather(1, right_RD.abs().argmax(1, keepdim=True))
     return singular_R, torch.where(largest < 0, -right_RD, right_RD)
+
+
+def _align(basis_TKD: Tensor, std_TK: Tensor, explained_TK: Tensor, reorder: bool) -> Tensor:
+    """In place, bring each step in line with the one before, or with the first where the order stays; the cosines [T, K]."""
+    for step in range(1, len(basis_TKD)):
+        order, sign = _matched(basis_TKD[step - 1 if reorder else 0], basis_TKD[step], reorder)
+        basis_TKD[step] = sign[:, None] * basis_TKD[step, order]
+        std_TK[step], explained_TK[step] = std_TK[step, order], explained_TK[step, order]
+    cosines_TK = (basis_TKD[:-1] * basis_TKD[1:]).sum(2)
+    return torch.cat([torch.ones_like(std_TK[:1]), cosines_TK])
 
 
 def _matched(before_KD: Tensor, now_KD: Tensor, reorder: bool) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.surroundings import OwnRandomness
 from saelab.hspace.directions import Direction, Directions, unit
-from saelab.hspace.principal import h_of
+from saelab.hspace.principal import h_of, step_of
 from saelab.hspace.trajectory import Trajectory
 
 KINDS = ("svm", "logistic")
@@ -109,8 +109,7 @@ def boundary(
     Returns: `Directions` of length 1, of one step. `scales`: the standard deviation of h along the normal, over the samples.
         `details` [1, 1]: `accuracy` and `accuracy_x`, held out, of h and of x_t (a boundary of h is worth something where it
         beats that of x_t), `chance` (the larger class), `intercept` (of the unit normal); of a search also `norm_ratio` and
-        `accuracies`, [1, S], those that chose: the largest of them is not what the boundary does on other samples. To edit to
-        a distance: `shift`.
+        `accuracies`, [1, S], those that chose: the largest is not what it does on other samples. `shift` edits to a distance.
 
     Raises `DataError` unless there are two classes with 4 samples each; `ConfigError` for a step or kind that is not there.
 
@@ -120,37 +119,19 @@ def boundary(
     Direction('boundary of 1 against 0', [64, 4, 4] at 1 timesteps of mid_block)
     """
     h_NSChw = h_of(trajectory)
-    _check_length(labels, h_NSChw)
-    values = sorted(set(labels.tolist()))
-    steps = len(trajectory.timesteps)
     if kind not in KINDS:
         raise ConfigError(f"there is no boundary {kind!r}: choose one of {', '.join(KINDS)}")
-    if step is not None and not -steps <= step < steps:
-        raise ConfigError(f"there is no step {step}: the trajectory has {steps}, from 0 (the noisiest) on")
-    if labels.ndim != 1 or len(values) != 2 or min(int((labels == value).sum()) for value in values) < 4:
-        raise DataError(f"a boundary needs two classes with 4 samples each; these labels hold {values[:6]} (a class against "
-                        "the rest: labels == 3)")  # fmt: skip
-    y_N = (labels == values[1]).long().cpu()
+    y_N, values = _two_classes(labels, h_NSChw)
     train, test = _split(y_N, holdout, seed)
-    details: dict[str, Tensor] = {}
     if step is None:
         inner, choosing = (train[part] for part in _split(y_N[train], holdout, seed))
-        found = [_fit(h_NSChw[:, s], y_N, inner, choosing, kind)[2] for s in range(steps)]
-        details["accuracies"] = torch.tensor([found])
-        allowed = torch.ones(steps, dtype=torch.bool)
-        if reference is not None:
-            ratio = _norms(trajectory) / _norms(reference)
-            details["norm_ratio"] = ratio[None].float()
-            allowed = (ratio - 1).abs() <= ANNULUS
-            if not bool(allowed.any()):
-                raise DataError(f"at no step are the norms of x_t within {ANNULUS:.0%} of the reference's (the nearest is "
-                                f"{float((ratio - 1).abs().min()):.1%} off): give a step, or no reference")  # fmt: skip
-        step = int(torch.where(allowed, torch.tensor(found), -1.0).argmax())
-    step %= steps
+        found = [_fit(rows, y_N, inner, choosing, kind)[2] for rows in h_NSChw.unbind(1)]
+        step, details = _best_step(found, trajectory, reference)
+    else:
+        step, details = step_of(trajectory, step), {}
     normal_D, intercept, accuracy = _fit(h_NSChw[:, step], y_N, train, test, kind)
     along_N = h_NSChw[:, step].flatten(1).double().cpu() @ normal_D
-    figures = {"accuracy": accuracy, "chance": max(float(y_N[test].float().mean()), 1 - float(y_N[test].float().mean())),
-               "intercept": intercept}  # fmt: skip
+    figures = {"accuracy": accuracy, "chance": _chance(y_N[test]), "intercept": intercept}
     if trajectory.x is not None:
         figures["accuracy_x"] = _fit(trajectory.x[:, step], y_N, train, test, kind)[2]
     details |= {name: torch.tensor([[value]]) for name, value in figures.items()}
@@ -183,6 +164,37 @@ def shift(direction: Direction, trajectory: Trajectory, distance: float | Float[
     h_ND = h_of(trajectory)[:, int(at[0])].flatten(1)
     now_N = h_ND @ direction.vector[0].flatten().to(h_ND) + direction.details.get("intercept", torch.zeros(1)).to(h_ND)
     return (distance - now_N) / direction.scale.to(h_ND)
+
+
+def _two_classes(labels: Tensor, h_NSChw: Tensor) -> tuple[Tensor, list[Any]]:
+    """Whether [N] a sample is of the larger value, and the two values."""
+    _check_length(labels, h_NSChw)
+    values = sorted(set(labels.tolist()))
+    if labels.ndim != 1 or len(values) != 2 or min(int((labels == value).sum()) for value in values) < 4:
+        raise DataError(f"a boundary needs two classes with 4 samples each; these labels hold {values[:6]} (a class against "
+                        "the rest: labels == 3)")  # fmt: skip
+    return (labels == values[1]).long().cpu(), values
+
+
+def _chance(y_N: Tensor) -> float:
+    """The share of the larger class."""
+    share = float(y_N.float().mean())
+    return max(share, 1 - share)
+
+
+def _best_step(
+    found: list[float], trajectory: Trajectory, reference: Trajectory | None
+) -> tuple[int, dict[str, Tensor]]:
+    """The most accurate step of those where the norms of x_t are the reference's, and the figures that chose it."""
+    details, allowed_S = {"accuracies": torch.tensor([found])}, torch.ones(len(found), dtype=torch.bool)
+    if reference is not None:
+        ratio_S = _norms(trajectory) / _norms(reference)
+        details["norm_ratio"] = ratio_S[None].float()
+        allowed_S = (ratio_S - 1).abs() <= ANNULUS
+        if not bool(allowed_S.any()):
+            raise DataError(f"at no step are the norms of x_t within {ANNULUS:.0%} of the reference's (the nearest is "
+                            f"{float((ratio_S - 1).abs().min()):.1%} off): give a step, or no reference")  # fmt: skip
+    return int(torch.where(allowed_S, torch.tensor(found), -1.0).argmax()), details
 
 
 def _fit(rows: Tensor, y_N: Tensor, train: Tensor, test: Tensor, kind: str) -> tuple[Tensor, float, float]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.base.codes import SparseCodes
-from saelab.kernels import dense, selection, sparse, threshold
+from saelab.kernels import dense, selection, sparse, threshold, weighted
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.integers(1, 8), st.integers(0, 10_000))
 
@@ -163,3 +163,9 @@ def test_no_tokens_give_no_codes_above_a_threshold(shortlist):
     x, W, b = problem(0, 96, 2304, 1, torch.float32)
     codes = threshold.above(x, W, b, torch.tensor(1.0), shortlist)
     assert len(codes) == 0 and len(codes.values) == 0 and codes.n_latents == 2304
+
+
+def test_the_weighted_choice_of_every_latent_needs_none_left_over():
+    x, W, g = torch.randn(64, 8), torch.randn(16, 8), torch.randn(64, 8)
+    found = weighted.top_k_weighted(x, W, torch.zeros(16), g, W, 0.5, k=16, shortlist=True)
+    torch.testing.assert_close(found.to_dense(), (x @ W.T).relu())
