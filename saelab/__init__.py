@@ -43,6 +43,7 @@ _PUBLIC = {
     "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",
     "evaluate": "saelab.evaluation.fidelity",
+    "benchmark": "saelab.evaluation.benchmarking",
     "synthetic": "saelab.evaluation",
     "publish": "saelab.interop.publishing",
     "calibrate": "saelab.evaluation.calibration",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from saelab.base.errors import SaelabError as SaelabError
     from saelab.base.errors import SiteError as SiteError
     from saelab.evaluation import synthetic as synthetic
+    from saelab.evaluation.benchmarking import benchmark as benchmark
     from saelab.evaluation.calibration import calibrate as calibrate
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
