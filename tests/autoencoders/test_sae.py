@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 import saelab
 from saelab import SAE, CheckpointError, ConfigError, DataError, FormatError, TopK
+from saelab.autoencoders.architecture import Batch
 
 
 @pytest.fixture
@@ -163,3 +164,14 @@ def test_gradients_reach_the_input(sae):
     x = torch.randn(3, 12, requires_grad=True)
     sae(x).sum().backward()
     assert x.grad is not None and bool(x.grad.abs().sum() > 0)
+
+
+def test_aux_k_is_the_power_of_two_nearest_half_the_width():
+    x, auxiliary = torch.randn(64, 16), []
+    for aux_k in (None, 8):
+        sae = saelab.SAE(saelab.TopK(k=2, d_sae=64, aux_k=aux_k), 16)
+        sae.state.tokens_since_fired[:32] = sae.state.dead_after
+        batch, params = Batch(x, x), sae.params()
+        codes = sae.cfg.allocate(sae.cfg.scores(params, batch), sae.state, 0.0)
+        auxiliary.append(sae.cfg.losses(batch, codes, torch.zeros_like(x), params, sae.state)["aux"].item())
+    assert auxiliary[0] == auxiliary[1] > 0

@@ -93,6 +93,16 @@ def test_statistics_are_those_of_a_dense_pass(tiny_llama, corpus, tmp_path):
     assert torch.equal(saelab.SAE.load(tmp_path / "ours").latent_stats.max, stats.max)
 
 
+def test_statistics_of_scaled_activations_are_in_their_own_units(tiny_llama, corpus, tmp_path):
+    sae = dictionary_learning(tmp_path / "sae")
+    sae.state.scale.fill_(0.25), sae.state.target_scale.fill_(0.25)
+    found = saelab.calibrate(sae, tiny_llama, corpus, tokens=10**6, **QUIET)
+    codes = sae.encode(recorded(tiny_llama, corpus, STREAM))
+    assert float(codes.max()) > 0
+    torch.testing.assert_close(found.latent_stats.max, codes.amax(0))
+    torch.testing.assert_close(found.latent_stats.mean, codes.sum(0) / (codes > 0).sum(0).clamp(min=1))
+
+
 def test_a_threshold_that_is_not_there_is_learnt(tiny_llama, corpus, tmp_path):
     sae = dictionary_learning(tmp_path / "sae", threshold=-1.0)
     assert not sae.cfg.usable(sae.state)
