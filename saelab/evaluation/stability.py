@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -88,7 +88,7 @@ class Stability:
         return [Score.mean(figure, sorted(value.tolist()), of, source=source) for figure, value in values.items()]
 
 
-def directions(sae: Dictionary) -> tuple[Tensor, Float[Tensor, "s d"]]:
+def directions(sae: Dictionary) -> tuple[Int64[Tensor, " s"], Float[Tensor, "s d"]]:
     """Numbers of the latents that fired and have a decoder row, and these rows, of unit length."""
     rows_SD = sae.W_dec.double().cpu()
     live_S = rows_SD.norm(dim=1) > 0
