@@ -30,8 +30,8 @@ class Label(NamedTuple):
 def read_labels(source: Any, which: str | None = None) -> dict[int, Label]:
     """Labels by latent.
 
-    * A mapping {latent: text or `Label`}, or a JSON file {"12": "..."} or [{"index" or "latent": 12, "description" or "label":
-      "..."}].
+    * A mapping {latent: text, `Label` or (text, score, source)}, or a JSON file {"12": "..."} or [{"index" or "latent": 12,
+      "description" or "label": "..."}].
     * Neuronpedia's export: a `.jsonl` or `.jsonl.gz` file of explanations, or the folder of them. Of several of one latent the
       one with the best score is taken, else the first; the score is the mean of its `scores`, else `scoreV2`.
     * A results folder of delphi (`explanations/` and, where there are, `scores/`). The score is the balanced accuracy of
@@ -110,7 +110,8 @@ def _plain(read: Any) -> dict[int, Label]:
     if isinstance(read, list):
         read = {_first(row, *_NUMBER): _first(row, *_TEXT) for row in read}
     return {
-        int(latent): label if isinstance(label, Label) else Label(str(label)) for latent, label in dict(read).items()
+        int(latent): Label(*label) if isinstance(label, tuple) else Label(str(label))
+        for latent, label in dict(read).items()
     }
 
 

@@ -48,6 +48,8 @@ _PUBLIC = {
     "publish": "saelab.interop.publishing",
     "calibrate": "saelab.evaluation.calibration",
     "Report": "saelab.evaluation.fidelity",
+    "explain": "saelab.evaluation.explaining",
+    "score": "saelab.evaluation.explaining",
     "QuickSelection": "saelab.selection.estimator",
     "SaelabError": "saelab.base.errors",
     "ConfigError": "saelab.base.errors",
@@ -110,6 +112,8 @@ if TYPE_CHECKING:
     from saelab.evaluation import synthetic as synthetic
     from saelab.evaluation.benchmarking import benchmark as benchmark
     from saelab.evaluation.calibration import calibrate as calibrate
+    from saelab.evaluation.explaining import explain as explain
+    from saelab.evaluation.explaining import score as score
     from saelab.evaluation.fidelity import Report as Report
     from saelab.evaluation.fidelity import evaluate as evaluate
     from saelab.interop.loading import load_sae as load_sae
