@@ -1,6 +1,7 @@
 """What mkdocs builds beside the pages of this folder: those at the repository's root, and the reference, made of the code."""
 
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
+import saelab
 from saelab.cli import application
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,7 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, page, content=from_root((ROOT / source).read_text())))
     for room in ROOMS:
         files.append(File.generated(config, f"reference/{room}.md", content=room_page(importlib.import_module(room))))
+    files.append(File.generated(config, "reference/rooms.md", content=rooms()))
     files.append(File.generated(config, "reference/command-line.md", content=command_line()))
     return files
 
@@ -70,6 +73,13 @@ def room_page(room: ModuleType) -> str:
         title = f"{room.__name__}.{name}"
         lines += [f"::: {module}.{name}", "    options:", f"      heading: {title}", f"      toc_label: {name}", ""]
     return "\n".join(lines)
+
+
+def rooms() -> str:
+    """What each room says of itself."""
+    packages = (module.name for module in pkgutil.iter_modules(saelab.__path__, "saelab.") if module.ispkg)
+    parts = (f"## {name}\n\n{inspect.getdoc(importlib.import_module(name))}" for name in packages)
+    return "\n\n".join(["# The rooms", *parts])
 
 
 def command_line() -> str:

@@ -102,8 +102,8 @@ report.to_pandas().T
 lm.top_latents("My fellow citizens, the war is over.", sae, k=3)
 
 # %% [markdown]
-# The other way round: for the latents that are most active on held-out text, the tokens that fire them most. This is
-# what `saelab demo` prints at its end. Many of the *most* active latents are about common words; the rare ones are
+# The other way round: for the latents that are most active on held-out text, the tokens that fire them most. `saelab demo`
+# prints the most focused ones instead. Many of the *most* active latents are about common words; the rare ones are
 # where the interesting ones hide.
 
 # %%

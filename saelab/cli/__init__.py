@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from saelab import __version__
 from saelab.base.errors import ConfigError, SaelabError
@@ -130,6 +130,11 @@ def _line(error: Exception) -> str:
         error.__cause__, SaelabError
     ):  # what our reader of a value raised
         error = error.__cause__
+    if isinstance(error, UnusedCliTokensError):
+        line = " ".join(["saelab", *(error.command_chain or ())])
+        error = ConfigError(
+            f"{line} does not take {' '.join(error.unused_tokens or ())!r} ({line} --help says what it takes)"
+        )
     name = f"{type(error).__name__}: " if isinstance(error, SaelabError) else ""
     return name + " ".join(str(error).split())
 
