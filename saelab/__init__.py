@@ -39,6 +39,7 @@ _PUBLIC = {
     "Transcoder": "saelab.autoencoders.architectures.transcoder",
     "train": "saelab.training.loop",
     "sweep": "saelab.training.loop",
+    "estimate": "saelab.training.estimating",
     "Run": "saelab.training.run",
     "Sweep": "saelab.training.run",
     "load_run": "saelab.training.run",

@@ -11,7 +11,7 @@ import torch
 import saelab
 from saelab.base.files import cache_folder
 from saelab.cli.commands import command
-from saelab.cli.estimate import physical_memory, size
+from saelab.training.estimating import physical_memory, size
 
 # distribution -> module to import (None: only look, its own imports need what we do not), how to get it.
 CORE: dict[str, str | None] = {

@@ -6,12 +6,12 @@ from typing import Any
 import saelab
 from saelab.autoencoders.architecture import Architecture
 from saelab.base import processes
-from saelab.cli import INTERRUPTED, estimate
+from saelab.cli import INTERRUPTED
 from saelab.cli.commands import command
 from saelab.cli.inputs import DEVICE, MODEL, language
-from saelab.reading.buffer import parse_capacity
 from saelab.reading.harvest import harvest as activations
-from saelab.training import loop
+from saelab.reading.reader import ContextReader
+from saelab.training import estimating, loop
 
 
 @command()
@@ -39,10 +39,12 @@ def harvest(lm: Any, corpus: Any, /, **how: Any) -> int:
     sites = [lm.site(name) for name in how.pop("sites")]
     contexts = corpus.contexts(lm, how["context_length"], how["split"], how["prepend_bos"])
     tokens, gradients = how["tokens"], bool(how["gradients"])
-    seconds = {"model": estimate.model_seconds(lm, contexts, sites, tokens, gradients)}
-    cost = estimate.Estimate(seconds, {"model": estimate.model_bytes(lm)}, estimate.physical_memory())
-    on_disk = estimate.size(sum(site.width for site in sites) * 4 * tokens * (1 + gradients))
-    print(f"{tokens:,} tokens at {len(sites)} site(s): {cost}; {on_disk} on disk", flush=True)
+    reader = ContextReader(
+        lm, contexts, [site.name for site in sites], skip_positions=how["skip_positions"], gradients=how["gradients"]
+    )
+    time = estimating.duration(estimating.reading_seconds(reader) * tokens)
+    on_disk = estimating.size(sum(site.width for site in sites) * 4 * tokens * (1 + gradients))
+    print(f"{tokens:,} tokens at {len(sites)} site(s): about {time}, {on_disk} on disk", flush=True)
     stores: Any = saelab.harvest(lm, corpus, sites=[site.name for site in sites], **how)
     for name, store in stores.items():
         print(f"{name}: {len(store):,} rows of {store.d_in} at {store.path}")
@@ -68,7 +70,7 @@ def train(lm: Any, corpus: Any, /, **how: Any) -> int:
           sae: TopK(k=32, d_sae=4096)
           tokens: 500_000
     """
-    say(lambda: cost(lm, corpus, [how["sae"]], **how))
+    say(lambda: cost(lm, corpus, [how["sae"]], **{name: value for name, value in how.items() if name != "sae"}))
     result = saelab.train(lm, corpus, **how)
     say(lambda: summary(result))
     return INTERRUPTED if result.interrupted else 0
@@ -92,31 +94,18 @@ def sweep(lm: Any, corpus: Any, /, *, saes: Sequence[Architecture], **how: Any) 
     return INTERRUPTED if any(result.interrupted for result in results) else 0
 
 
-def say(line: Callable[[], str]) -> None:
-    """Print a line: of processes that train together, the first one does."""
+def say(make: Callable[[], str]) -> None:
+    """Print a line: of processes that train together, all make it and the first one does."""
     processes.join()
+    line = make()
     if processes.first():
-        print(line(), flush=True)
+        print(line, flush=True)
 
 
-def cost(
-    lm: Any, corpus: Any, saes: Sequence[Any], *, tokens: int, batch_size: int, buffer_tokens: Any, **how: Any
-) -> str:
+def cost(lm: Any, corpus: Any, saes: Sequence[Any], *, tokens: int, **how: Any) -> str:
     """One line: what it takes to train these SAEs on one stream; of many processes, in each of them."""
-    share = processes.world_size()
-    sites = [lm.site(how[name]) for name in ("site", "target_site") if how[name] is not None]
-    width = sites[0].width
     contexts = corpus.contexts(lm, how["context_length"], prepend_bos=how["prepend_bos"])
-    buffer = parse_capacity(buffer_tokens, 4 * width) // share
-    memory = {"model": estimate.model_bytes(lm)}
-    for i, sae in enumerate(saes):  # one buffer for all
-        parts = estimate.training_bytes(width, sae.d_sae, batch_size // share, 0 if i else buffer)
-        memory |= {name: memory.get(name, 0) + size for name, size in parts.items()}
-    seconds = {
-        "model": estimate.model_seconds(lm, contexts, sites, tokens // share, any(sae.needs_gradients for sae in saes)),
-        "autoencoder": sum(estimate.step_seconds(width, sae.d_sae, tokens // share) for sae in saes),
-    }
-    estimated = estimate.Estimate(seconds, memory, estimate.physical_memory())
+    estimated = saelab.estimate(lm, corpus, sae=list(saes), tokens=tokens, **how)
     return f"{tokens:,} tokens ({tokens / contexts.n_tokens:.2f} epochs of {contexts.n_tokens:,}): {estimated}"
 
 

@@ -40,7 +40,7 @@ class Session:
     ) -> None:
         self.data, self.folders, self.settings = data, folders, settings
         self.folder = settings.out
-        self.modules = [_module(sae, data, settings) for sae in saes]
+        self.modules = [module_of(sae, data, settings) for sae in saes]
         self.fresh = [not isinstance(sae, SAE) for sae in saes]
         self.digests = [running.weights_digest(sae) if self.folder and isinstance(sae, SAE) else None for sae in saes]
         if settings.evaluate_every is not None and data.evaluate is None:
@@ -311,7 +311,7 @@ def _on(module: SAE, rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(module.device) for name, tensor in rows.items()}
 
 
-def _module(sae: Architecture | SAE, data: Input, settings: Settings) -> SAE:
+def module_of(sae: Architecture | SAE, data: Input, settings: Settings) -> SAE:
     """The SAE that is trained: a new one, or a copy. Raises `ConfigError` and `SiteError` where it does not fit the rows."""
     cfg, widths = sae.cfg if isinstance(sae, SAE) else sae, data.source.widths
     d_in, d_out = widths["x"], widths.get("target", widths["x"])

@@ -83,7 +83,20 @@ def differing(folder: Path) -> None:
             (folder / f"{number} {rank}").write_text(f"{type(error).__name__}: {error}")
 
 
+def estimated(folder: Path) -> None:
+    """What training takes in each of the processes."""
+    processes.join()
+    lm = saelab.load_model(tiny.llama_model(), tokenizer=tiny.byte_tokenizer(), device="cpu")
+    corpus = torch.randint(0, 256, (128, 33), generator=torch.Generator().manual_seed(0))
+    found = saelab.estimate(
+        lm, corpus, site=SITE, sae=SAES["topk"], tokens=64_000, batch_size=BATCH, buffer_tokens=50_000
+    )
+    torch.save(found.memory, folder / f"memory {processes.rank()}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     case, folder, *more = sys.argv[1:]
-    {"curves": curves, "counted": counted, "differing": differing}[case](Path(folder), *map(int, more))
+    {"curves": curves, "counted": counted, "differing": differing, "estimated": estimated}[case](
+        Path(folder), *map(int, more)
+    )

@@ -220,6 +220,13 @@ def test_processes_that_ask_for_different_things_are_each_told_so(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_estimate_is_of_what_each_process_takes(tmp_path):
+    assert torchrun(2, "estimated", tmp_path).returncode == 0
+    memory = [torch.load(tmp_path / f"memory {rank}.pt") for rank in range(2)]
+    assert memory[0] == memory[1] and memory[0]["buffer"] == 50_000 // 2 * 4 * 32
+
+
+@pytest.mark.slow
 def test_without_torchrun_too_a_killed_process_is_named_by_the_others(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
