@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes one virtual environment per peer library, so that each runs with the versions it asks for.
 #
-#   benchmarks/peers.sh                    all four
-#   benchmarks/peers.sh sparsify           only the named ones (sae-lens, dictionary-learning, sparsify, sae-dashboard)
+#   benchmarks/peers.sh                    the four of the benchmarks: sae-lens, dictionary-learning, sparsify, sae-dashboard
+#   benchmarks/peers.sh tools sparsify     only the named ones; also tools (SAEBench, sae-probes), delphi, circuit-tracer, lm-eval
 #
 # PEERS        where they go                                     (default benchmarks/.peers, 1.5 to 2 GB each)
 # PYTHON       the interpreter they are made from                (default python3)
@@ -10,7 +10,8 @@
 # TORCH_INDEX  an index with torch's CPU build, where a plain torch would be the CUDA build, for example
 #              https://download.pytorch.org/whl/cpu              (default none)
 #
-# Each is checked by training a small TopK SAE on synthetic rows (sae-dashboard by a small page). Needs package indexes now, no network later.
+# The four are checked by training a small TopK SAE on synthetic rows (sae-dashboard by a small page); the others by saebench.py
+# and inside_tools.py. Needs package indexes now, no network later.
 # torch goes in first and is pinned for what follows: otherwise a peer may pull another one.
 set -euo pipefail
 
@@ -55,8 +56,25 @@ sae_dashboard() {
     "$PEERS/sae-dashboard/bin/pip" uninstall --quiet --yes torchvision  # as above
 }
 
+tools() {
+    make_environment tools 'sae-bench==0.6.*' 'sae-probes==0.4.*' 'sae-lens==6.54.*' 'transformer-lens>=3,<4'
+}
+
+delphi() {
+    make_environment delphi 'eai-delphi==0.1.*' httpx
+}
+
+circuit_tracer() {
+    make_environment circuit-tracer 'circuit-tracer==0.5.*'
+}
+
+lm_eval() {
+    make_environment lm-eval 'lm-eval[hf]==0.4.13'
+}
+
 [ $# -gt 0 ] || set -- sae-lens dictionary-learning sparsify sae-dashboard
 for name in "$@"; do
     "${name//-/_}"
-    PYTHONPATH="$here/.." HF_HUB_OFFLINE=1 WANDB_MODE=disabled "$PEERS/$name/bin/python" "$here/drivers/${name//-/_}_driver.py" --check
+    driver=$here/drivers/${name//-/_}_driver.py
+    [ ! -f "$driver" ] || PYTHONPATH="$here/.." HF_HUB_OFFLINE=1 WANDB_MODE=disabled "$PEERS/$name/bin/python" "$driver" --check
 done

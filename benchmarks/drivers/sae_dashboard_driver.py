@@ -85,8 +85,6 @@ def by_sae_dashboard(model: HookedTransformer, _: saelab.SAE, ids: torch.Tensor,
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(str(args.folder / "sae"))
-    # It folds decoder norms, which sae-lens allows only so. The rows have norm 1: the codes stay what they are.
-    sae.cfg.rescale_acts_by_decoder_norm = True
     config = SaeVisConfig(hook_point=SITE, features=list(range(args.latents)), device="cpu", dtype="float32")
     data = SaeVisRunner(config).run(encoder=sae, model=model, tokens=ids)
     page = args.folder / "sae-dashboard.html"
