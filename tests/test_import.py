@@ -1,9 +1,11 @@
 """`import saelab` is cheap, and what it offers is there, documented and lazily loaded."""
 
+import ast
 import inspect
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,30 @@ def test_importing_loads_torch_and_nothing_heavier(code, loaded_by_torch):
 def test_a_lazy_name_is_kept():
     code = "import saelab; a = saelab.ConfigError; assert saelab.__dict__['ConfigError'] is a is saelab.ConfigError"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def imports_of_sklearn(tree: ast.AST, protected: bool = False) -> list[bool]:
+    """Of each import of scikit-learn in a file, whether it stands within `with OwnRandomness(...)`."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import) and "sklearn" in ast.unparse(node):
+            found.append(protected)
+        inside = isinstance(node, ast.With) and "OwnRandomness" in ast.unparse(node.items[0])
+        found += imports_of_sklearn(node, protected or inside)
+    return found
+
+
+def test_no_import_draws_from_the_users_generators():
+    """That of scikit-learn does, in what it imports in turn."""
+    code = (
+        "import random, sys, saelab; before = random.getstate(); saelab.QuickSelection; "
+        "assert random.getstate() == before and 'sklearn.preprocessing' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    folders = [Path(package.__file__).parent for package in (saelab, saelab.analysis, saelab.dashboards)]
+    files = {path.name: imports_of_sklearn(ast.parse(path.read_text())) for f in folders for path in f.rglob("*.py")}
+    assert [name for name, found in files.items() if not all(found)] == []
+    assert sum(map(len, files.values())) > 8
 
 
 def test_an_unknown_name_is_an_attribute_error():

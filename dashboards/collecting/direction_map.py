@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.base.surroundings import OwnRandomness
+
 NEIGHBOURS_UP_TO = 8_192  # t-SNE of so many takes half a minute of one processor
 _COMPONENTS = 30  # that t-SNE sees
 _LEAST = 8  # directions, below which there is nothing to lay out
@@ -31,7 +33,8 @@ def neighbour_plane(W_LD: Float[Tensor, "L D"]) -> "Float[np.ndarray, 'L 2'] | N
     directions and of more than `NEIGHBOURS_UP_TO`.
     """
     try:
-        from sklearn.manifold import TSNE
+        with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+            from sklearn.manifold import TSNE
     except ImportError:
         return None
     if not _LEAST <= len(W_LD) <= NEIGHBOURS_UP_TO:

@@ -57,7 +57,8 @@ def mcfs(X: Any, n_features: int, *, n_clusters: int, neighbors: int = 5) -> np.
 
 def neighbor_graph(X: np.ndarray, neighbors: int) -> tuple[Any, np.ndarray]:
     """(graph, degrees): a symmetric sparse [n, n] matrix of exp(-distance^2 / width) between near neighbours, its row sums."""
-    from sklearn.neighbors import kneighbors_graph
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.neighbors import kneighbors_graph
 
     graph = kneighbors_graph(X, min(neighbors, len(X) - 1), mode="distance")
     squared = graph.data**2
@@ -70,7 +71,9 @@ def _embedding(X: np.ndarray, n_clusters: int, neighbors: int) -> np.ndarray:
     """The smoothest eigenvectors of L y = lambda D y after the constant one: [n, n_clusters]."""
     from scipy.sparse import diags_array
     from scipy.sparse.linalg import eigsh
-    from sklearn.neighbors import kneighbors_graph
+
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.neighbors import kneighbors_graph
 
     graph = kneighbors_graph(X, min(neighbors, len(X) - 1))
     graph = graph.maximum(graph.T).tocsr()

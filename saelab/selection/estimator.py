@@ -11,15 +11,17 @@ from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.files import user_path
 from saelab.base.locks import locked
+from saelab.base.surroundings import OwnRandomness
 from saelab.selection.autoencoder import Autoencoder, Recipe
 from saelab.selection.runs import FINISHED, Folder, Run, Stability, aggregated, ranking_of
 from saelab.selection.samples import Samples, check_samples
 
 try:
-    from sklearn.base import BaseEstimator
-    from sklearn.feature_selection import SelectorMixin
-    from sklearn.utils import check_random_state
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.base import BaseEstimator
+        from sklearn.feature_selection import SelectorMixin
+        from sklearn.utils import check_random_state
+        from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError("QuickSelection needs scikit-learn 1.6 or newer: pip install 'saelab[selection]'") from error
 

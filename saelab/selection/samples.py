@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.base.errors import DataError
+from saelab.base.surroundings import OwnRandomness
 from saelab.selection.streams import FRESH_NOISE, NOISE, ORDER, stream
 
 FEATURES_AT_ONCE = 4096
@@ -110,7 +111,8 @@ def _scales(X: np.ndarray, scale: str | None) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _scales_sparse(X: Any, scale: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from sklearn.utils.sparsefuncs import mean_variance_axis, min_max_axis
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.utils.sparsefuncs import mean_variance_axis, min_max_axis
 
     eps, X = np.finfo(X.dtype).eps, X.astype(np.float64)
     mean_D, variance_D = mean_variance_axis(X, axis=0)

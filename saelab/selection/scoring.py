@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from saelab.base.surroundings import OwnRandomness
+
 
 def extra_trees_accuracy(
     X_train: Any,
@@ -27,7 +29,8 @@ def extra_trees_accuracy(
     >>> extra_trees_accuracy(X, X[:, 0], X, X[:, 0], [0], random_state=0)
     1.0
     """
-    from sklearn.ensemble import ExtraTreesClassifier
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.ensemble import ExtraTreesClassifier
 
     trees = ExtraTreesClassifier(n_estimators=n_estimators, random_state=random_state)
     trees.fit(_columns(X_train, features), np.ravel(y_train))
@@ -43,7 +46,8 @@ def kmeans_accuracy(X: Any, y: Any, features: Any = None, *, runs: int = 10, ran
     >>> kmeans_accuracy(X, ["a", "a", "b", "b"])
     1.0
     """
-    from sklearn.cluster import KMeans
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.cluster import KMeans
 
     chosen, n_classes = _columns(X, features), len(np.unique(y))
     seeds = np.random.SeedSequence(random_state).generate_state(runs)
@@ -60,7 +64,9 @@ def cluster_accuracy(y: Any, clusters: Any) -> float:
     0.75
     """
     from scipy.optimize import linear_sum_assignment
-    from sklearn.metrics.cluster import contingency_matrix
+
+    with OwnRandomness(0):  # scikit-learn's first import draws from Python's generator
+        from sklearn.metrics.cluster import contingency_matrix
 
     counts = contingency_matrix(np.ravel(y), np.ravel(clusters))
     rows, columns = linear_sum_assignment(counts, maximize=True)
