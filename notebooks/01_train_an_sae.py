@@ -102,14 +102,13 @@ report.to_pandas().T
 lm.top_latents("My fellow citizens, the war is over.", sae, k=3)
 
 # %% [markdown]
-# The other way round: for the latents that are most active on held-out text, the tokens that fire them most. `saelab demo`
-# prints the most focused ones instead. Many of the *most* active latents are about common words; the rare ones are
-# where the interesting ones hide.
+# The other way round: the tokens of the latents that are most focused on held-out text, those that fire most fully on one
+# token whenever it is read. (The latents that are active most are about common words.)
 
 # %%
-from saelab.cli.demonstration import most_active
+from saelab.cli.demonstration import most_focused
 
-for latent in most_active(sae, lm, corpus, site=SITE, tokens=30_000, latents=5):
+for latent in most_focused(sae, lm, corpus, site=SITE, tokens=30_000, latents=5):
     print(latent)
 
 # %% [markdown]

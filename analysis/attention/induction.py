@@ -12,7 +12,7 @@ Shapes: B texts, T destinations, S sources, H heads, E width of a head, D width 
 >>> induction.head_scores(lm).nlargest(3, "induction")  # doctest: +SKIP
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from saelab.analysis.circuits import frozen
 from saelab.base import seeds
 from saelab.base.errors import ConfigError, DataError
 from saelab.models.tokens import Tokens
-from saelab.models.unembedding import unembedding
+from saelab.models.unembedding import Unembedding, unembedding
 from saelab.reading.corpus import load_corpus
 
 if TYPE_CHECKING:
@@ -101,8 +101,6 @@ def long_prefix(
 
     >>> induction.long_prefix(lm, [(18, 6), (17, 3)], examples=20)  # doctest: +SKIP
     """
-    import pandas as pd
-
     prefixes = list(prefixes)
     if not prefixes or not all(1 <= p <= LONGEST for p in prefixes) or length <= LAST_START + 1:
         raise ConfigError(
@@ -116,26 +114,41 @@ def long_prefix(
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
     for p in prefixes:
         generator = torch.Generator().manual_seed(seeds.derived(seed, p))
-        ids, destinations, sources = _copies(lm, p, examples, length, generator)
+        copies = _copies(lm, p, examples, length, generator)
         for start in range(0, examples, BATCH):
-            rows = slice(start, start + BATCH)
-            layers, sites = frozen.read(lm, _tokens(lm, ids[rows]), blocks, [last + ".input", last])
-            places: list[tuple[int, int, int]] = []  # block, head, context
-            scores, written = [], []
-            for context, (t, s) in enumerate(zip(destinations[rows].tolist(), sources[rows].tolist(), strict=True)):
-                for block, head in heads:
-                    _check_head(layers[block], head)
-                    places.append((block, head, context))
-                    scores.append(float(layers[block].pattern.rows(context, torch.tensor([t]))[head, 0, s]))
-                    written.append(_written(layers[block], context, t, head))
-            at = torch.tensor([context for *_, context in places], device=lm.device)
-            ends = destinations[rows].to(lm.device)[at]
-            read, normed = sites[last + ".input"][at, ends], sites[last][at, ends]
-            lost_NV = -out.change(normed, out.norm.sigma(read, normed), torch.stack(written))
-            targets = ids[rows].to(lm.device)[at, sources[rows].to(lm.device)[at]]
-            dlas = lost_NV.gather(1, targets[:, None])[:, 0] - lost_NV.mean(1)
-            for (block, head, _), score, dla in zip(places, scores, dlas.tolist(), strict=True):
+            batch = [part[start : start + BATCH] for part in copies]
+            for block, head, score, dla in _scored(lm, out, last, blocks, heads, *batch):
                 found.setdefault((block, head, p), []).append((score, dla))
+    return _summed(found)
+
+
+def _scored(
+    lm: "LanguageModel", out: Unembedding, last: str, blocks: list[int], heads: Sequence[tuple[int, int]],
+    ids: Tensor, destinations: Tensor, sources: Tensor,
+) -> Iterator[tuple[int, int, float, float]]:  # fmt: skip
+    """Block, head, attention from destination to source, and what is written to the source's logit, for each text and head."""
+    layers, sites = frozen.read(lm, _tokens(lm, ids), blocks, [last + ".input", last])
+    places: list[tuple[int, int, int]] = []  # block, head, context
+    scores, written = [], []
+    for context, (t, s) in enumerate(zip(destinations.tolist(), sources.tolist(), strict=True)):
+        for block, head in heads:
+            _check_head(layers[block], head)
+            places.append((block, head, context))
+            scores.append(float(layers[block].pattern.rows(context, torch.tensor([t]))[head, 0, s]))
+            written.append(_written(layers[block], context, t, head))
+    at = torch.tensor([context for *_, context in places], device=lm.device)
+    ends = destinations.to(lm.device)[at]
+    read, normed = sites[last + ".input"][at, ends], sites[last][at, ends]
+    lost_NV = -out.change(normed, out.norm.sigma(read, normed), torch.stack(written))
+    targets = ids.to(lm.device)[at, sources.to(lm.device)[at]]
+    dlas = lost_NV.gather(1, targets[:, None])[:, 0] - lost_NV.mean(1)
+    for (block, head, _), score, dla in zip(places, scores, dlas.tolist(), strict=True):
+        yield block, head, score, dla
+
+
+def _summed(found: dict[tuple[int, int, int], list[tuple[float, float]]]) -> "DataFrame":
+    import pandas as pd
+
     summed = []
     for place, values in found.items():
         table = torch.tensor(values, dtype=torch.float64)
@@ -174,38 +187,39 @@ def natural_prefixes(
     packed = load_corpus(corpus).contexts(lm, context_length, split)
     ids, real = packed.tokens(slice(0, contexts)).ids, packed.tokens(slice(0, contexts)).mask
     generator, ordinary = torch.Generator().manual_seed(seed), _ordinary(lm)
-    rows: list[list[Any]] = []
-    broken: list[Tensor] = []
-    for start in range(0, len(ids), BATCH):
-        batch, masks = ids[start : start + BATCH], real[start : start + BATCH]
-        layer = frozen.read(lm, _tokens(lm, batch, masks), [block]).layers[block]
-        _check_head(layer, number)
-        for context, text in enumerate(batch):
-            A_TS = layer.pattern.rows(context)[number]
-            after = int(masks[context].int().argmax()) + 1  # the first position
-            pairs = (A_TS.tril(-1)[:, after:] > ATTENDED).nonzero()
-            if not len(pairs):
-                continue
-            t, s = int(pairs[0, 0]), int(pairs[0, 1]) + after
-            prefix = _matching(lm, text, t, s)
-            rows.append([start + context, t, s, prefix, float(A_TS[t, s]), float("nan")])
-            if prefix >= 2:
-                other = text.clone()
-                other[s - 2] = _distinct(ordinary, 1, generator)[0]
-                broken.append(other)
+    rows = list(_attended(lm, ids, real, block, number))
     if not rows:
         raise DataError(
             f"head {number} of block {block} attends to no token but the first with more than {ATTENDED} in {len(ids)} texts: "
             "it has no natural case here, read more text or study another head"
         )
     again = [row for row in rows if row[3] >= 2]
+    broken = ids[[row[0] for row in again]]
+    for text, row in zip(broken, again, strict=True):
+        text[row[2] - 2] = _distinct(ordinary, 1, generator)[0]
     for start in range(0, len(again), BATCH):
-        masks = real[[row[0] for row in again[start : start + BATCH]]]
-        layer = frozen.read(lm, _tokens(lm, torch.stack(broken[start : start + BATCH]), masks), [block]).layers[block]
-        for context, row in enumerate(again[start : start + BATCH]):
+        some = again[start : start + BATCH]
+        masks = real[[row[0] for row in some]]
+        layer = frozen.read(lm, _tokens(lm, broken[start : start + BATCH], masks), [block]).layers[block]
+        for context, row in enumerate(some):
             row[5] = float(layer.pattern.rows(context, torch.tensor([row[1]]))[number, 0, row[2]])
     columns = ["context", "destination", "source", "prefix", "attention", "attention_broken"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _attended(lm: "LanguageModel", ids: Tensor, real: Tensor, block: int, head: int) -> Iterator[list[Any]]:
+    """Context, destination, source, prefix, attention and NaN, of the first pair of each context that has one."""
+    for start in range(0, len(ids), BATCH):
+        batch, masks = ids[start : start + BATCH], real[start : start + BATCH]
+        layer = frozen.read(lm, _tokens(lm, batch, masks), [block]).layers[block]
+        _check_head(layer, head)
+        for context, text in enumerate(batch):
+            A_TS = layer.pattern.rows(context)[head]
+            after = int(masks[context].int().argmax()) + 1  # the first position
+            pairs = (A_TS.tril(-1)[:, after:] > ATTENDED).nonzero()
+            if len(pairs):
+                t, s = int(pairs[0, 0]), int(pairs[0, 1]) + after
+                yield [start + context, t, s, _matching(lm, text, t, s), float(A_TS[t, s]), float("nan")]
 
 
 def _copies(

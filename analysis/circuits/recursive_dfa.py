@@ -75,47 +75,34 @@ def trace(
     saes = saes if isinstance(saes, Iterable) else [saes]
     others = [other for other in saes if other is not sae]
     stream = Stream(lm, text, [sae, *others], end=(kind, block))
-    at = (
-        _strongest(stream, kind, block, number)
-        if position is None
-        else checks.count("position", position, least=-(2**62))
-    )
-    length = stream.tokens.ids.shape[1]
-    if not 0 <= at < length:
-        raise DataError(f"there is no position {at}: the text has {length} tokens, from 0 on")
+    at = _strongest(stream, kind, block, number) if position is None else _checked(stream, position)
     growing = _Growing(stream, keep, most)
     root = growing.node((kind, kind, block, at, number), depth=0)
     reading = stream.reading(kind, block, at, number)
     root.contribution, root.activation = reading.total, reading.total
-    waiting = [(-order(kind, block), 0)]
-    while waiting:
-        _, index = heapq.heappop(waiting)
-        node = growing.nodes[index]
-        # every parent of it has been expanded: they come later in the model
-        small = index > 0 and abs(node.contribution) < share * abs(reading.total)
-        if node.depth >= depth or small or node.kind not in (ATTENTION, RESIDUAL):
-            continue
-        for child in growing.expand(node):
-            if child.kind in (ATTENTION, RESIDUAL):
-                heapq.heappush(waiting, (-order(child.kind, child.block), child.id))
+    growing.grow(depth, share * abs(reading.total))
     tokens = [lm.token_text(int(token)) for token in stream.tokens.ids[0]]
-    known = {
-        place: {
-            "site": own.metadata["site"],
-            "d_sae": own.d_sae,
-            "cfg": repr(own.cfg),
-            "labels": own.metadata.get("labels"),
-        }
-        for place, own in stream.saes.items()
-    }
+    known = {place: _described(own) for place, own in stream.saes.items()}
     settings = {"depth": depth, "keep": keep, "most": most, "share": share}
     return Circuit(growing.nodes, growing.edges, tokens, lm.name, known, settings)
+
+
+def _described(sae: Dictionary) -> dict[str, Any]:
+    known = sae.metadata
+    return {"site": known["site"], "d_sae": sae.d_sae, "cfg": repr(sae.cfg), "labels": known.get("labels")}
 
 
 def _strongest(stream: Stream, kind: str, block: int, latent: int) -> int:
     x = stream.read_by(kind, block)
     weights = readers(stream.saes[kind, block], torch.tensor([latent])).weights[0].to(x)
     return int((x[0] @ weights).masked_fill(~stream.tokens.mask[0], -torch.inf).argmax())
+
+
+def _checked(stream: Stream, position: int) -> int:
+    at, length = checks.count("position", position, least=-(2**62)), stream.tokens.ids.shape[1]
+    if not 0 <= at < length:
+        raise DataError(f"there is no position {at}: the text has {length} tokens, from 0 on")
+    return at
 
 
 class _Growing:
@@ -137,6 +124,20 @@ class _Growing:
             self.nodes.append(found)
         found.depth = min(found.depth, depth)
         return found
+
+    def grow(self, depth: int, least: float) -> None:
+        """Expand the root, and every node above `depth` that contributes at least `least` and can be expanded."""
+        waiting = [(-order(self.nodes[0].kind, self.nodes[0].block), 0)]
+        while waiting:
+            _, index = heapq.heappop(waiting)
+            node = self.nodes[index]
+            # every parent of it has been expanded: they come later in the model
+            small = index > 0 and abs(node.contribution) < least
+            if node.depth >= depth or small or node.kind not in (ATTENTION, RESIDUAL):
+                continue
+            for child in self.expand(node):
+                if child.kind in (ATTENTION, RESIDUAL):
+                    heapq.heappush(waiting, (-order(child.kind, child.block), child.id))
 
     def expand(self, parent: Node) -> list[Node]:
         """Add a node's children and what is pruned; the children that were not there before."""

@@ -160,52 +160,66 @@ def decompose(
     rows = Rows(x, holdout, seed)
     reader = CodedRows(sae, rows, high_norm, progress)
     with torch.no_grad():
-        moments = {use: Moments(sae.d_in, sae.d_in, _accumulator(sae.device)) for use in (MAP, LEARN, SCORE)}
-        for chunk, codes in reader.read("moments of the error"):
-            moments[chunk.use].add(chunk.x, chunk.x - sae.decode(codes))
-        n, wanted = {use: found.n for use, found in moments.items()}, _wanted(sae.d_in, holdout)
-        if min(n.values()) < 2:
-            raise DataError(
-                f"{n[MAP]:,} rows to fit on and {n[LEARN]:,} and {n[SCORE]:,} held out: give more rows ({wanted:,} would do)"
-            )
+        moments = _moments(reader, sae, holdout)
         fit_rows, heldout = moments[MAP], merged(moments[LEARN], moments[SCORE])
         fit = fit_rows.fit(bias)
         norms = _norms(reader, sae, fit, moments, heldout.mean_x)
-    if min(n[MAP], n[LEARN]) < TOKENS_PER_DIMENSION * sae.d_in:
-        warnings.warn(
-            f"{sae.d_in:,} dimensions, {n[MAP]:,} tokens to fit the map on ({n[MAP] / sae.d_in:.1f} a dimension), {n[LEARN]:,} "
-            f"for the norms: below about {TOKENS_PER_DIMENSION} a dimension R^2 comes out too low, harvest {wanted:,} tokens "
-            "or more",
-            stacklevel=2,
-        )
-    r2 = heldout.r2(fit)
-    r2_norm = norms.moments[SCORE].r2(norms.moments[LEARN].fit(bias))
-    variation = float(heldout.xx.trace())
+    _warn_of_few(fit_rows.n, moments[LEARN].n, sae.d_in, holdout)
     return Decomposition(
+        **_figures(fit, heldout, norms, bias),
+        **_counts(fit_rows, heldout, reader.dropped),
         sae=sae,
-        linear_map=fit.map,
-        bias=fit.bias,
-        r2_error=float(r2.nanmean()),
-        r2_error_pooled=heldout.r2_pooled(fit),
-        r2_norm=dict(zip(PARTS, r2_norm.tolist(), strict=True)),
-        fvu=divided(heldout.squares, variation),
-        fvu_nonlinear=divided(float(heldout.residual(fit).sum()), variation),
-        fvu_linear=divided(float(norms.squares[PARTS.index("linear")]), variation),
-        norms={name: float(value) / heldout.n for name, value in zip(PARTS, norms.lengths, strict=True)},
         l0=reader.fired / heldout.n,
         controls=controls(sae, fit_rows, heldout, bias),
-        tokens_fit=fit_rows.n,
-        tokens_heldout=heldout.n,
-        tokens_per_dimension=fit_rows.n / sae.d_in,
         held_out_by=rows.held_out_by,
-        dropped=reader.dropped.n / (reader.dropped.n + fit_rows.n + heldout.n),
-        dropped_variance=_dropped_variance(reader.dropped, fit_rows, heldout),
-        groups=torch.tensor(sorted(norms.groups)),
-        sums=torch.tensor([norms.groups[group] for group in sorted(norms.groups)], dtype=torch.float64),
         holdout=holdout,
         seed=seed,
         high_norm=high_norm,
     )
+
+
+def _moments(reader: CodedRows, sae: Dictionary, holdout: float) -> dict[int, Moments]:
+    """The first pass: of the error, given x, for each use of the rows."""
+    moments = {use: Moments(sae.d_in, sae.d_in, _accumulator(sae.device)) for use in (MAP, LEARN, SCORE)}
+    for chunk, codes in reader.read("moments of the error"):
+        moments[chunk.use].add(chunk.x, chunk.x - sae.decode(codes))
+    n = {use: found.n for use, found in moments.items()}
+    if min(n.values()) < 2:
+        raise DataError(
+            f"{n[MAP]:,} rows to fit on and {n[LEARN]:,} and {n[SCORE]:,} held out: give more rows "
+            f"({_wanted(sae.d_in, holdout):,} would do)"
+        )
+    return moments
+
+
+def _warn_of_few(n_map: int, n_learn: int, d: int, holdout: float) -> None:
+    if min(n_map, n_learn) < TOKENS_PER_DIMENSION * d:
+        warnings.warn(
+            f"{d:,} dimensions, {n_map:,} tokens to fit the map on ({n_map / d:.1f} a dimension), {n_learn:,} for the norms: "
+            f"below about {TOKENS_PER_DIMENSION} a dimension R^2 comes out too low, harvest {_wanted(d, holdout):,} tokens or "
+            "more",
+            stacklevel=3,
+        )
+
+
+def _figures(fit: LinearFit, heldout: Moments, norms: "_Norms", bias: bool) -> dict[str, Any]:
+    """The fields of a `Decomposition` that follow from the two passes."""
+    r2_norm = norms.moments[SCORE].r2(norms.moments[LEARN].fit(bias))
+    variation = float(heldout.xx.trace())
+    groups = sorted(norms.groups)
+    return {
+        "linear_map": fit.map,
+        "bias": fit.bias,
+        "r2_error": float(heldout.r2(fit).nanmean()),
+        "r2_error_pooled": heldout.r2_pooled(fit),
+        "r2_norm": dict(zip(PARTS, r2_norm.tolist(), strict=True)),
+        "fvu": divided(heldout.squares, variation),
+        "fvu_nonlinear": divided(float(heldout.residual(fit).sum()), variation),
+        "fvu_linear": divided(float(norms.squares[PARTS.index("linear")]), variation),
+        "norms": {name: float(value) / heldout.n for name, value in zip(PARTS, norms.lengths, strict=True)},
+        "groups": torch.tensor(groups),
+        "sums": torch.tensor([norms.groups[group] for group in groups], dtype=torch.float64),
+    }
 
 
 @dataclass
@@ -249,6 +263,16 @@ def _norms(reader: CodedRows, sae: Dictionary, fit: LinearFit, known: dict[int, 
 def _wanted(d: int, holdout: float) -> int:
     """Rows of which enough are for the map and for what is learnt from the parts."""
     return round(TOKENS_PER_DIMENSION * d / min(1 - holdout, holdout / 2))
+
+
+def _counts(fit_rows: Moments, heldout: Moments, dropped: Spread) -> dict[str, Any]:
+    return {
+        "tokens_fit": fit_rows.n,
+        "tokens_heldout": heldout.n,
+        "tokens_per_dimension": fit_rows.n / len(dropped.mean),
+        "dropped": dropped.n / (dropped.n + fit_rows.n + heldout.n),
+        "dropped_variance": _dropped_variance(dropped, fit_rows, heldout),
+    }
 
 
 def _dropped_variance(dropped: Spread, *kept: Moments) -> float:

@@ -47,50 +47,67 @@ def demo(
 
     >>> saelab.cli.demonstration.demo(tokens=20_000, d_sae=512, out="runs/tiny")  # doctest: +SKIP
     """
-    began = [time.perf_counter()]
-
-    def step(number: int, title: str, shows: str) -> None:
-        began.append(time.perf_counter())
-        took = f"   ({began[-1] - began[-2]:.0f} s)\n" if number > 1 else ""
-        print(f"{took}[{number}/5] {title}\n      {shows}", flush=True)
-
+    steps = _Steps(5)
     print("five steps, under 6 minutes on two idle cores, 2 GB of memory, no network (times follow each step)")
-    step(1, "load the model and the corpus", "what the latents will be of: a site of the model's, on text")
+    steps.next("load the model and the corpus", "what the latents will be of: a site of the model's, on text")
     lm = saelab.load_model(model) if isinstance(model, str) else model
     corpus = saelab.load_corpus(corpus)
 
-    step(
-        2, f"train {d_sae:,} latents on {tokens:,} tokens at {site} (Ctrl-C stops; again to go on)",
+    steps.next(
+        f"train {d_sae:,} latents on {tokens:,} tokens at {site} (Ctrl-C stops; again to go on)",
         f"{k} of them rebuild each activation: explained variance is the share of it that they get",
     )  # fmt: skip
     run = saelab.train(lm, corpus, site=site, sae=saelab.TopK(k=k, d_sae=d_sae), tokens=tokens, seed=0, out=out)
-    if run.interrupted:
-        return run
+    if not run.interrupted:
+        _look_into(run, lm, corpus, look_at, pages, page_tokens, steps)
+    return run
 
-    step(
-        3, f"evaluate on text held out of training: 8,192 tokens, {look_at:,} for silent latents",
+
+def _look_into(run: "Run", lm: Any, corpus: Any, look_at: int, pages: int, page_tokens: int, steps: "_Steps") -> None:
+    """Evaluate it, print its most focused latents, and make its page."""
+    steps.next(
+        f"evaluate on text held out of training: 8,192 tokens, {look_at:,} for silent latents",
         "a ce_score of 1: the model predicts as well with the SAE in its place; of 0: as badly as with zeros there",
     )  # fmt: skip
     report = saelab.evaluate(run.sae, lm, corpus, tokens=8_192, sparsity_tokens=look_at)
     print(report.to_pandas().T.to_string(header=False))
 
-    step(
-        4, f"the ten most focused latents on {look_at:,} held-out tokens",
+    steps.next(
+        f"the ten most focused latents on {look_at:,} held-out tokens",
         "fullest on one token whenever it is read: the tokens of each, and its strongest place, in brackets",
     )  # fmt: skip
-    for latent in most_focused(run.sae, lm, corpus, site=site, tokens=look_at):
+    for latent in most_focused(run.sae, lm, corpus, site=run.sae.metadata["site"], tokens=look_at):
         print(latent)
 
-    step(
-        5, f"a page of every live latent (at most {pages:,}) from {page_tokens:,} tokens",
+    steps.next(
+        f"a page of every live latent (at most {pages:,}) from {page_tokens:,} tokens",
         "examples, logits, neighbours, and what the loss would be without it (most of the time here)",
     )  # fmt: skip
     page = run.dashboard(lm=lm, corpus=corpus, latents=pages, tokens=page_tokens, evaluation=report)
-    print(f"   ({time.perf_counter() - began[-1]:.0f} s)\nopen it in a browser: {page.path.absolute().as_uri()}")
-    size = page.path.stat().st_size / 2**20
-    print(f"\ndone in {(time.perf_counter() - began[0]) / 60:.1f} min; the page has {size:.1f} MiB, the run is in {run.path}: "
-          f"saelab.load_run({out!r})")  # fmt: skip
-    return run
+    print(f"open it in a browser: {page.path.absolute().as_uri()}")
+    steps.finish(
+        f"the page has {page.path.stat().st_size / 2**20:.1f} MiB, the run is in {run.path}: saelab.load_run({str(run.path)!r})"
+    )
+
+
+class _Steps:
+    """Numbers steps and prints how long each took."""
+
+    def __init__(self, of: int) -> None:
+        self.of, self.began = of, [time.perf_counter()]
+
+    def next(self, title: str, shows: str) -> None:
+        if len(self.began) > 1:
+            self._took()
+        print(f"[{len(self.began)}/{self.of}] {title}\n      {shows}", flush=True)
+        self.began.append(time.perf_counter())
+
+    def finish(self, last: str) -> None:
+        self._took()
+        print(f"\ndone in {(time.perf_counter() - self.began[0]) / 60:.1f} min; {last}")
+
+    def _took(self) -> None:
+        print(f"   ({time.perf_counter() - self.began[-1]:.0f} s)", flush=True)
 
 
 @command(demo)
@@ -175,54 +192,6 @@ def most_focused(
                 example=" ".join(
                     f"{lm.tokenizer.decode(lead)}[{lm.tokenizer.decode([int(store.tokens[row])])}]".split()
                 ),
-            )
-        )
-    return found
-
-
-def most_active(
-    sae: "SAE",
-    lm: "LanguageModel",
-    corpus: "Corpus",
-    site: str,
-    tokens: int,
-    latents: int = 10,
-    top: int = 6,
-    before: int = 8,
-) -> list[Latent]:
-    """The `latents` with the largest summed activation on held-out text, and the `top` distinct tokens of each.
-
-    A token that fires a latent many times is listed once, with its largest activation. `before` tokens lead
-    up to the strongest one in the example. Positions that the SAE does not replace are left out.
-    """
-    from saelab.reading.corpus import contexts_for
-
-    as_trained: dict[str, Any] = {name: sae.metadata.get(name) for name in ("context_length", "prepend_bos")}
-    store: Any = saelab.harvest(lm, corpus, site=site, tokens=tokens, split="heldout", **as_trained)
-    chunks = [_entries(sae, store, begin) for begin in range(0, len(store), 4096)]
-    rows, indices, values = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    mass = torch.zeros(sae.d_sae).index_add_(0, indices, values)
-    contexts = contexts_for(sae, lm, corpus, "heldout")
-    found = []
-    for latent in mass.topk(min(latents, sae.d_sae)).indices.tolist():
-        mine = indices == latent
-        if not mine.any():
-            break
-        strongest, order = values[mine].sort(descending=True, stable=True)
-        ids = store.tokens[rows[mine]][order].tolist()
-        best: dict[int, float] = {}
-        for token, value in zip(ids, strongest.tolist(), strict=True):
-            best.setdefault(token, value)
-        row = int(rows[mine][order[0]])
-        context, position = int(store.contexts[row]), int(store.positions[row])
-        lead = contexts.ids[context, max(0, position - before) : position].tolist()
-        found.append(
-            Latent(
-                latent,
-                density=len(ids) / len(store),
-                mean=float(strongest.mean()),
-                tokens=[(lm.tokenizer.decode([token]), value) for token, value in list(best.items())[:top]],
-                example=" ".join(f"{lm.tokenizer.decode(lead)}[{lm.tokenizer.decode([ids[0]])}]".split()),
             )
         )
     return found

@@ -7,7 +7,7 @@ import contextlib
 import html
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from saelab.models.denoising import ddim, draws
 from saelab.models.identity import warn_of_other_weights
 from saelab.models.places import places_of_rows, reading_site, rows_of_places
 from saelab.models.purpose import Purpose
-from saelab.reading.images import Noised, NoisedPlaces, load_images, noised
+from saelab.reading.images import Images, Noised, NoisedPlaces, load_images, noised
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -161,22 +161,33 @@ def evaluate_denoiser(
     images = load_images(images, denoiser)
     warn_of_training_tokens(sae, images, split)
     chosen = images.split(split)
-    places = math.prod(denoiser.site_shape(path)) // sae.d_in
-    count = min(len(chosen), -(-tokens // (places * len(grid))))
-    if (read := count * places * len(grid)) < tokens:
-        warnings.warn(f"the {split} split ends after {len(chosen):,} images, {read:,} of the {tokens:,} places asked for: the "
-                      "figures are over those", stacklevel=2)  # fmt: skip
+    count = _count(chosen, split, tokens, math.prod(denoiser.site_shape(path)) // sae.d_in * len(grid))
     with torch.no_grad():
         firing, mean = _sparsity(purpose, NoisedPlaces(denoiser, chosen, path, 0), sparsity_tokens)
         sums = _Sums(purpose, denoiser, path, mean)
-        with progress_bar(count * len(grid), "evaluating", "image", progress) as bar:
-            for first in range(0, count, batch_size):
-                numbers = torch.arange(first, min(first + batch_size, count))
-                for t in grid:
-                    sums.add(noised(denoiser, chosen, numbers, torch.full_like(numbers, t), f"evaluated {first}"), t)
-                    bar.update(len(numbers))
+        for numbers, t in _jobs(count, batch_size, grid, progress):
+            sums.add(noised(denoiser, chosen, numbers, torch.full_like(numbers, t), f"evaluated {int(numbers[0])}"), t)
         change = float("nan") if denoiser.conditional else _sample_change(denoiser, sae, path)
     return sums.report(firing, grid, change, split)
+
+
+def _jobs(count: int, batch_size: int, grid: list[int], progress: bool) -> Iterator[tuple[Tensor, int]]:
+    """The numbers of the images of each forward pass, and their timestep."""
+    with progress_bar(count * len(grid), "evaluating", "image", progress) as bar:
+        for first in range(0, count, batch_size):
+            numbers = torch.arange(first, min(first + batch_size, count))
+            for t in grid:
+                yield numbers, t
+                bar.update(len(numbers))
+
+
+def _count(chosen: Images, split: str, tokens: int, places: int) -> int:
+    """Images of so many places that make up the tokens; all, and a warning, where they are too few."""
+    count = min(len(chosen), -(-tokens // places))
+    if (read := count * places) < tokens:
+        warnings.warn(f"the {split} split ends after {len(chosen):,} images, {read:,} of the {tokens:,} places asked for: the "
+                      "figures are over those", stacklevel=3)  # fmt: skip
+    return count
 
 
 def _sparsity(purpose: Purpose, places: NoisedPlaces, wanted: int) -> tuple[Firing, Tensor]:

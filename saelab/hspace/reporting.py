@@ -172,16 +172,11 @@ def effects(
     control_images: dict[str, tuple[str, dict[float, Tensor]]] = {}
     jobs = [(direction, s) for direction in directions for s in sorted(strengths)]
     for direction, strength in progress_bar(len(jobs), "editing", "edit", progress, iterable=jobs):
-        variants = [(EDIT, 0, direction)]
-        if strength:
-            variants += [(kind, draw, random_direction(direction, trajectory, kind, seed + draw))
-                         for kind in controls for draw in range(draws)]  # fmt: skip
+        variants = _variants(direction, trajectory, controls if strength else (), draws, seed)
         for kind, draw, variant in variants:
-            after = (
-                edit(denoiser, trajectory, variant, strength, record=(), progress=False, **how).samples
-                if strength
-                else images
-            )
+            after = images
+            if strength:
+                after = edit(denoiser, trajectory, variant, strength, record=(), progress=False, **how).samples
             figures = changes(images, after, was, judge(judges, after), real)
             target = targets.get(direction.name)
             rows.append({"direction": direction.name, "kind": kind, "draw": draw, "strength": float(strength),
@@ -193,6 +188,15 @@ def effects(
                 of_control[float(strength)] = after[:kept].cpu()
     stacked = {name: ([s for s, _ in some], torch.stack([x for _, x in some])) for name, some in kept_images.items()}
     return Effects(pandas.DataFrame(rows), classes, stacked, control_images)
+
+
+def _variants(
+    direction: Direction, trajectory: Trajectory, controls: Sequence[str], draws: int, seed: int
+) -> list[tuple[str, int, Direction]]:
+    """Kind, draw and direction: the edit itself, and each of its controls."""
+    drawn = [(kind, draw) for kind in controls for draw in range(draws)]
+    random = [(kind, draw, random_direction(direction, trajectory, kind, seed + draw)) for kind, draw in drawn]
+    return [(EDIT, 0, direction), *random]
 
 
 def _targeted(figures: dict[str, Any], target: int | None, classes: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import saelab
-from saelab.cli.demonstration import demo, most_active, most_focused
+from saelab.cli.demonstration import demo, most_focused
 from tests import tiny
 
 SITE = "blocks.1.hook_resid_post"
@@ -64,26 +64,6 @@ def test_most_focused_against_a_direct_count(tiny_llama, corpus):
     ]
     strongest = int(store.tokens[codes[:, first.latent].argmax()])
     assert first.example.endswith(f"[{tiny_llama.tokenizer.decode([strongest])}]".lstrip())
-
-
-def test_most_active_against_a_direct_count(tiny_llama, corpus):
-    sae = saelab.train(
-        torch.randn(2_000, 32), sae=saelab.TopK(k=4, d_sae=16), tokens=2_000, batch_size=250, progress=False
-    ).sae
-    found = most_active(sae, tiny_llama, corpus, site=SITE, tokens=500, latents=3, top=2, before=4)
-    store = saelab.harvest(tiny_llama, corpus, site=SITE, tokens=500, split="heldout", progress=False)
-    x = store[: len(store)]
-    codes = sae.encode(x).detach() * sae.replaceable(x)[:, None]
-    mass = codes.sum(0)
-    assert [latent.latent for latent in found] == mass.topk(3).indices.tolist()
-    first = found[0]
-    assert first.density == pytest.approx(float((codes[:, first.latent] > 0).float().mean()))
-    strongest = int(codes[:, first.latent].argmax())
-    assert first.tokens[0] == (
-        tiny_llama.tokenizer.decode([int(store.tokens[strongest])]),
-        pytest.approx(float(codes[:, first.latent].max())),
-    )
-    assert len({text for text, _ in first.tokens}) == len(first.tokens) == 2
 
 
 def test_an_interrupted_demo_stops_after_training(monkeypatch, capsys):
