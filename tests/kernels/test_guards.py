@@ -49,6 +49,23 @@ def test_tokens_that_tie_to_rounding_are_ranked_as_the_dense_product_ranks_them(
     assert torch.equal(found.indices, expected.indices) and torch.equal(found.offsets, expected.offsets)
 
 
+def test_a_shortlist_of_all_latents_has_no_next_one_to_compare_with():
+    generator = torch.Generator().manual_seed(0)
+    x, W, b = torch.randn(64, 16, generator=generator), torch.randn(4, 16, generator=generator), torch.zeros(4)
+    found, expected = selection.top_k(x, W, b, 4, shortlist=True), dense.top_k(x, W, b, 4)
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.offsets, expected.offsets)
+    g, W_dec = torch.randn(64, 16, generator=generator), torch.randn(4, 16, generator=generator)
+    found = weighted.top_k_weighted(x, W, b, g, W_dec, 1.0, 4, shortlist=True)
+    expected = weighted.top_k_weighted(x, W, b, g, W_dec, 1.0, 4, shortlist=False)
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.offsets, expected.offsets)
+
+
+def test_two_scores_at_the_cut_that_tie_to_rounding_are_in_doubt():
+    top = torch.tensor([[2.0, 1.0, 1.0 - 1e-7], [2.0, 1.0, 0.5], [2.0, -1.0, -1.0], [1e-9, 1.0, 0.5]])
+    doubt = selection._in_doubt(top, 2, torch.full((4,), -1.0), torch.full((4,), 1e-6))
+    assert doubt.tolist() == [True, False, False, True]
+
+
 @pytest.mark.parametrize("best", range(100, 2304, 300))
 def test_a_weighted_score_that_bf16_rounds_down_is_not_lost(best):
     i = torch.arange(2304)
