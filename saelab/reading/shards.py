@@ -74,6 +74,7 @@ class FileShard:
         self.rows = rows
         self._folder, self._files, self._layout, self._owner = folder, files, layout, owner
         self._open: dict[str, dict[str, Tensor]] = {}
+        self._verified: set[str] = set()
         for file in files.values():
             verify_size(folder / file["name"], file["bytes"])
         for (
@@ -97,10 +98,16 @@ class FileShard:
             self._open[part] = self._map(part)
         return self._open[part][key]
 
+    def release(self) -> None:
+        """Unmap the files."""
+        self._open.clear()
+
     def _map(self, part: str) -> dict[str, Tensor]:
         file = self._files[part]
         path = self._folder / file["name"]
-        verify_file(path, file["bytes"], file["sha256"])
+        if part not in self._verified:
+            verify_file(path, file["bytes"], file["sha256"])
+            self._verified.add(part)
         columns = self._layout[part].items()
         return read_tensors(
             path,
@@ -123,6 +130,11 @@ class Column:
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where the shards begin, and where the last one ends."""
+        return self._offsets.tolist()
 
     def __iter__(self) -> Iterator[Shaped[Tensor, "_ *row"]]:
         for start in range(0, len(self), CHUNK_ROWS):

@@ -119,6 +119,17 @@ class ActivationStore:
     def __iter__(self) -> Iterator[Float[Tensor, "_ d"]]:
         return iter(self._x)
 
+    @property
+    def bounds(self) -> list[int]:
+        """Where its shards begin, and where the last one ends."""
+        return self._x.bounds
+
+    def release(self) -> None:
+        """Unmap what was read of its files; what is read again is mapped again."""
+        for shard in self._shards:
+            if isinstance(shard, FileShard):
+                shard.release()
+
     def _token_column(self, key: str) -> Tensor:
         return Column(self._shards, "rows", key, 0, torch.int32)[:]
 

@@ -53,7 +53,8 @@ def train(
         source: a `LanguageModel` (with `corpus` and `site`), a `Denoiser` (with `site`), an `ActivationStore`, a [n, d]
             tensor or NumPy array, a pair of aligned stores or tensors (input, target), or an iterable of [n, d] tensors or of
             pairs, such as a `DataLoader` (a one-shot iterator serves one epoch). What an iterable draws from the global random
-            generators is seeded by `seed`.
+            generators is seeded by `seed`. A store of more than 256 shards (16 GiB as `harvest` writes them) is read shard by
+            shard, in an order drawn for each epoch, and mixed in the buffer; a smaller one at random access.
         corpus: what `load_corpus` gives or takes; its train split is read. Past its end a new epoch begins, which is said. Of a
             denoiser clean images [n, C, H, W], a pair (images, cond), or nothing: 512 of its own samples. Each is seen once an
             epoch, noised to a random timestep, and each place of the activation is a row.

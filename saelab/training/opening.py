@@ -18,8 +18,9 @@ from saelab.reading.buffer import parse_capacity
 from saelab.reading.corpus import load_corpus
 from saelab.reading.images import NoisedPlaces, load_images
 from saelab.reading.reader import ContextReader
+from saelab.reading.store import ActivationStore
 from saelab.training.lanes import Lanes
-from saelab.training.pieces import ItemPieces, ModelPieces, Pieces, rows_digest, rows_of
+from saelab.training.pieces import ItemPieces, ModelPieces, Pieces, StorePieces, rows_digest, rows_of
 from saelab.training.settings import Settings
 from saelab.training.sources import RowSource, Source, StreamSource
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
 CONTEXTS_PER_FORWARD = 8
+STREAMED_SHARDS = 256  # 16 GiB as `harvest` writes them: stores of more are not read at random access
 KNOWN_ROWS = 8192  # of an iterable, that its fingerprint holds
 
 
@@ -135,8 +137,11 @@ def open_rows(parts: tuple[Any, ...], settings: Settings, gradients: bool) -> In
     stored = {k: v for k, v in parts[0].metadata.items() if v is not None} if _is_store(parts[0]) else {}
     metadata = {**common, **stored, "max_norm": settings.max_norm, "seed": settings.seed}
     metadata["trained_on"] = "store" if _is_store(parts[0]) else "tensor"
-    rows = RowSource(columns, settings.seed, settings.max_norm, say=settings.say)
     known = {"rows": [rows_digest(part) for part in parts]} if _is_compared(settings) else {}
+    if all(isinstance(part, ActivationStore) and len(part.bounds) > STREAMED_SHARDS + 1 for part in parts):
+        stream = _stream(StorePieces(columns, settings.seed), settings)
+        return Input(stream, metadata, metadata | known | {"buffer_tokens": settings.buffer_tokens})
+    rows = RowSource(columns, settings.seed, settings.max_norm, say=settings.say)
     return Input(rows, metadata, metadata | known)
 
 

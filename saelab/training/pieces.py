@@ -21,6 +21,7 @@ from saelab.reading.reader import ContextReader
 
 Rows = dict[str, Tensor]  # {"x": [n, d], "target", "gradient"}
 PIECE_ROWS = 2048
+NAMES = {"x": "the activations", "target": "the targets", "gradient": "the gradients"}
 
 
 class Pieces(Protocol):
@@ -105,6 +106,49 @@ class ItemPieces:
     def lane(self, number: int, lanes: int) -> "ItemPieces":
         if self.epochs == 1 and lanes > 1:
             raise ConfigError(f"an iterator is read once, not by {lanes:,} lanes: give a list or another re-iterable")
+        mine = copy.copy(self)
+        mine.own = (number, lanes)
+        return mine
+
+
+class StorePieces:
+    """Stores shard by shard, in an order of the shards that is drawn anew for each epoch; the cursor counts pieces.
+
+    `columns` are the stores, and the gradients of the first; nothing is kept that grows with the rows.
+    """
+
+    most = PIECE_ROWS
+    epochs = math.inf
+
+    def __init__(self, columns: dict[str, Any], seed: int) -> None:
+        check_aligned(columns)
+        self.columns, self.seed, self.own = columns, seed, (0, 1)
+        self.widths = {name: column.shape[1] for name, column in columns.items()}
+        self.shards = list(itertools.pairwise(columns["x"].bounds))
+
+    def read(self, epoch: int, cursor: int) -> Iterator[tuple[Rows, int]]:
+        lane, lanes = self.own
+        generator = torch.Generator().manual_seed(seeds.derived(self.seed, epoch))
+        count = 0
+        for shard in torch.randperm(len(self.shards), generator=generator).tolist()[lane::lanes]:
+            begin, end = self.shards[shard]
+            for start in range(begin, end, PIECE_ROWS):
+                count += 1
+                if count > cursor:
+                    rows = {name: of[start : min(start + PIECE_ROWS, end)].float() for name, of in self.columns.items()}
+                    for name, found in rows.items():
+                        check_finite(found, f"rows {start:,} to {start + len(found):,} of {NAMES[name]}")
+                    yield rows, count
+            self._release()
+
+    def _release(self) -> None:
+        for column in self.columns.values():
+            if hasattr(column, "release"):
+                column.release()
+
+    def lane(self, number: int, lanes: int) -> "StorePieces":
+        if len(self.shards) < lanes:
+            raise ConfigError(f"{len(self.shards):,} shards do not fill {lanes:,} lanes: give fewer `lanes`")
         mine = copy.copy(self)
         mine.own = (number, lanes)
         return mine

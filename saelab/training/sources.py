@@ -17,7 +17,7 @@ from saelab.base.codes import check_finite
 from saelab.base.errors import ConfigError, DataError
 from saelab.reading.buffer import ActivationBuffer
 from saelab.training.norms import NormFilter
-from saelab.training.pieces import PIECE_ROWS, Pieces, Rows, check_aligned
+from saelab.training.pieces import NAMES, PIECE_ROWS, Pieces, Rows, check_aligned
 
 Say = Callable[[str], None]
 
@@ -64,8 +64,7 @@ class RowSource:
         ):  # the whole of it is at hand: the median is exact from the first batch on
             for name, column in columns.items():
                 rows = column[start : start + PIECE_ROWS].float()
-                what = "activations" if name == "x" else f"{name}s"
-                check_finite(rows, f"rows {start:,} to {start + len(rows):,} of the {what}")
+                check_finite(rows, f"rows {start:,} to {start + len(rows):,} of {NAMES[name]}")
                 if name == "x":
                     self.norms.see(rows)
         self.kept = torch.cat(
