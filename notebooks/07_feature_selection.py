@@ -22,6 +22,10 @@
 # Autoencoders", Machine Learning 111, 2022.) Everything here works with no network and takes a minute on two cores.
 
 # %%
+# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# # %pip install -q "saelab[selection] @ git+<address of the repository>"
+
+# %%
 import numpy as np
 import plotly.express as px
 from sklearn.datasets import load_digits, make_classification

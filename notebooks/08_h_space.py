@@ -22,6 +22,10 @@
 # Everything works with no network, in a few minutes on two cores.
 
 # %%
+# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# # %pip install -q "saelab[diffusion] @ git+<address of the repository>"
+
+# %%
 import torch
 
 import saelab

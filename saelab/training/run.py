@@ -106,7 +106,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     folder = user_path(path)
     found = checkpoint.read_run(folder) if folder.is_dir() else None
     if found is None:
-        raise CheckpointError(f"{folder} holds no run: no {checkpoint.RUN} is in it")
+        where = f"no {checkpoint.RUN} is in it" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder} holds no run: {where}; give the `out` of a training")
     if found["status"] == "finished" and not (folder / "sae").exists():
         runs = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
         raise CheckpointError(f"{folder} holds a sweep: load one of its runs ({runs})")

@@ -231,7 +231,7 @@ def test_help_ends_with_examples_to_copy(line, capsys):
         ("train --tokens", "--tokens requires an argument"),
         ("sweep --saes --tokens 3", "--saes requires at least 1 element"),
         ("evaluate", "saelab evaluate needs SAE: give"),
-        ("evaluate nowhere", "nowhere holds no run"),
+        ("evaluate nowhere", "nowhere holds no run: there is no such folder"),
         ("evaluate a b", "'b'"),
         ("sites nowhere/at-all", "no model 'nowhere/at-all' can be loaded"),
         ("sites --device cuda:99", "device is 'cuda:99', and this machine has"),
@@ -415,6 +415,16 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "saelab", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f"saelab {saelab.__version__}\n"
+
+
+def test_completion_is_installed_on_request(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["--install-completion", "--shell", "bash"]) == 0
+    [script] = tmp_path.rglob("completions/saelab")
+    said = "source {}; COMP_WORDS=(saelab {}); COMP_CWORD={}; _saelab; echo ${{COMPREPLY[@]}}"
+    for words, at, expected in (("dash", 1, "dashboard"), ("dashboard --latent", 2, "--latents")):
+        line = said.format(shlex.quote(str(script)), words, at)
+        assert subprocess.run(["bash", "-c", line], capture_output=True, text=True).stdout == f"{expected}\n"
 
 
 def test_sites_lists_those_of_a_model(model_and_text, capsys):
