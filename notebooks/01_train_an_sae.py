@@ -142,3 +142,15 @@ sae.save("my-sae")
 again = saelab.SAE.load("my-sae")
 assert torch.equal(again.encode(x), codes)
 saelab.load_run("runs/notebook-01").history.tail(1)
+
+# %% [markdown]
+# ## What was seen
+#
+# - 32 of 4,096 latents a token catch 86% of the variance of held-out activations, as much as of the last training
+#   batches. A few dimensions hold much of that variance: the median over dimensions is 69%.
+# - The model loses 0.126 (± 0.015) nats a token with the SAE in the activation's place. Zeros there cost 12.8 nats, so
+#   the `ce_score` of .99 is no surprise: read `delta_ce` and `kl` (0.21) first.
+# - 0.2% of the latents, nine, stayed silent on 49,145 tokens.
+# - Many of the latents are about one word at this early site: 'war', 'fellow' and 'over' have one each in the sentence,
+#   and the most focused ones are for the line break, 'United', possessives ('its', 'their', 'his') and 'this' with its
+#   kin. What a latent is *for* these lists do not say: notebook 04 looks at examples, notebook 03 at what latents write.

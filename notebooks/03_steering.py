@@ -170,3 +170,16 @@ with lm.steer(steering.add(saelab.SAE.load("notebook-03-sae"), best[0], strength
     text = lm.generate(prompt, max_new_tokens=20, seed=0)
 receipt.save("receipt.json")
 assert steering.replay("receipt.json", lm, saes=[sae]) == [[text]]
+
+# %% [markdown]
+# ## What was seen
+#
+# - Of the three latents with the largest output score among 200, two (154 and 47) raise their own tokens more than each
+#   of 20 random directions at the same KL: p = .048, the least that 20 can give. The third (62) does not (p = .29).
+# - At matched KL the probability of their tokens rises by .13 for 154 and by .04 for 47. At strength 2 it is .25 for 154,
+#   at a KL of .6 nats; latent 62 moves the predictions by 1.8 nats there, and its texts have a perplexity of 470.
+# - Ablation shows nothing: where a latent hardly fires there is nothing to take away, and no strength matches the KL.
+# - `find` for texts of war ranks by firing, and its first latent promotes no word of war: what a latent fires on and what
+#   it writes are two things here too.
+# - Three latents and four prompts of a small model: what stands is the comparison, not the sizes. The single texts above
+#   differ from the unsteered one; one text cannot say by what.

@@ -53,7 +53,8 @@ sae.show(some, lm=lm, corpus=corpus, tokens=READ)
 # %% [markdown]
 # ## A page of many
 #
-# The corpus is read once for all latents: every one of them is in the index, those asked for have a page. `effects="direct"`
+# The corpus is read once for all latents: every one of them is in the index; those asked for, and those that fire on a
+# prompt, have a page. `effects="direct"`
 # adds what taking a latent away does to the loss and to the next token, which takes a backward pass of each context that is
 # shown. Prompts get pages of their own, labels and a second SAE may be given along.
 
@@ -112,3 +113,12 @@ back = columns["dfa_back"][first]
 
 # %%
 page.to_neuronpedia("runs/notebook-04/neuronpedia.json")
+
+# %% [markdown]
+# ## What was seen
+#
+# - All 2,048 latents of this SAE fire somewhere, 24 of them on many tokens. 242 have a page: the 64 asked for, and those
+#   that fire on the prompt.
+# - Taking a latent away is estimated well by activation times gradient: against 75 full runs the rank correlation is .98.
+# - In the first part of the page's data the strongest source of a peak is mostly the token before (59%), seldom the token
+#   itself (7%); a third comes from farther back.

@@ -143,3 +143,11 @@ px.line(x=np.arange(1, EPOCHS), y=found, labels={"x": "epoch", "y": "true featur
 # %%
 static = QuickSelection(20, output="tanh", topology="static", epochs=EPOCHS, random_state=0).fit(Z)
 print("evolving:", found[-1], " static:", (static.top(20) < 20).sum(), " by chance:", 0.8)
+
+# %% [markdown]
+# ## What was seen
+#
+# - 16 of 64 pixels, chosen without labels, give a classifier .969 of the test digits, and k-means as much as all 64 do
+#   (.74 and .72), where 16 random pixels give .55.
+# - Of 20 informative columns among 500, 18 are found. With the links fixed 16 are: on these data the evolution of the
+#   links adds little to the training of their weights. One seed each.

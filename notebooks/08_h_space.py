@@ -111,7 +111,7 @@ rising.plot()
 # %% [markdown]
 # ## Taking other attributes out
 #
-# Directions overlap: making a 3 also makes an 8. `project_out` removes the span of other directions, over all steps at
+# Directions overlap: what makes a 3 may also make a 2. `project_out` removes the span of other directions, over all steps at
 # once.
 
 # %%
@@ -180,3 +180,17 @@ components.save("pca.safetensors")
 again = hspace.Directions.load("pca.safetensors", denoiser)
 found.to_html("directions.html", title="Principal components of the digits")
 print(again)
+
+# %% [markdown]
+# ## What was seen
+#
+# - Two of the four principal components (1 and 3) change the pictures 1.7 times as much as random directions that vary as
+#   h varies, component 0 a little more (1.2), component 2 less (.8). Against isotropic directions all look strong (4 to 8
+#   times): that control is too easy.
+# - Differences of class means do what they are for: the probability of a 3 rises steadily from .10 to .33, of a 7 from
+#   .13 to .56, at 40% and 49% of the distance to another sample.
+# - Taking three other classes out cost the direction a sixth of its effect (.23 to .20) and left the other classes moving
+#   as before (.044 and .045): here it bought nothing.
+# - The boundary at one step is right for 84% of the held-out samples, and always saying "no 3" would be right for 88%:
+#   with 300 samples it found no boundary, and its edit should not be believed.
+# - Of 256 latents of h six stayed dead; which of the others mean anything, the page is for.

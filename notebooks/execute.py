@@ -29,6 +29,8 @@ def executed(script: Path) -> nbformat.NotebookNode:
     client.execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
+            if "text/plain" in output.get("data", {}):  # a page in a temporary folder
+                output.data["text/plain"] = re.sub(r"/\S+/(?=dashboard\.html)", "", output.data["text/plain"])
             if output.output_type == "stream":  # of a line that was written over, what stood there last
                 output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
                 output.text = re.sub(r"\S*/ipykernel_\d+/\d+\.py:\d+: |\S*/(?=\w+\.py:\d+: )", "", output.text)

@@ -68,7 +68,9 @@ def application() -> App:
     )
     for name, (place, summary) in COMMANDS.items():
         app.command(f"saelab.cli.{place}", name=name, help=summary, sort_key=len(list(app)))
-    app.register_install_completion_command(help="Complete commands and flags in this shell: bash, zsh, fish, PowerShell.")
+    app.register_install_completion_command(
+        help="Complete commands and flags in this shell: bash, zsh, fish, PowerShell."
+    )
     return app
 
 

@@ -43,7 +43,9 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     missing = [argument for argument in arguments if argument.required and not argument.tokens]
     if missing:
         names = ", ".join(a.name if a.index is None else a.name.lstrip("-").upper() for a in missing)
-        raise ConfigError(f"saelab {' '.join(commands)} needs {names}: give what is missing in the line or in a --config file")
+        raise ConfigError(
+            f"saelab {' '.join(commands)} needs {names}: give what is missing in the line or in a --config file"
+        )
 
 
 def _by_key(arguments: ArgumentCollection) -> dict[str, Argument]:
