@@ -134,4 +134,4 @@ def reuse_schedule(reuse: "DataFrame", tolerance: float = 0.05) -> "DataFrame":
 
 
 def _given(features: Tensor) -> Callable[..., Tensor]:
-    return lambda *_: features
+    return lambda own, where: own if where.unconditional else features

@@ -16,6 +16,7 @@ from saelab.hspace.sampling import replay
 from saelab.hspace.trajectory import Injection, Trajectory
 from saelab.models.denoiser import Denoiser
 from saelab.models.denoising import MODES
+from saelab.models.solvers import solves
 
 # The steps that a direction with one vector for every timestep is taken to be made at (our choice).
 REFERENCE_STEPS = 50
@@ -49,6 +50,11 @@ class Edit:
 
     def injection(self, denoiser: Denoiser, trajectory: Trajectory) -> Injection:
         """The edit for the steps and samples of a run. Raises `ConfigError` where it does not fit them."""
+        if self.mode == "asymmetric" and solves(denoiser.scheduler):
+            raise ConfigError(
+                f"the step of {type(denoiser.scheduler).__name__} does not tell the predicted image from the direction "
+                "back, and an asymmetric edit changes only the first: use symmetric, or DDIMScheduler"
+            )
         shape = denoiser.site_shape(trajectory.site)
         deltas = []
         for direction in self.directions:
@@ -119,7 +125,8 @@ def edit(
     record: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Trajectory:
-    """Make the run again from the same x_T and noise with strength * scale * direction added to h at every step.
+    """Make the run again from the same x_T and noise with strength * scale * direction added to h at every step (of a guided
+    denoiser in both branches).
 
     Steps take the vector of the nearest timestep; several directions add up. An earlier edit of the trajectory is not kept:
     give its direction along.

@@ -14,8 +14,10 @@ from torch import Tensor
 from saelab.base.errors import ConfigError, DataError
 from saelab.hspace.sampling import BATCH, EDICT_MIX, Bottleneck, run
 from saelab.hspace.trajectory import Trajectory
-from saelab.models.denoiser import AFTER, Denoiser
+from saelab.models.denoiser import Denoiser
 from saelab.models.denoising import Steps, advance, draws, steps_of
+from saelab.models.solvers import solves
+from saelab.models.unet_sites import AFTER
 
 METHODS = ("edit-friendly", "ddim", "edict")
 
@@ -45,7 +47,8 @@ def invert(
     `denoiser.to(torch.float64)` brings them from rounding in float32 to rounding in float64. ||x_T||^2 / d, which is near 1
     for drawn samples, says how far an inversion's start is from what the denoiser expects.
 
-    Raises `ConfigError` for an unknown method or eta 0 where noise is needed, `DataError` for images of another shape.
+    Raises `ConfigError` for an unknown method, eta 0 where noise is needed, or a solver's steps; `DataError` for images of
+    another shape.
 
     >>> import saelab
     >>> denoiser = saelab.load_denoiser("digits-unet")
@@ -154,6 +157,11 @@ def _batches(denoiser: Denoiser, n: int, batch_size: int, cond: Tensor | None) -
 
 
 def _checked(denoiser: Denoiser, images: Tensor) -> Tensor:
+    if solves(denoiser.scheduler):
+        raise ConfigError(
+            f"inversion undoes DDIM's update, and the step of {type(denoiser.scheduler).__name__} remembers earlier ones: "
+            "load the denoiser with scheduler=DDIMScheduler.from_config(scheduler.config)"
+        )
     if tuple(images.shape[1:]) != denoiser.sample_shape or not images.is_floating_point():
         raise DataError(f"images are [n, {', '.join(map(str, denoiser.sample_shape))}] of floating point for this denoiser; "
                         f"these are {list(images.shape)} of {images.dtype}")  # fmt: skip

@@ -24,6 +24,7 @@ def jacobian(
     components: int,
     mask: Float[Tensor, "H W"] | None = None,
     *,
+    pixels: bool = False,
     oversample: int = 4,
     tol: float = 1e-3,
     max_iter: int = 30,
@@ -44,6 +45,8 @@ def jacobian(
         step: index into `trajectory.timesteps`, 0 the noisiest; negative counts from the end.
         components: K; values closer than a few percent to the next need more rounds, as the residuals say.
         mask: [H, W] over the image: only what changes there counts (eq. 9 and 10).
+        pixels: of latent diffusion, the change of the decoded predicted image in place of that of epsilon (our choice): what
+            changes the picture most, and a mask over its pixels.
         oversample, tol, max_iter, seed: see `singular_vectors`.
 
     Returns: `Directions` of one vector each, for every timestep (applied so in our notes of the paper). `scales`: the standard
@@ -66,14 +69,14 @@ def jacobian(
     if trajectory.x is None:
         raise DataError('this trajectory has no x: sample it with record=("h", "x", ...)')
     step = step_of(trajectory, step)
-    if mask is not None and tuple(mask.shape) != tuple(trajectory.x.shape[-2:]):
-        raise ConfigError(
-            f"the mask is {list(mask.shape)} and the image {list(trajectory.x.shape[-2:])}: one entry a pixel"
-        )
     h_N, x_N = h[:, step], trajectory.x[:, :-1][:, step]
+    with torch.no_grad():
+        seen = denoiser.decode(x_N[:1]) if pixels else x_N
+    if mask is not None and tuple(mask.shape) != tuple(seen.shape[-2:]):
+        raise ConfigError(f"the mask is {list(mask.shape)} and the image {list(seen.shape[-2:])}: one entry a pixel")
     t = int(trajectory.timesteps[step])
     maps = [
-        LinearMap(_prediction(denoiser, trajectory, x, t, mask, i), point, components + oversample)
+        LinearMap(_prediction(denoiser, trajectory, x, t, mask, i, pixels), point, components + oversample)
         for i, (x, point) in enumerate(zip(x_N, h_N, strict=True))
     ]
     found = singular_vectors(Stacked(maps), components, oversample=oversample, tol=tol, max_iter=max_iter, seed=seed)
@@ -94,17 +97,18 @@ def jacobian(
 
 
 def _prediction(
-    denoiser: Denoiser, trajectory: Trajectory, x: Tensor, t: int, mask: Tensor | None, i: int
+    denoiser: Denoiser, trajectory: Trajectory, x: Tensor, t: int, mask: Tensor | None, i: int, pixels: bool
 ) -> Callable[[Tensor], Tensor]:
-    """epsilon as a function of a batch of h, at one sample's x_t."""
+    """epsilon, or the decoded image, as a function of a batch of h (of the branch with the condition), at one sample's x_t."""
     weight = None if mask is None else mask.to(x)
     given = trajectory.cond
     own = None if given is None else given[0 if len(given) == 1 else i]
 
     def of_h(h: Tensor) -> Tensor:
         cond = None if own is None else own.expand(len(h), *own.shape)
-        with denoiser.intervene(trajectory.site, lambda *_: h):
-            epsilon = denoiser.epsilon(x.expand(len(h), *x.shape), t, cond)
-        return epsilon if weight is None else epsilon * weight
+        with denoiser.intervene(trajectory.site, lambda own, where: own if where.unconditional else h):
+            epsilon, x0 = denoiser.both(x.expand(len(h), *x.shape), t, cond)
+        seen = denoiser.decode(x0) if pixels else epsilon
+        return seen if weight is None else seen * weight
 
     return of_h

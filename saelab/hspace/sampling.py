@@ -1,7 +1,8 @@
 """The sampler: DDIM to DDPM by eta, with an edit of h on the way and every random number kept.
 
-Our own update rather than the scheduler's `step`, which cannot tell the predicted clean image P from the direction D back to
-x_t (Asyrp edits only P) and does not show the noise it draws. Equal to `DDIMScheduler.step` and `DDPMScheduler.step`.
+For DDIM and DDPM our own update rather than the scheduler's `step`, which cannot tell the predicted clean image P from the
+direction D back to x_t (Asyrp edits only P) and does not show the noise it draws; equal to `DDIMScheduler.step` and
+`DDPMScheduler.step`. Solvers, which remember earlier steps and draw nothing, take their own (`saelab.models.solvers`).
 n samples, S steps.
 """
 
@@ -18,8 +19,9 @@ from saelab.base import checks
 from saelab.base.errors import ConfigError
 from saelab.base.progress import progress_bar
 from saelab.hspace.trajectory import READINGS, Injection, Trajectory
-from saelab.models.denoiser import AFTER, Denoiser, Moment
-from saelab.models.denoising import Steps, advance, draws, steps_of
+from saelab.models.denoiser import Denoiser, Moment
+from saelab.models.denoising import Steps, advance, draws, mover, steps_of
+from saelab.models.unet_sites import AFTER
 
 if TYPE_CHECKING:
     from saelab.hspace.editing import Edit
@@ -48,7 +50,7 @@ def sample(
     Args:
         n: samples.
         steps: steps of denoising.
-        eta: 0 is DDIM, which draws no noise, 1 DDPM, which has more to find directions in.
+        eta: 0 is DDIM, which draws no noise, 1 DDPM, which has more to find directions in; a solver has none.
         seed: sample i takes x_T and noise from two streams of its own, seeded by (seed, i): it does not depend on `n`, and to
             the bit not within batches of one size.
         cond: as in `Denoiser.epsilon`, one row or n.
@@ -152,7 +154,8 @@ class Bottleneck:
         self._hook.__exit__(*error)
 
     def _touch(self, h: Tensor, where: Moment) -> Tensor:
-        self.h = h
+        if not where.unconditional:
+            self.h = h
         return h if self._added is None else h + self._added.to(h)
 
     def both(
@@ -189,7 +192,7 @@ Keep = Callable[[str, slice, int, Tensor], None]
 
 
 def _single(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: Keep, bar: Any) -> Tensor:
-    x = bare.start[rows]
+    x, move = bare.start[rows], mover(net.denoiser, plan)
     for step, t in enumerate(plan.timesteps.tolist()):
         keep("x", rows, step, x)
         seen, x0, plain = net.predict(x, t, bare.injection, step, rows)
@@ -197,7 +200,7 @@ def _single(net: Bottleneck, plan: Steps, bare: Trajectory, rows: slice, keep: K
             keep("h", rows, step, net.h)
         keep("epsilon", rows, step, seen)
         keep("x0", rows, step, x0)
-        x = advance(plan, step, x0, plain, None if bare.noise is None else bare.noise[rows, step])
+        x = move(step, x, x0, plain, None if bare.noise is None else bare.noise[rows, step])
         bar.update()
     if bare.residual is not None:
         x = x + bare.residual[rows]

@@ -6,6 +6,7 @@ v = sqrt(a_t) e - sqrt(1 - a_t) x_0: Salimans and Ho 2022).
 """
 
 import contextlib
+import copy
 import inspect
 import json
 import math
@@ -23,8 +24,12 @@ from torch import Tensor, nn
 from saelab.base import checks, digests
 from saelab.base.errors import ConfigError, DataError, SiteError
 from saelab.models import identity, sites
+from saelab.models.guidance import Guidance, guidance_of, in_unconditional_branch, without_condition
 from saelab.models.hooks import first_runs, interventions_silent, open_interventions
+from saelab.models.pixels import to_latents, to_pixels
 from saelab.models.places import width_of
+from saelab.models.solvers import timesteps
+from saelab.models.unet_sites import AFTER, PLACES, is_block, kind_of, order_of
 from saelab.models.wrappers import eager
 
 if TYPE_CHECKING:
@@ -34,16 +39,14 @@ if TYPE_CHECKING:
     from saelab.models.classifier import Classifier
     from saelab.models.splice import Edit, Splice
 
-AFTER = "mid_block"
-# h-space's places in Haas et al. (2024): the whole middle block, its input, and its second ResNet after the second norm
-PLACES = {"after": AFTER, "before": "mid_block.input", "middle": "mid_block.resnets.1.norm2"}
-
 
 @dataclass(frozen=True)
 class Moment:
-    """What an intervention's function gets beside the activation: the timestep of each sample of the batch."""
+    """What an intervention's function gets beside the activation: the timestep of each sample of the batch, and whether the
+    pass is that of the branch without the condition (see `Denoiser.guided`)."""
 
     timesteps: Int[Tensor, "n"]
+    unconditional: bool = False
 
 
 def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.device = "auto") -> "Denoiser":
@@ -55,7 +58,7 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
     never changed. `scheduler` defaults to the pipeline's, else to `DDIMScheduler()`. What is kept is a copy of it with
     `clip_sample=False` (and no thresholding):
     clipping would make x0 a non-linear function of epsilon and inversion impossible; a warning says so where it was on.
-    In a latent diffusion pipeline images are the autoencoder's latents.
+    In a latent diffusion pipeline images are the autoencoder's latents; `encode` and `decode` lead there and back.
 
     Args:
         device: as "cpu", "cuda:0" or "mps", or "auto": the GPU where there is one.
@@ -76,22 +79,23 @@ def load_denoiser(name_or_unet: Any, scheduler: Any = None, device: str | torch.
 
     if isinstance(name_or_unet, str | os.PathLike):
         name = os.fspath(name_or_unet)
-        unet, own = diffusion.pretrained(name, checks.device_of(device))
+        unet, own, autoencoder = diffusion.pretrained(name, checks.device_of(device))
     else:
-        unet, own = diffusion.parts(name_or_unet)
+        unet, own, autoencoder = diffusion.parts(name_or_unet)
         name = type(unet).__name__
         place = next(unet.parameters()).device
         if device != "auto" and checks.device_of(device) not in (place, torch.device(place.type)):
             raise ConfigError(f"the U-Net is on {place}, and objects are wrapped as they are: move it yourself "
                               f"(unet.to({str(device)!r})) before load_denoiser")  # fmt: skip
         identity.warn_of_dropout(unet)
-    return Denoiser(unet, diffusion.unclipped(scheduler if scheduler is not None else own), name)
+    return Denoiser(unet, diffusion.unclipped(scheduler if scheduler is not None else own), name, autoencoder)
 
 
 class Denoiser:
     """A U-Net and its noise schedule, with named sites; made by `load_denoiser`.
 
-    `unet` is the wrapped module, untouched; `scheduler` a copy with `clip_sample=False`; `alphas_cumprod` [T] in float64.
+    `unet` is the wrapped module, untouched; `scheduler` a copy with `clip_sample=False`; `alphas_cumprod` [T] in float64;
+    `autoencoder` a latent diffusion pipeline's, else None; `guidance` that of `guided`.
 
     >>> denoiser = load_denoiser("digits-unet")
     >>> x = torch.zeros(2, 1, 8, 8)
@@ -101,17 +105,19 @@ class Denoiser:
     tensor([False,  True])
     """
 
-    def __init__(self, unet: nn.Module, scheduler: Any, name: str) -> None:
+    def __init__(self, unet: nn.Module, scheduler: Any, name: str, autoencoder: nn.Module | None = None) -> None:
         from saelab.models import diffusion
 
         diffusion.refuse_more_inputs(unet)
-        self.unet, self.scheduler, self.name = unet, scheduler, name
+        self.unet, self.scheduler, self.name, self.autoencoder = unet, scheduler, name, autoencoder
+        self.guidance: Guidance | None = None
         self.inner = self.runner = unet  # what a language model calls its own
         self.compared: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # see `identity.warn_of_other_weights`
         self.prediction: str = diffusion.prediction_of(scheduler)
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.detach().cpu().double()
-        self.final_alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
         config: Any = unet.config
+        to_zero = scheduler.config.get("final_sigmas_type", "zero") == "zero"
+        self.final_alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0 if to_zero else self.alphas_cumprod[0]))
         self.sample_shape = (int(config.in_channels), *diffusion.image_size(config))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._refuse_checkpointing()
@@ -159,20 +165,55 @@ class Denoiser:
 
     def _digest(self, config: dict[str, Any]) -> str:
         words = [f"predicts {self.prediction}", f"made {_json(config)}", *identity.circumstances(self.unet)]
+        guided = {}
+        if self.guidance is not None:
+            words.append(f"guided by {self.guidance.scale:g}")
+            guided = {"unconditional": self.guidance.unconditional}
         if interventions := open_interventions(self.unet):
             words.append(f"{interventions} interventions")
         weights = {name: p.float() if p.is_floating_point() else p for name, p in self.unet.state_dict().items()}
         return digests.of_tensors(
-            weights | {"alphas": self.alphas_cumprod} | {word: torch.zeros(0, dtype=torch.float32) for word in words}
+            weights
+            | guided
+            | {"alphas": self.alphas_cumprod}
+            | {word: torch.zeros(0, dtype=torch.float32) for word in words}
         )
 
     def to(self, dtype: torch.dtype) -> "Denoiser":
         """A copy in another dtype (its weights are its own); float64 brings inversion to rounding."""
-        import copy
-
-        return Denoiser(
-            nn.Module.to(copy.deepcopy(self.unet), dtype), self.scheduler, self.name
+        made = Denoiser(
+            nn.Module.to(copy.deepcopy(self.unet), dtype), self.scheduler, self.name, self.autoencoder
         )  # diffusers' own `to` warns
+        made.guidance = self.guidance
+        return made
+
+    def guided(self, scale: float, unconditional: Shaped[Tensor, "..."] | None = None) -> "Denoiser":
+        """This denoiser with classifier-free guidance: its epsilon is e_u + scale (e_c - e_u), of two passes of the network.
+
+        e_c is the prediction with `cond`, e_u that with `unconditional` in its place (default: a DiT's label for none): Ho and
+        Salimans (2022), as the pipelines of diffusers count the scale (1: e_c alone). `record` reads the branch with the
+        condition; the other is `record(x, t, site, unconditional)`. What acts at a site (`intervene`, edits, splices) acts in
+        both, and `where.unconditional` tells an intervention which it sees.
+
+        Raises `ConfigError` for a denoiser without conditions, or where nothing is known to stand for none.
+
+        >>> from diffusers import DiTTransformer2DModel
+        >>> dit = DiTTransformer2DModel(2, 8, in_channels=1, num_layers=1, sample_size=8, num_embeds_ada_norm=3)
+        >>> denoiser = load_denoiser(dit.eval()).guided(4.0)
+        >>> denoiser.epsilon(torch.zeros(2, 1, 8, 8), 500, torch.tensor([0, 2])).shape
+        torch.Size([2, 1, 8, 8])
+        """
+        made = copy.copy(self)
+        made.guidance = guidance_of(self, scale, unconditional)
+        return made
+
+    def encode(self, images: Float[Tensor, "n C H W"]) -> Float[Tensor, "n c h w"]:
+        """The latents of images, which are what this denoiser denoises. `ConfigError` for one of pixels."""
+        return to_latents(self.autoencoder, images)
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n C H W"]:
+        """The images of latents, in the caller's gradient mode. `ConfigError` for a denoiser of pixels."""
+        return to_pixels(self.autoencoder, latents)
 
     # what the network predicts
 
@@ -182,6 +223,10 @@ class Denoiser:
         """(epsilon, x0) of one pass, each from what the network predicts and not from the other; see those."""
         t = self._timesteps(x, t)
         out = self._output(x, t, cond)
+        if self.guidance is not None:
+            with without_condition():
+                plain = self._output(x, t, self.guidance.unconditional)
+            out = plain + self.guidance.scale * (out - plain)
         exact = torch.promote_types(x.dtype, torch.float32)
         a = self.alphas_cumprod.to(x.device, exact)[t].view(-1, 1, 1, 1)
         signal, noise = a**0.5, (1 - a) ** 0.5
@@ -229,11 +274,11 @@ class Denoiser:
     def timesteps(self, steps: int) -> Int[Tensor, "steps"]:
         """The timesteps of a run of so many steps, highest noise first, spaced as the scheduler does it.
 
-        Raises `ConfigError` when the scheduler's are not whole numbers that fall (Euler's "linspace", PNDM's repeats).
-        """
-        from saelab.models import diffusion
+        A step is a pass of the network, of which PNDM takes one more than diffusers counts (nine with Runge-Kutta steps).
 
-        return diffusion.timesteps(self.scheduler, steps)
+        Raises `ConfigError` when the scheduler's are not whole numbers that fall (Euler's "linspace"), or its step is unknown.
+        """
+        return timesteps(self.scheduler, steps)
 
     # sites
 
@@ -273,14 +318,14 @@ class Denoiser:
         import pandas as pd
 
         named = {path: name for name, path in PLACES.items()}
-        paths = [path for path, _ in self.unet.named_modules() if _is_block(path)]
+        paths = [path for path, _ in self.unet.named_modules() if is_block(path)]
         if getattr(self.unet, "mid_block", None) is not None:
             paths += [PLACES["before"], PLACES["middle"]]
-        paths.sort(key=_order)
+        paths.sort(key=order_of)
         with interventions_silent(), torch.no_grad():
             shapes = {path: x.shape[1:] for path, x in self._read(paths, *self._probe()).items()}
         heights = {path: shape[1] if len(shape) == 3 else math.isqrt(shape[0]) for path, shape in shapes.items()}
-        rows = [(named.get(p, p), p, width_of(tuple(shape)), _kind(p), heights[p]) for p, shape in shapes.items()]
+        rows = [(named.get(p, p), p, width_of(tuple(shape)), kind_of(p), heights[p]) for p, shape in shapes.items()]
         return pd.DataFrame(rows, columns=["name", "module", "width", "kind", "height"])
 
     def record(
@@ -304,7 +349,8 @@ class Denoiser:
     def intervene(
         self, site: str, fn: Callable[[Float[Tensor, "n C h w"], Moment], Float[Tensor, "n C h w"]]
     ) -> Iterator[None]:
-        """Within it, every pass of the network uses `fn(activation, where)` at the site; `where.timesteps` is [n].
+        """Within it, every pass of the network uses `fn(activation, where)` at the site; `where.timesteps` is [n], and
+        `where.unconditional` says which branch of a guided denoiser passes.
 
         Contexts nest, the outer acts first; hooks are gone afterwards, whatever happens. In the last down block the output
         and the last skip are one tensor: "before" changes what the middle block reads and leaves the skip alone. Raises
@@ -400,45 +446,4 @@ def _json(value: Any) -> str:
 def _moment(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
     x: Tensor = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
     t = args[1] if len(args) > 1 else kwargs["timestep"]
-    return Moment(torch.as_tensor(t, device=x.device).reshape(-1).expand(len(x)))
-
-
-_KINDS = {
-    "attn1": "attention",
-    "ff": "mlp",
-    "resnets": "resnet",
-    "attentions": "attention",
-    "downsamplers": "downsampling",
-    "upsamplers": "upsampling",
-}
-
-
-def _is_block(path: str) -> bool:
-    parts = path.split(".")
-    if parts[0] in ("down_blocks", "up_blocks"):
-        return len(parts) == 2 or (len(parts) == 4 and parts[2] in _KINDS)
-    if parts[0] == "transformer_blocks":
-        return len(parts) == 2 or (len(parts) == 3 and parts[2] in ("attn1", "ff"))
-    if parts[0] == AFTER:
-        return len(parts) == 1 or (len(parts) == 3 and parts[1] in _KINDS)
-    return path in ("conv_in", "conv_out")
-
-
-def _order(path: str) -> tuple[int, ...]:
-    """Sorts the sites into the order in which a U-Net runs them: a block's output comes after its parts."""
-    stage, *parts = path.removesuffix(".norm2").split(".")
-    block = int(parts.pop(0)) if parts and parts[0].isdigit() else 0
-    if stage == "transformer_blocks":
-        return (1, block, 3 if not parts else ("attn1", "ff").index(parts[0]))
-    place = {"conv_in": 0, "down_blocks": 1, AFTER: 2, "up_blocks": 3, "conv_out": 4}[stage]
-    if parts == ["input"]:
-        return (place, block, 0)
-    if not parts:
-        return (place, block, 3)
-    sampler, attention = parts[0] in ("downsamplers", "upsamplers"), parts[0] == "attentions"
-    return (place, block, 1 + sampler, int(parts[1]), attention, not path.endswith(".norm2"))
-
-
-def _kind(path: str) -> str:
-    found = [kind for part, kind in _KINDS.items() if part in path.split(".")]
-    return found[0] if found else "convolution" if path.startswith("conv") else "block"
+    return Moment(torch.as_tensor(t, device=x.device).reshape(-1).expand(len(x)), in_unconditional_branch())

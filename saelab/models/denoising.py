@@ -15,6 +15,7 @@ from torch import Tensor
 from saelab.base.errors import ConfigError
 from saelab.base.seeds import named_generator
 from saelab.models.denoiser import Denoiser
+from saelab.models.solvers import Move, Solver, solves
 
 Mode = Literal["symmetric", "asymmetric"]
 MODES = ("symmetric", "asymmetric")
@@ -64,10 +65,16 @@ def steps_of(denoiser: Denoiser, steps: int, eta: float = 0.0, boost_below: int 
     """The steps of a run; eta is 1 at timesteps below `boost_below` (quality boosting, Asyrp's).
 
     The level after a step is what the scheduler's own `step` takes: for DDIM that of t - T // steps, whatever the spacing,
-    for others that of the next timestep. Raises `ConfigError` for eta outside [0, 1] or an impossible number of steps.
+    for others that of the next timestep. Raises `ConfigError` for eta outside [0, 1], noise in the steps of a solver (see
+    `saelab.models.solvers`) or an impossible number of steps.
     """
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta is {eta}: give 0 (DDIM, no noise) to 1 (as much as DDPM)")
+    if solves(denoiser.scheduler) and (eta or boost_below is not None):
+        raise ConfigError(
+            f"{type(denoiser.scheduler).__name__} adds no noise: give eta=0 and no boost_below, or load the denoiser with "
+            "scheduler=DDIMScheduler.from_config(scheduler.config)"
+        )
     timesteps = denoiser.timesteps(steps)
     a = denoiser.alphas_cumprod
     if type(denoiser.scheduler).__name__ == "DDIMScheduler":
@@ -99,6 +106,14 @@ def advance(
     return x + sigma * noise if noise is not None and sigma > 0 else x
 
 
+def mover(denoiser: Denoiser, plan: Steps) -> Move:
+    """x after a step, of (step, x, x0, epsilon, noise), for the steps of one batch's run in their order: `advance`, or the
+    scheduler's own step where it is a solver."""
+    if solves(denoiser.scheduler):
+        return Solver(denoiser, len(plan))
+    return lambda step, x, x0, epsilon, noise: advance(plan, step, x0, epsilon, noise)
+
+
 def draws(denoiser: Denoiser, n: int, seed: int, use: str, count: int) -> Float[Tensor, "n count C H W"]:
     """Normal numbers, each sample's from a generator of its own; of another use or seed they are independent."""
     rows = []
@@ -113,7 +128,8 @@ def draws(denoiser: Denoiser, n: int, seed: int, use: str, count: int) -> Float[
 def ddim(
     denoiser: Denoiser, start: Float[Tensor, "n C H W"], steps: int, cond: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, "n C H W"]:
-    """The samples to which x_T leads without noise (DDIM): of a run of `hspace.sample` at eta 0 only the end.
+    """The samples to which x_T leads without noise (DDIM, or the scheduler's own solver): of a run of `hspace.sample` at eta 0
+    only the end.
 
     >>> import saelab
     >>> denoiser = saelab.load_denoiser("digits-unet")
@@ -121,7 +137,8 @@ def ddim(
     torch.Size([2, 1, 8, 8])
     """
     plan, x = steps_of(denoiser, steps), start
+    move = mover(denoiser, plan)
     for step, t in enumerate(plan.timesteps.tolist()):
         epsilon, x0 = denoiser.both(x, t, cond)
-        x = advance(plan, step, x0, epsilon, None)
+        x = move(step, x, x0, epsilon, None)
     return x

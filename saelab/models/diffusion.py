@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from saelab.base.errors import ConfigError, DataError
@@ -14,6 +14,7 @@ from saelab.base.files import user_path
 from saelab.models.wrappers import looked_through
 
 PARTS = ("unet", "transformer")  # of a pipeline
+AUTOENCODERS = ("vae", "vqvae")
 BUNDLED = Path(__file__).parent / "denoisers"
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 DIT = "DiTTransformer2DModel"
@@ -38,8 +39,8 @@ def diffusers() -> Any:
     return package
 
 
-def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any]:
-    """A U-Net in evaluation mode and fp32, and its pipeline's scheduler or None."""
+def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any, Any]:
+    """A U-Net in evaluation mode and fp32, and its pipeline's scheduler and autoencoder, each or None."""
     package = diffusers()
     folder = BUNDLED / name if name in bundled_names() else user_path(name)
     source = str(folder) if folder.is_dir() else name
@@ -48,7 +49,7 @@ def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any]:
                           f"(owner/name), or {' or '.join(map(repr, bundled_names()))}")  # fmt: skip
     try:
         if folder.is_dir() and (folder / "config.json").is_file():
-            return _unet(source, None, json.loads((folder / "config.json").read_text())).to(device).eval(), None
+            return _unet(source, None, json.loads((folder / "config.json").read_text())).to(device).eval(), None, None
         index = package.DiffusionPipeline.load_config(source)
         part = next((part for part in PARTS if part in index), None)
         if part is None or "scheduler" not in index:
@@ -57,34 +58,41 @@ def pretrained(name: str, device: torch.device) -> tuple[nn.Module, Any]:
             )
         unet = _unet(source, part, {"_class_name": index[part][1]})
         scheduler = getattr(package, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler")
+        pixels = next((part for part in AUTOENCODERS if index.get(part, [None])[0]), None)
+        autoencoder = None if pixels is None else _loaded(source, pixels, index[pixels][1]).to(device).eval()
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(f"no denoiser {name!r} can be loaded ({reason}). Without a network only folders, pipelines in the "
                           f"hub's cache and {' and '.join(map(repr, bundled_names()))} load") from error  # fmt: skip
-    return unet.to(device).eval(), scheduler
+    return unet.to(device).eval(), scheduler, autoencoder
 
 
 def _unet(source: str, subfolder: str | None, config: dict[str, Any]) -> Any:
     kind = config.get("_class_name")
     if kind not in UNETS:
         raise ConfigError(f"{source!r} holds a {kind}, and a denoiser is one of {' and '.join(UNETS)}")
+    return _loaded(source, subfolder, str(kind))
+
+
+def _loaded(source: str, subfolder: str | None, kind: str) -> Any:
     where = {} if subfolder is None else {"subfolder": subfolder}
     return getattr(diffusers(), kind).from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True, **where)
 
 
-def parts(thing: Any) -> tuple[nn.Module, Any]:
-    """The U-Net and scheduler of a pipeline, or a U-Net and None."""
+def parts(thing: Any) -> tuple[nn.Module, Any, Any]:
+    """The U-Net, scheduler and autoencoder of a pipeline, the last two each or None."""
     diffusers()
     whole = isinstance(thing, nn.Module)
     unet: Any = thing if whole else next((getattr(thing, part) for part in PARTS if hasattr(thing, part)), None)
     scheduler = None if whole else getattr(thing, "scheduler", None)
+    held = [getattr(thing, part, None) for part in AUTOENCODERS if not whole]
     unet = looked_through(unet) if isinstance(unet, nn.Module) else unet
     if not isinstance(unet, nn.Module) or type(unet).__name__ not in UNETS:
         raise ConfigError(f"a {type(thing).__name__} is no denoiser: give a {' or '.join(UNETS)} of diffusers, a pipeline "
                           "that has one, or a name or folder")  # fmt: skip
-    return unet, scheduler
+    return unet, scheduler, next((part for part in held if part is not None), None)
 
 
 def refuse_more_inputs(unet: Any) -> None:
@@ -120,7 +128,8 @@ def unclipped(scheduler: Any) -> Any:
     if config is None or not isinstance(alphas, Tensor):
         raise ConfigError(
             f"the step of a {kind} does not fit: it has no alphas_cumprod, and x_t = sqrt(a) x_0 + sqrt(1 - a) e with fixed "
-            "a is assumed: give DDIMScheduler, DDPMScheduler or another such one"
+            "a at whole timesteps is assumed (flow matching has x_t = (1 - s) x_0 + s e at any s, other networks' timesteps): "
+            "give DDIMScheduler, DDPMScheduler or another such one"
         )
     prediction_of(scheduler)
     off = {name: False for name in ("clip_sample", "thresholding") if config.get(name)}
@@ -140,23 +149,6 @@ def prediction_of(scheduler: Any) -> str:
         raise ConfigError(f"the step of a {type(scheduler).__name__} with prediction_type={prediction!r} does not fit: "
                           f"known are {', '.join(PREDICTIONS)}")  # fmt: skip
     return prediction
-
-
-def timesteps(scheduler: Any, steps: int) -> Int[Tensor, "steps"]:
-    """The scheduler's timesteps for a run of so many, [steps] int64, falling; the scheduler is left as it was."""
-    total = len(scheduler.alphas_cumprod)
-    if not 1 <= steps <= total:
-        raise ConfigError(f"{steps} steps: give 1 to {total}, the timesteps that the denoiser was trained on")
-    fresh = type(scheduler).from_config(scheduler.config)
-    fresh.set_timesteps(steps)
-    found = fresh.timesteps.detach().cpu()
-    if len(found) != steps or bool((found != found.round()).any()) or bool((found.diff() >= 0).any()):
-        spacing = scheduler.config.get("timestep_spacing")
-        raise ConfigError(
-            f"the {steps} steps of {type(scheduler).__name__} (spacing {spacing!r}) are {len(found)} timesteps that are not "
-            "whole numbers, each once and falling: pass scheduler=DDIMScheduler.from_config(scheduler.config)"
-        )
-    return found.long()
 
 
 def image_size(config: Any) -> tuple[int, int]:

@@ -199,10 +199,10 @@ def test_schedulers():
         saelab.load_denoiser(unet, FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ConfigError, match="does not fit.*known are epsilon"):
         saelab.load_denoiser(unet, DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
-    for scheduler in (PNDMScheduler(), EulerDiscreteScheduler(timestep_spacing="linspace")):
-        with pytest.raises(ConfigError, match="not whole numbers|each once"):
-            saelab.load_denoiser(unet, scheduler).timesteps(15)
-    for scheduler in (DPMSolverMultistepScheduler(), EulerDiscreteScheduler(timestep_spacing="leading")):
+    with pytest.raises(ConfigError, match="not whole numbers"):
+        saelab.load_denoiser(unet, EulerDiscreteScheduler(timestep_spacing="linspace")).timesteps(15)
+    solvers = (PNDMScheduler(skip_prk_steps=True), DPMSolverMultistepScheduler())
+    for scheduler in (*solvers, EulerDiscreteScheduler(timestep_spacing="leading")):
         assert len(saelab.load_denoiser(unet, scheduler).timesteps(10)) == 10
     with pytest.raises(ConfigError, match="1001 steps"):
         saelab.load_denoiser(unet).timesteps(1001)
