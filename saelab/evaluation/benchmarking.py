@@ -10,8 +10,11 @@ from saelab.base.errors import ConfigError
 from saelab.base.files import try_folder, user_path, whole_file
 from saelab.base.manifests import read_json
 from saelab.base.protocols import Dictionary
+from saelab.evaluation.labelled import is_installed
 from saelab.evaluation.scores import Scores, named
+from saelab.evaluation.sparse_probing import SparseProbing
 from saelab.evaluation.stability import Stability
+from saelab.evaluation.text_means import reading_once
 from saelab.models.purpose import Purpose
 from saelab.pages.packing import plain
 
@@ -31,19 +34,22 @@ class Task(Protocol):
     def run(self, saes: Mapping[str, Dictionary], lm: "LanguageModel") -> Scores: ...
 
 
-TASKS: dict[str, type[Task]] = {"stability": Stability}
+TASKS: dict[str, type[Task]] = {"stability": Stability, "sparse probing": SparseProbing}
 
 
 def benchmark(
-    sae_or_saes: Any, lm: "LanguageModel", tasks: Sequence[str | Task] = ("stability",), out: Any = None
+    sae_or_saes: Any, lm: "LanguageModel", tasks: str | Sequence[str | Task] | None = None, out: Any = None
 ) -> Scores:
     """Figures of autoencoders that say what their latents are good for, each with an interval and beside its controls.
 
     Args:
         sae_or_saes: an autoencoder, a run, or a list, sweep or mapping of them, all of this model.
         lm: the model.
-        tasks: names of tasks, or tasks with settings of their own:
-            "stability" (`saelab.evaluation.stability.Stability`): would another seed or size find the same latents?
+        tasks: names of tasks, or tasks with settings of their own; None is all that need nothing that is not there:
+            "stability" (`saelab.evaluation.stability.Stability`): would another seed or size find the same latents? Needs
+            two autoencoders.
+            "sparse probing" (`saelab.evaluation.sparse_probing.SparseProbing`): can a concept be read from few latents?
+            Needs the package sae-probes, or labelled texts of your own.
         out: a folder to keep each task's figures in as soon as it is done; the same call takes them from there.
 
     Raises `ConfigError` for a task that is none and for autoencoders that do not say where they read, `SiteError` for one of
@@ -57,15 +63,24 @@ def benchmark(
     for sae in saes.values():
         purpose = Purpose.of(sae)
         purpose.source(lm), purpose.target(lm)
-    chosen = [_task(task) for task in ([tasks] if isinstance(tasks, str) else tasks)]
+    given = _possible(saes) if tasks is None else [tasks] if isinstance(tasks, str) else tasks
+    chosen = [_task(task) for task in given]
     if not chosen:
         raise ConfigError(f"there is no task: give some of {', '.join(TASKS)}")
-    if out is None:
-        return _summed(task.run(saes, lm) for task in chosen)
-    folder = user_path(out)
-    try_folder(folder)
-    about = {"model": lm.name, "saes": [[name, digests.of_tensors(sae.state_dict())] for name, sae in saes.items()]}
-    return _summed(_kept(folder, task, about, saes, lm) for task in chosen)
+    with reading_once():
+        if out is None:
+            return _summed(task.run(saes, lm) for task in chosen)
+        folder = user_path(out)
+        try_folder(folder)
+        names = [[name, digests.of_tensors(sae.state_dict())] for name, sae in saes.items()]
+        about = {"model": lm.digest, "tokenizer": lm.tokenizer_digest, "saes": names}
+        return _summed(_kept(folder, task, about, saes, lm) for task in chosen)
+
+
+def _possible(saes: Mapping[str, Dictionary]) -> list[str]:
+    """Names of the tasks that need nothing that is not there."""
+    missing = {"stability": len(saes) < 2, "sparse probing": not is_installed()}
+    return [name for name in TASKS if not missing.get(name)]
 
 
 def _task(given: str | Task) -> Task:

@@ -105,12 +105,19 @@ def test_what_is_done_is_kept_and_goes_on(lm, tmp_path):
     saes["b"].W_dec[0] += 1
     saelab.benchmark(saes, lm, (Counting(calls),), out=tmp_path / "scores")
     assert len(calls) == 3  # another autoencoder: nothing kept is its
+    saelab.benchmark(
+        saes,
+        saelab.load_model(tiny.llama_model(1), tokenizer=tiny.byte_tokenizer()),
+        (Counting(calls),),
+        tmp_path / "scores",
+    )
+    assert len(calls) == 4  # nor another model's of the same name
 
 
 def test_bad_input_is_named_before_anything_is_computed(lm):
     good = sae(rows(8))
     with pytest.raises(ConfigError, match="this is one"):
-        saelab.benchmark(good, lm)
+        saelab.benchmark(good, lm, "stability")
     with pytest.raises(ConfigError, match="one of tasks"):
         saelab.benchmark([good, good], lm, ("stabilty",))
     with pytest.raises(ConfigError, match="there is no task"):
@@ -118,6 +125,6 @@ def test_bad_input_is_named_before_anything_is_computed(lm):
     with pytest.raises(SiteError, match="8 wide"):
         saelab.benchmark(sae(rows(8, d=8)), lm)
     with pytest.raises(ConfigError, match="of one site"):
-        saelab.benchmark([good, sae(rows(8), "blocks.1.hook_resid_post")], lm)
+        saelab.benchmark([good, sae(rows(8), "blocks.1.hook_resid_post")], lm, "stability")
     with pytest.raises(ConfigError, match="language model"):
         saelab.benchmark(good, "lm")
