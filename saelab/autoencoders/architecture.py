@@ -199,6 +199,10 @@ class Architecture:
         for other rules."""
         return None
 
+    def by_rank(self, state: State) -> Tensors:
+        """What `Run.plot` draws of a trained SAE over the ranks of its latents, curves [d_sae] by name."""
+        return {}
+
     def extra_parameters(self, d_in: int, d_out: int) -> Tensors:
         """Parameters beside the four that all have, by name, with their initial values (`Params.extra`).
 

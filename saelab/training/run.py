@@ -50,16 +50,25 @@ class Run:
         return frame[COLUMNS + [name for name in frame.columns if name not in COLUMNS]] if len(frame) else frame
 
     def plot(self) -> Any:
-        """A plotly figure of loss, explained variance, L0 and dead latents over tokens."""
+        """A plotly figure of loss, explained variance, L0 and dead latents over tokens, and of what the architecture shows over
+        the ranks of the latents (Feature Choice: densities, budgets and the law)."""
         from plotly.subplots import make_subplots
 
-        history = self.history
+        history, curves = self.history, self.sae.cfg.by_rank(self.sae.state)
         shown = [("loss", "loss"), ("explained_variance", "explained variance"), ("l0", "L0"), ("dead", "dead latents")]
-        figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in shown])
+        titles = [title for _, title in shown] + [", ".join(curves)]
+        rows = 3 if curves else 2
+        layout = [[{}, {}], [{}, {}], [{"colspan": 2}, None]]
+        figure = make_subplots(rows=rows, cols=2, specs=layout[:rows], subplot_titles=titles[: 2 * rows])
         for i, (name, title) in enumerate(shown):
             figure.add_scatter(x=history.tokens, y=history[name], name=title, row=i // 2 + 1, col=i % 2 + 1)
         figure.update_xaxes(title_text="tokens", row=2)
-        figure.update_layout(title=repr(self.sae), showlegend=False, height=560)
+        for name, curve in curves.items():
+            figure.add_scatter(x=list(range(1, len(curve) + 1)), y=curve.tolist(), name=name, row=3, col=1)
+        if curves:
+            figure.update_xaxes(title_text="rank of the latent", type="log", row=3)
+            figure.update_yaxes(title_text="share of the tokens", type="log", row=3)
+        figure.update_layout(title=repr(self.sae), showlegend=False, height=280 * rows)
         return figure
 
     def dashboard(

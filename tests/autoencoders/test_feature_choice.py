@@ -155,13 +155,45 @@ def test_the_sanity_figures_of_the_specification():
     assert int(budgets.sum()) == 512 and int(budgets.max()) <= 32
 
 
-def test_a_law_is_found_again_whatever_the_lowest_ranks_do():
-    for a, b in ((1.0, 0.0), (1.6, 8.0)):
-        density = 0.4 * (torch.arange(1, 501) + b) ** -a
-        density[455:] *= 1e-3  # real densities fall below the law at the low end
-        found = zipf.fit(density[torch.randperm(500)])
-        assert found[0] == pytest.approx(a, rel=0.1) and found[1] == pytest.approx(b, rel=0.2, abs=0.2)
-    assert zipf.fit(torch.zeros(10)) == (0.0, 0.0) and zipf.fit(torch.full((10,), 0.2))[0] == pytest.approx(0, abs=1e-9)
+@pytest.mark.parametrize("f", [256, 1024, 4096])
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (1.5, 2.0), (1.6, 8.0), (1.0, 20.0), (3.0, 100.0)])
+def test_a_law_is_found_again_from_counts(f, a, b):
+    generator = torch.Generator().manual_seed(f)
+    shares = zipf.law(a, b, f)
+    counts = torch.poisson(2_000_000 * shares, generator=generator)
+    found = zipf.fit(counts[torch.randperm(f, generator=generator)] / 250_000)
+    assert found.holds and (found.a, found.b) == pytest.approx((a, b), rel=0.05, abs=0.05)
+    exact = zipf.fit(shares)
+    assert (exact.a, exact.b, exact.off) == pytest.approx((a, b, 0), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("silent", [0, 24, 3000])
+def test_silent_latents_are_in_the_fit(silent):
+    shares = torch.cat([zipf.law(1.2, 3.0, 512), torch.zeros(silent)])
+    a, b, off = zipf.fit(shares)
+    if silent == 0:
+        assert (a, b, off) == pytest.approx((1.2, 3.0, 0), abs=1e-3)
+    else:  # steeper, as no law of more ranks is so short
+        assert a > 1.2 and off > (0.05 if silent > 1000 else 0)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "step", "two steps", "none fires", "two thirds silent"])
+def test_what_is_no_law_is_said_to_be_none(kind):
+    rank = torch.arange(1.0, 513)
+    density = {
+        "exponential": (-rank / 40).exp(),
+        "step": (rank < 200).float(),
+        "two steps": torch.where(rank < 50, 1.0, 0.01),
+        "none fires": torch.zeros(512),
+        "two thirds silent": (rank + 3) ** -1.0 * (rank < 171),
+    }[kind]
+    found = zipf.fit(density)
+    assert not found.holds and bool(torch.isfinite(zipf.law(found.a, found.b, 512)).all())
+
+
+def test_equal_densities_are_a_flat_law():
+    found = zipf.fit(torch.full((10,), 0.2))
+    assert found.holds and found.a == pytest.approx(0, abs=1e-6)
 
 
 def test_latents_that_cannot_spend_k_are_refused():
@@ -339,7 +371,9 @@ def test_a_latent_that_cannot_spend_its_budget_fires_on_all_it_has():
         ({"k": 6}, "k is 6 and 10 latents .* 0.5 .* 5"),
         ({"cap": 0.0}, "cap is 0.0"),
         ({"mutual_share": 0.9}, "mutual_share is 0.9"),
-        ({"mutual_share": 0}, "'zipf' are fitted"),
+        ({"mutual_share": 0}, "'density' are learnt"),
+        ({"mutual_share": 0, "budgets": "zipf"}, "'zipf' are learnt"),
+        ({"shrinkage": 1.5}, "shrinkage is 1.5"),
         ({"rounding": "up"}, "'up'"),
         ({"budgets": "flat"}, "'flat'"),
         ({"budgets": (1.0, 2.0)}, "2 budgets .* d_sae = 10"),
@@ -354,7 +388,7 @@ def test_bad_configurations_say_their_numbers(arguments, message):
 
 
 def test_a_configuration_survives_json():
-    for budgets in ("zipf", "uniform", (3.0, 2.0, 1.0, 1.0)):
+    for budgets in ("density", "zipf", "uniform", (3.0, 2.0, 1.0, 1.0)):
         cfg = FeatureChoice(k=2, d_sae=4, budgets=budgets, seed=3)
         assert Architecture.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
 

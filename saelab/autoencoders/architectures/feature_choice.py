@@ -4,6 +4,7 @@
 not say is ours; see the docstring.)
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from saelab.base.errors import ConfigError
 from saelab.kernels import columns
 
 CALIBRATE_FROM, CALIBRATION_HALF_LIFE = 0.9, 0.03
+REVISE_EVERY, FLOOR = 0.05, 0.02  # of the run; of the mean budget
+_EVERY = 4  # a token of so many tells what Mutual Choice would do
+_LEARNT = ("density", "zipf")
 _PER_OCTAVE, _LOWEST, _OCTAVES = 8, -10, 24  # of the histograms of log2 scores
 
 
@@ -39,27 +43,35 @@ class _Plan(NamedTuple):
 class FeatureChoice(MutualChoice):
     """A Feature Choice SAE: latent i spends a budget of m_i tokens a batch, and the budgets of n tokens add up to k n.
 
-    Training begins as Mutual Choice and tracks how often each latent fires. At `mutual_share` of the run the latents are
-    ranked by that, a law density ~ (rank + b)^-a (Zipf-Mandelbrot) is fitted to it, and from then on latent i fires on the
-    m_i tokens of the batch with its largest positive scores (all of them, if it has fewer: `unspent_share` says how much of
-    the budget was left). The law gives m_i as a real number; systematic rounding makes whole numbers of them that add up to
-    k n exactly, with the right mean for latents of less than one token a batch too.
+    Training begins as Mutual Choice and tracks how often each latent fires. At `mutual_share` of the run these densities become
+    budgets: latent i fires on the m_i tokens of the batch with its largest positive scores (all of them, if it has fewer:
+    `unspent_share` says how much of the budget was left). Budgets are real numbers; systematic rounding makes whole numbers of
+    them that add up to k n exactly, with the right mean for latents of less than one token a batch too.
+
+    With `budgets="density"` each latent has its own density, smoothed over a tenth of its rank. Every 5% of the run, until
+    90% of it, the budgets are revised by what they do not set themselves: how often each latent is among the k n largest
+    scores of every fourth token, as in Mutual Choice. In the first half of that span no latent has less than 2% of the mean
+    budget, so that a silent one is tried; in the second half those that still fire less get what they fire. `shrinkage` draws
+    the budgets towards a law density ~ (rank + b)^-a (Zipf-Mandelbrot), fitted to all densities by likelihood, and
+    `budgets="zipf"` are the law itself. Where the law does not hold (more than 5% of the firings are off it) a warning says
+    so, and the densities serve.
 
     At inference latent i fires above its own threshold, the score that it exceeds on its budget's share of the tokens. The
     thresholds come from histograms of each latent's largest scores over the last 10% of the run (half-life 3%). They are as
     good as that span is long: it should have 20 tokens or more for each firing of the rarest latent. Earlier in the run the
     one threshold of Mutual Choice serves.
 
-    That the budgets follow a Zipf law is the paper's; the two phases and their lengths, the fit, the cap, the rounding and
-    the thresholds are ours and not the paper's.
+    That the budgets follow a Zipf law is the paper's; the two phases and their lengths, budgets by density and their revision,
+    the fit, the cap, the rounding and the thresholds are ours and not the paper's.
 
     Args:
         k: latents a token on average; 1 to cap * d_sae.
         d_sae: number of latents.
-        budgets: "zipf"; "uniform"; or `d_sae` positive numbers in proportion to which the budget is shared out, the first
-            to the latent that fires most at the end of the Mutual Choice phase (to the first latent, without that phase).
+        budgets: "density"; "zipf"; "uniform"; or `d_sae` positive numbers in proportion to which the budget is shared out, the
+            first to the latent that fires most at the end of the Mutual Choice phase (without that phase, to the first one).
         rounding: "systematic", or "remainder" for the largest remainders, which leave rare latents without a budget.
-        mutual_share: share of the run that is Mutual Choice; 0 to 0.8, 0 only where the budgets are not "zipf".
+        shrinkage: of the densities towards the law, from 0 (the densities) to 1 (the law).
+        mutual_share: share of the run that is Mutual Choice; 0 to 0.8, 0 only for budgets that are not learnt in it.
         cap: largest share of the tokens that a latent's budget may be.
         seed: of the rounding.
         aux_coefficient, aux_k, input_scale, aux, tau: as for `MutualChoice`.
@@ -70,7 +82,8 @@ class FeatureChoice(MutualChoice):
     FeatureChoice(k=16, d_sae=1024)
     """
 
-    budgets: str | tuple[float, ...] = "zipf"
+    budgets: str | tuple[float, ...] = "density"
+    shrinkage: float = 0.0
     rounding: str = "systematic"
     mutual_share: float = 0.7
     cap: float = 0.5
@@ -83,6 +96,7 @@ class FeatureChoice(MutualChoice):
             mutual_share=checks.number("mutual_share", self.mutual_share, least=0, most=0.8),
             rounding=checks.choice("rounding", self.rounding, ("systematic", "remainder")),
             seed=checks.seed(self.seed),
+            shrinkage=checks.number("shrinkage", self.shrinkage, least=0, most=1),
         )
         if self.k > self.cap * self.d_sae:
             raise ConfigError(
@@ -90,10 +104,14 @@ class FeatureChoice(MutualChoice):
                 f"{self.cap * self.d_sae:,g}: lower k, or raise d_sae or cap"
             )
         if isinstance(self.budgets, str):
-            if self.budgets not in ("zipf", "uniform"):
-                raise ConfigError(f"budgets are {self.budgets!r}; use 'zipf', 'uniform' or {self.d_sae:,} numbers")
-            if self.budgets == "zipf" and not self.mutual_share:
-                raise ConfigError("budgets='zipf' are fitted in the Mutual Choice phase: mutual_share must be above 0")
+            if self.budgets not in (*_LEARNT, "uniform"):
+                raise ConfigError(
+                    f"budgets are {self.budgets!r}; use 'density', 'zipf', 'uniform' or {self.d_sae:,} numbers"
+                )
+            if self.budgets in _LEARNT and not self.mutual_share:
+                raise ConfigError(
+                    f"budgets={self.budgets!r} are learnt in the Mutual Choice phase: mutual_share must be above 0"
+                )
             return
         self.check(budgets=tuple(float(share) for share in self.budgets))  # JSON makes it a list
         least = min(self.budgets, default=0.0)
@@ -151,17 +169,32 @@ class FeatureChoice(MutualChoice):
             state.unspent.zero_()
         if progress < self.mutual_share:
             self.learn_cut(codes, state, progress)
+            self.learn_density(codes, state, progress)
+            return
+        plan = self._plan(scores, state, progress)
+        state.rates.copy_(plan.rates)
+        state.zipf.copy_(plan.law)
+        state.rounding_state.copy_(plan.rounding_state)
+        if progress >= CALIBRATE_FROM:
+            self._calibrate(self._wide(scores, state, progress), state, progress)
+        offered = distributed.total(self.k * len(scores.x_ND))
+        state.offered += offered
+        state.unspent += offered - distributed.total(len(codes.values))
+        if self.budgets in _LEARNT:
+            self._revise(batch.x[::_EVERY], params, state, progress)
         else:
-            plan = self._plan(scores, state, progress)
-            state.rates.copy_(plan.rates)
-            state.zipf.copy_(plan.law)
-            state.rounding_state.copy_(plan.rounding_state)
-            if progress >= CALIBRATE_FROM:
-                self._calibrate(self._wide(scores, state, progress), state, progress)
-            offered = distributed.total(self.k * len(scores.x_ND))
-            state.offered += offered
-            state.unspent += offered - distributed.total(len(codes.values))
-        self.learn_density(codes, state, progress)
+            self.learn_density(codes, state, progress)
+
+    def _revise(self, x_ND: Float[Tensor, "n d_in"], params: Params, state: State, progress: float) -> None:
+        """Learn what Mutual Choice would do with these tokens, and now and then share the budget out anew by it."""
+        codes = super().allocate(self.scores(params, Batch(x_ND, x_ND)), state, progress)
+        due = int(progress / REVISE_EVERY) > int(float(state.density_progress) / REVISE_EVERY)
+        self.learn_cut(codes, state, progress)
+        self.learn_density(codes, state, progress, each=_EVERY)
+        if due and progress < CALIBRATE_FROM:
+            rates, law = self._share_out(state, progress)
+            state.rates.copy_(rates)
+            state.zipf.copy_(law)
 
     def whole_budgets(
         self, rates: Float[Tensor, " d_sae"], rounding_state: UInt8[Tensor, " bytes"], n: int
@@ -180,7 +213,7 @@ class FeatureChoice(MutualChoice):
 
         def make() -> _Plan:
             known = progress > 0 and bool(state.rates.any())
-            rates, law = (state.rates, state.zipf) if known else self._share_out(state)
+            rates, law = (state.rates, state.zipf) if known else self._share_out(state, progress)
             n = distributed.total(len(scores.x_ND))
             return _Plan(rates, law, *self.whole_budgets(rates, state.rounding_state, n))
 
@@ -195,16 +228,23 @@ class FeatureChoice(MutualChoice):
     def expected_density(self, state: State, order: Int64[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
         return state.rates if bool(state.rates.any()) else super().expected_density(state, order)
 
-    def _share_out(self, state: State) -> tuple[Tensor, Tensor]:
-        """The rate of each latent [d_sae], by its rank in the Mutual Choice phase, and the law's a and b."""
+    def by_rank(self, state: State) -> Tensors:
+        if not bool(state.rates.any()):
+            return {}
+        density, budget = (each.sort(descending=True).values for each in (self.density(state), state.rates))
+        law = {"law": self.k * zipf.law(*state.zipf.tolist(), self.d_sae)} if self.budgets in _LEARNT else {}
+        return {"density": density, "budget": budget} | law
+
+    def _share_out(self, state: State, progress: float) -> tuple[Tensor, Tensor]:
+        """The rate of each latent [d_sae], by its rank in Mutual Choice, and the law's a and b."""
         law = state.zipf
         order = torch.arange(self.d_sae, device=state.rates.device)
         if self.mutual_share:
             order = self.density(state).argsort(descending=True, stable=True)
-        if self.budgets == "zipf":
-            a, b = zipf.fit(self.density(state))
-            law = torch.tensor([a, b], dtype=torch.float64)
-            shares = zipf.law(a, b, self.d_sae)
+        if self.budgets in _LEARNT:
+            shares, law = self._learnt(
+                self.density(state)[order].cpu(), first=not bool(state.rates.any()), progress=progress
+            )
         elif self.budgets == "uniform":
             shares = torch.ones(self.d_sae)
         else:
@@ -212,6 +252,27 @@ class FeatureChoice(MutualChoice):
         rates = torch.zeros_like(state.rates)
         rates[order] = zipf.spread(shares, self.k, self.cap).to(rates.device)
         return rates, law
+
+    def _learnt(self, ranked: Float[Tensor, " d_sae"], first: bool, progress: float) -> tuple[Tensor, Tensor]:
+        """The shares [d_sae] of the budget that falling densities give, and a and b of the law fitted to them."""
+        fitted = zipf.fit(ranked)
+        weight = 1.0 if self.budgets == "zipf" else self.shrinkage
+        if weight and not fitted.holds:
+            weight = 0.0
+            if first:
+                warnings.warn(
+                    f"the latents' densities follow no Zipf law: {fitted.off:.0%} of the firings are off the likeliest one "
+                    f"(a = {fitted.a:.3g}, b = {fitted.b:.3g}), so the densities themselves become budgets; budgets='density' "
+                    "asks for that",
+                    stacklevel=2,
+                )
+        own = zipf.smoothed(ranked)
+        own = own / own.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        tried = progress < (self.mutual_share + CALIBRATE_FROM) / 2
+        if tried or self.k > self.cap * int((own > 0).sum()):
+            own = own.clamp_min(FLOOR / self.d_sae)
+        shares = weight * zipf.law(fitted.a, fitted.b, self.d_sae) + (1 - weight) * own
+        return shares, torch.tensor([fitted.a, fitted.b], dtype=torch.float64)
 
     def _calibrate(self, codes: SparseCodes, state: State, progress: float) -> None:
         """Count a batch's largest scores of each latent, and put the thresholds where the counts say."""

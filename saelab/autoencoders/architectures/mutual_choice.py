@@ -105,10 +105,10 @@ class MutualChoice(Budgeted):
         cut = torch.where(cut < math.inf, cut, 0)  # a batch on which nothing fires
         average_(state.cut_sum, state.cut_weight, state.cut_progress, progress, HALF_LIFE, cut)
 
-    def learn_density(self, codes: SparseCodes, state: State, progress: float) -> None:
-        """Count on what share of the tokens each latent fires, and renew what the law makes of it."""
-        fires = distributed.sum_(codes.by_latent().offsets.diff())
-        last, tokens = state.density_progress, distributed.total(len(codes))
+    def learn_density(self, codes: SparseCodes, state: State, progress: float, each: int = 1) -> None:
+        """Count on what share of the tokens each latent fires, and renew what the law makes of it; a token counts as `each`."""
+        fires = each * distributed.sum_(codes.by_latent().offsets.diff())
+        last, tokens = state.density_progress, each * distributed.total(len(codes))
         average_(state.density_sum, state.density_weight, last, progress, DENSITY_HALF_LIFE, fires, tokens)
         if self.aux == "zipf":
             since = progress - float(state.target_progress)
@@ -127,7 +127,7 @@ class MutualChoice(Budgeted):
 
     def expected_density(self, state: State, order: Int64[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
         """What the law fitted to the densities gives each latent [d_sae]; `order` has the latents by rank."""
-        a, b = zipf.fit(self.density(state))
+        a, b, _ = zipf.fit(self.density(state))
         expected = torch.empty_like(state.density_sum)
         expected[order] = self.k * zipf.law(a, b, self.d_sae).to(expected.device)
         return expected

@@ -59,7 +59,7 @@ class Transcoder(Architecture):
 
     scores, allocate, select, losses = _of("scores"), _of("allocate"), _of("select"), _of("losses")
     observe, buffers, thresholds = _of("observe"), _of("buffers"), _of("thresholds")
-    prepare, rescale, recipe = _of("prepare"), _of("rescale"), _of("recipe")
+    prepare, rescale, recipe, by_rank = _of("prepare"), _of("rescale"), _of("recipe"), _of("by_rank")
 
     def extra_parameters(self, d_in: int, d_out: int) -> Tensors:
         skip = {"W_skip": torch.zeros(d_out, d_in)} if self.skip else {}

@@ -1,8 +1,11 @@
 """Budgets of latents: the Zipf-Mandelbrot law of their densities, caps, and whole numbers that add up.
 
-The papers say that the budgets of Feature Choice follow a Zipf law; the fit, the cap and both roundings are ours, not the
-paper's. Shapes: F latents; a rate is the share of tokens on which a latent fires.
+The papers say that the budgets of Feature Choice follow a Zipf law; the fit, the smoothing, the cap and both roundings are
+ours, not the paper's. Shapes: F latents; a rate is the share of tokens on which a latent fires.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,40 +13,86 @@ from torch import Tensor
 
 from saelab.base.errors import ConfigError
 
-_OFFSETS = 64
-_LEFT_OUT = 0.1  # of the ranks, the lowest: real densities fall below the law there
+_STEPS, _HALVINGS, _PRECISION = 200, 20, 1e-13  # of the maximisation, the last in nats a firing
+_LARGEST = 10.0  # b in units of the number of latents: beyond, the law is an exponential of the rank
+_OFF = 0.05
 
 
-def fit(density_F: Float[Tensor, " f"]) -> tuple[float, float]:
-    """(a, b) of the law density ~ (rank + b)^-a: least squares of the logarithms, without the lowest 10% of the ranks and
-    the silent latents; b is the best of 64 values from 0 to F. (0, 0), the uniform law, where fewer than 3 are left.
+class Fit(NamedTuple):
+    """A law density ~ (rank + b)^-a, and how far the densities are `off` it: the share of all firings that it gives to other
+    ranks than the densities do (their total variation distance)."""
+
+    a: float
+    b: float
+    off: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether at most 5% of the firings are off the law (our limit)."""
+        return self.off <= _OFF
+
+
+def fit(density_F: Float[Tensor, " f"]) -> Fit:
+    """The law under which the firings, ranked by their latents' densities, are likeliest: a multinomial over all F ranks, with
+    a >= 0 and b > -1. A silent latent is a rank that got no firing, and counts as such.
+
+    Scoring by Fisher's information, steps halved until they help, on the logarithm of b + 1, so that b = 0 is no edge. b at
+    its limit, 10 F, is no Zipf law but an exponential one: `off` is 1 then, as it is where nothing fires (a = b = 0).
 
     >>> import torch
-    >>> a, b = fit(torch.arange(1, 101) ** -1.5)
-    >>> round(a, 6), b
-    (1.5, 0.0)
+    >>> found = fit(torch.arange(1, 101) ** -1.5)
+    >>> round(found.a, 6), round(found.b, 6), found.holds
+    (1.5, 0.0, True)
+    >>> fit((torch.arange(100) < 50).float()).holds
+    False
     """
-    n_latents = len(density_F)
-    ranked = density_F.double().sort(descending=True).values[: n_latents - int(_LEFT_OUT * n_latents)]
-    y = ranked[ranked > 0].log()
-    if len(y) < 3:
-        return 0.0, 0.0
-    rank = torch.arange(1, len(y) + 1, dtype=torch.float64, device=y.device)
-    y = y - y.mean()
-    offsets = torch.logspace(-1, torch.tensor(float(n_latents)).log10().item(), _OFFSETS - 1).tolist()
-    best = (torch.inf, 0.0, 0.0)
-    for b in [0.0, *offsets]:
-        x = (rank + b).log()
-        x = x - x.mean()
-        slope = float((x @ y) / (x @ x))
-        best = min(best, (float((y - slope * x).square().sum()), slope, b))
-    return max(0.0, -best[1]), best[2]
+    share_F = density_F.double().cpu().sort(descending=True).values
+    if not bool(share_F[0] > 0):
+        return Fit(0.0, 0.0, 1.0)
+    share_F = share_F / share_F.sum()
+    rank_F = torch.arange(len(share_F), dtype=torch.float64)
+
+    def surprise(at: Tensor) -> float:
+        log_F = (rank_F + at[1].exp()).log()
+        return float(at[0] * (share_F @ log_F) + torch.logsumexp(-at[0] * log_F, 0))
+
+    last = math.log(_LARGEST * len(share_F) + 1)
+    at = torch.ones(2, dtype=torch.float64)  # a, and the logarithm of b + 1
+    now = surprise(at)
+    for _ in range(_STEPS):
+        places_F = rank_F + at[1].exp()
+        law_F = torch.softmax(-at[0] * places_F.log(), 0)
+        slopes_2F = torch.stack([-places_F.log(), -at[0] * at[1].exp() / places_F])
+        centred_2F = slopes_2F - (slopes_2F @ law_F)[:, None]
+        information = (centred_2F * law_F) @ centred_2F.T
+        information += torch.diag(1e-9 * information.diag() + torch.finfo(torch.float64).tiny)
+        step = torch.linalg.solve(information, slopes_2F @ (share_F - law_F))
+        tried = (at + step / 2**i for i in range(_HALVINGS))
+        better = (new for new in tried if new[0] > 0 and abs(new[1]) < last and surprise(new) < now - _PRECISION)
+        if (found := next(better, None)) is None:
+            break
+        at, now = found, surprise(found)
+    off = float((share_F - torch.softmax(-at[0] * (rank_F + at[1].exp()).log(), 0)).abs().sum()) / 2
+    a, b = float(at[0]), float(at[1].exp()) - 1
+    return Fit(a, b, 1.0 if b > 0.99 * _LARGEST * len(share_F) else off)
 
 
 def law(a: float, b: float, n_latents: int) -> Float[Tensor, " f"]:
     """The shares (rank + b)^-a [F] of the ranks 1 to F, which sum to 1."""
-    shares = (torch.arange(1, n_latents + 1, dtype=torch.float64) + b) ** -a
-    return shares / shares.sum()
+    return torch.softmax(-a * (torch.arange(1, n_latents + 1, dtype=torch.float64) + b).log(), 0)
+
+
+def smoothed(ranked_F: Float[Tensor, " f"]) -> Float[Tensor, " f"]:
+    """Falling densities [F], each the mean of those whose ranks differ from its own by at most a tenth of it; still falling.
+
+    >>> import torch
+    >>> smoothed(torch.tensor([9.0] * 9 + [6.0, 3.0]))[8:]
+    tensor([9.0000, 6.0000, 4.5000], dtype=torch.float64)
+    """
+    rank_F = torch.arange(1, len(ranked_F) + 1, device=ranked_F.device)
+    first_F, last_F = rank_F - 1 - rank_F // 10, (rank_F + rank_F // 10).clamp_max(len(ranked_F))
+    sums = torch.nn.functional.pad(ranked_F.double().cumsum(0), (1, 0))
+    return ((sums[last_F] - sums[first_F]) / (last_F - first_F)).clamp_min(0).cummin(0).values
 
 
 def spread(shares_F: Float[Tensor, " f"], k: float, cap: float) -> Float[Tensor, " f"]:
