@@ -232,8 +232,11 @@ class FeatureChoice(MutualChoice):
         if not bool(state.rates.any()):
             return {}
         density, budget = (each.sort(descending=True).values for each in (self.density(state), state.rates))
-        law = {"law": self.k * zipf.law(*state.zipf.tolist(), self.d_sae)} if self.budgets in _LEARNT else {}
-        return {"density": density, "budget": budget} | law
+        curves = {"density": density, "budget": budget}
+        if self.budgets in _LEARNT:
+            a, b = state.zipf.tolist()
+            curves["law"] = self.k * zipf.law(a, b, self.d_sae)
+        return curves
 
     def _share_out(self, state: State, progress: float) -> tuple[Tensor, Tensor]:
         """The rate of each latent [d_sae], by its rank in Mutual Choice, and the law's a and b."""

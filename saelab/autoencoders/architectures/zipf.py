@@ -83,16 +83,18 @@ def law(a: float, b: float, n_latents: int) -> Float[Tensor, " f"]:
 
 
 def smoothed(ranked_F: Float[Tensor, " f"]) -> Float[Tensor, " f"]:
-    """Falling densities [F], each the mean of those whose ranks differ from its own by at most a tenth of it; still falling.
+    """Falling densities [F], each the mean of those up to a tenth of its rank before and after it (fewer at the end); still
+    falling.
 
     >>> import torch
     >>> smoothed(torch.tensor([9.0] * 9 + [6.0, 3.0]))[8:]
-    tensor([9.0000, 6.0000, 4.5000], dtype=torch.float64)
+    tensor([9., 6., 3.], dtype=torch.float64)
     """
     rank_F = torch.arange(1, len(ranked_F) + 1, device=ranked_F.device)
-    first_F, last_F = rank_F - 1 - rank_F // 10, (rank_F + rank_F // 10).clamp_max(len(ranked_F))
+    reach_F = torch.minimum(rank_F // 10, len(ranked_F) - rank_F)
     sums = torch.nn.functional.pad(ranked_F.double().cumsum(0), (1, 0))
-    return ((sums[last_F] - sums[first_F]) / (last_F - first_F)).clamp_min(0).cummin(0).values
+    mean_F = (sums[rank_F + reach_F] - sums[rank_F - 1 - reach_F]) / (2 * reach_F + 1)
+    return mean_F.clamp_min(0).cummin(0).values
 
 
 def spread(shares_F: Float[Tensor, " f"], k: float, cap: float) -> Float[Tensor, " f"]:
