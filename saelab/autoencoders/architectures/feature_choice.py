@@ -188,10 +188,10 @@ class FeatureChoice(MutualChoice):
     def _revise(self, x_ND: Float[Tensor, "n d_in"], params: Params, state: State, progress: float) -> None:
         """Learn what Mutual Choice would do with these tokens, and now and then share the budget out anew by it."""
         codes = super().allocate(self.scores(params, Batch(x_ND, x_ND)), state, progress)
-        due = int(progress / REVISE_EVERY) > int(float(state.density_progress) / REVISE_EVERY)
+        before, now = (int((at - self.mutual_share) / REVISE_EVERY) for at in (float(state.density_progress), progress))
         self.learn_cut(codes, state, progress)
         self.learn_density(codes, state, progress, each=_EVERY)
-        if due and progress < CALIBRATE_FROM:
+        if now > before and progress < CALIBRATE_FROM:
             rates, law = self._share_out(state, progress)
             state.rates.copy_(rates)
             state.zipf.copy_(law)

@@ -40,9 +40,9 @@ def fit(density_F: Float[Tensor, " f"]) -> Fit:
     its limit, 10 F, is no Zipf law but an exponential one: `off` is 1 then, as it is where nothing fires (a = b = 0).
 
     >>> import torch
-    >>> found = fit(torch.arange(1, 101) ** -1.5)
-    >>> round(found.a, 6), round(found.b, 6), found.holds
-    (1.5, 0.0, True)
+    >>> found = fit((torch.arange(1, 101) + 2.0) ** -1.5)
+    >>> round(found.a, 3), round(found.b, 3), found.holds
+    (1.5, 2.0, True)
     >>> fit((torch.arange(100) < 50).float()).holds
     False
     """
