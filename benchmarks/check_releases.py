@@ -52,6 +52,8 @@ def compare(name: str, release: dict, sae: dict, centred: bool, models: dict[str
         return f"{entry.repository} {entry.path}, not {release['repo_id']} {sae['path']}"
     if entry.model.rpartition("/")[2].lower() != str(release["model"]).rpartition("/")[2].lower():
         models[release["model"]] = entry.model
+    if entry.normalised != (release.get("config_overrides") or {}).get("normalize_activations"):
+        return f"normalised is {entry.normalised}"
     if bool(entry.centred) != centred:
         return "centring differs"
     scale = sae.get("norm_scaling_factor")

@@ -74,14 +74,18 @@ def sae_lens(out: Path) -> None:
         if name in ("standard", "gated", "jumprelu", "topk_rescaled"):
             saved(f"{name}_uncentred", kind, apply_b_dec_to_input=False, **more)
         if name in ("standard", "gated", "jumprelu", "topk"):
-            saved(f"{name}_layer_norm", kind, normalize_activations="layer_norm", **more)
-    for how in ("constant_norm_rescale", "expected_average_only_in", "covariance_whitening"):
+            for how in ("layer_norm", "constant_norm_rescale"):
+                saved(f"{name}_{how}", kind, normalize_activations=how, **more)
+    for how in ("expected_average_only_in", "covariance_whitening"):
         saved(f"standard_{how}", "StandardSAE", normalize_activations=how)
     z = about(hook_name="blocks.1.attn.hook_z")
     saved("hook_z", "StandardSAE", rows(2, 3), z, reshape_activations="hook_z")
     for kind in ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"):
         told = about(hook_name_out="blocks.1.hook_mlp_out")
         saved(kind.lower(), kind, metadata=told, d_out=D + 1, apply_b_dec_to_input=False)
+        if kind == "SkipTranscoder":
+            normalised = {"d_out": D + 1, "apply_b_dec_to_input": False, "normalize_activations": "layer_norm"}
+            saved("skiptranscoder_layer_norm", kind, metadata=told, **normalised)
     for rescales in (True, False):
         trained(out, "batchtopk", "BatchTopKTrainingSAE", rescale_acts_by_decoder_norm=rescales)
         widths = [5, 12, F]

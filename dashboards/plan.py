@@ -57,6 +57,10 @@ class Plan:
                                   "cannot have the same latents")  # fmt: skip
         checks.language_model("lm", arguments["lm"]), checks.maybe(checks.language_model, "null", null)
         checks.choice("effects", arguments["effects"], EFFECTS)
+        saes = [sae] if compare is None else [sae, compare]
+        if arguments["effects"] is not None and any(one.cfg.per_token for one in saes):
+            raise ConfigError("effects are those of a latent's decoder row times its code, and this SAE's codes are of vectors "
+                              "normalised one by one: give effects=None")  # fmt: skip
         if not isinstance(arguments["evaluation"], Report):
             checks.choice("evaluation", arguments["evaluation"], (True, None))
         counts = {name: checks.count(name, arguments[name]) for name in ("tokens", "batch_tiles", "memory")}
@@ -65,7 +69,7 @@ class Plan:
         bundles.check(path, arguments["bundle"], arguments["parquet"])
         as_given = ("bundle", "latents", "effects", "split", "parquet", "title", "progress")
         return cls(
-            saes=[sae] if compare is None else [sae, compare], seeds=seeds, null=null, path=path,
+            saes=saes, seeds=seeds, null=null, path=path,
             tokens=counts.pop("tokens"), layout=Layout.of(arguments["windows"], arguments["window"]),
             labels=labels_of(arguments["labels"], sae.d_sae), sweeps=sweep_rows(arguments["sweeps"], sae.d_sae),
             seed=checks.seed(arguments["seed"]), work=None if work is None else user_path(work),

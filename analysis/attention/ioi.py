@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.analysis.attention.ioi_prompts import Prompts, prompts
+from saelab.analysis.circuits import frozen
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.progress import progress_bar
 from saelab.base.protocols import Dictionary
@@ -206,6 +207,7 @@ def _variants(
     lm: "LanguageModel", sae: Dictionary, prompts: Prompts, place: Site
 ) -> tuple[list[tuple[Any, ...]], Tensor]:
     """(prompt, part, latent, activation) of everything that is taken out, and what is added at S2 to do so [n, D]."""
+    frozen.refuse_normalised(sae)
     variants: list[tuple[Any, ...]] = []
     changes: list[Tensor] = []
     number = 0

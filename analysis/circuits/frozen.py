@@ -105,8 +105,10 @@ class Readers(NamedTuple):
 def readers(sae: Dictionary, latents: Int[Tensor, " n"]) -> Readers:
     """The affine function whose value a latent's code is where it fires, in raw units, in at least fp32.
 
-    The pre-activation (x - b_dec) W_enc + b_enc; of a gated SAE the magnitude's, e^r (x - b_dec) W_enc + b_mag.
+    The pre-activation (x - b_dec) W_enc + b_enc; of a gated SAE the magnitude's, e^r (x - b_dec) W_enc + b_mag. Raises
+    `ConfigError` where there is none, as each vector is normalised by itself first.
     """
+    refuse_normalised(sae)
     with torch.no_grad():
         weights = sae.W_enc.T[latents]
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
@@ -163,6 +165,15 @@ def pulled(layer: Layer, weights_HE: Float[Tensor, "heads width"], context: int,
     return Pulled(stream, norm, value, contributions(layer, weights_HE[None], context, at)[0])
 
 
+def refuse_normalised(sae: Dictionary) -> None:
+    """Raise `ConfigError` for an SAE whose codes are no sums over the parts of the vector that it reads."""
+    if sae.cfg.per_token:
+        raise ConfigError(
+            f"{sae!r} reads each vector normalised by itself: its codes are not linear in the vector and have no attribution "
+            "to parts of it"
+        )
+
+
 class Coded(NamedTuple):
     """An SAE's view of activations [rows, width]: x = codes W_dec + b_dec + `error`."""
 
@@ -176,6 +187,7 @@ def coded(lm: "LanguageModel", sae: Dictionary, x: Float[Tensor, "batch pos widt
     At positions that the SAE is not for (skipped, special, padding, above its norm limit: as `lm.splice` leaves them alone)
     no latent fires and all but b_dec is error.
     """
+    refuse_normalised(sae)
     rows = x.flatten(0, 1).to(sae.device)
     with torch.no_grad():
         chosen = Purpose.of(sae).positions(lm, x, tokens).flatten().to(sae.device)

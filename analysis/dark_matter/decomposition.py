@@ -182,7 +182,7 @@ def _moments(reader: CodedRows, sae: Dictionary, holdout: float) -> dict[int, Mo
     """The first pass: of the error, given x, for each use of the rows."""
     moments = {use: Moments(sae.d_in, sae.d_in, _accumulator(sae.device)) for use in (MAP, LEARN, SCORE)}
     for chunk, codes in reader.read("moments of the error"):
-        moments[chunk.use].add(chunk.x, chunk.x - sae.decode(codes))
+        moments[chunk.use].add(chunk.x, chunk.x - sae.decode(codes, chunk.x))
     n = {use: found.n for use, found in moments.items()}
     if min(n.values()) < 2:
         raise DataError(
@@ -236,7 +236,7 @@ def _norms(reader: CodedRows, sae: Dictionary, fit: LinearFit, known: dict[int, 
     lengths, squares = (torch.zeros(len(PARTS), dtype=torch.float64) for _ in range(2))
     groups: dict[int, list[float]] = {}
     for chunk, codes in reader.read("norms of the parts", again=True):
-        x_ND, reconstruction = chunk.x, sae.decode(codes)
+        x_ND, reconstruction = chunk.x, sae.decode(codes, chunk.x)
         error, linear = x_ND - reconstruction, fit(x_ND)
         parts = (x_ND, reconstruction, error, linear, error - linear)
         norms_N5 = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts], 1).to("cpu", torch.float64)

@@ -71,7 +71,7 @@ def train_on_parts(
             for rows in PartRows(parts, x, part, SCORE):
                 codes = trained.encode_sparse(rows)
                 firing.add(codes)
-                seen.add(rows, trained.decode(codes))
+                seen.add(rows, trained.decode(codes, rows))
         table.append(
             {
                 "part": part, "fvu": seen.fvu, "explained_variance": seen.explained_variance, "l0": firing.l0,

@@ -55,7 +55,7 @@ def norm_baselines(
         if chunk.held:
             with torch.no_grad():
                 codes = parts.sae.encode_sparse(chunk.x)
-                error = (chunk.x - parts.sae.decode(codes)).double().square().sum(1)
+                error = (chunk.x - parts.sae.decode(codes, chunk.x)).double().square().sum(1)
             mine = [error, torch.linalg.vector_norm(chunk.x.double(), dim=1), codes.offsets.diff().double()]
             mine += [column[chunk.row].to(error) for column in numbers.values()]
             mine += [] if tokens is None else [tokens[chunk.row].to(error)]

@@ -89,7 +89,7 @@ def planted_experiment(
         codes = sae.encode_sparse(truth_ND)
         mean_F = codes.values.new_zeros(sae.d_sae).index_add_(0, codes.indices, codes.values)
         noise, introduced = (torch.randn(truth_ND.shape, generator=generator).to(truth_ND) * unit for _ in range(2))
-        missing = [truth_ND - sae.decode(_without(codes, mean_F, share)) for share in ablated]
+        missing = [truth_ND - sae.decode(_without(codes, mean_F, share), truth_ND) for share in ablated]
         table = []
         for dense in progress_bar(len(sigmas), "planting errors", "noise", progress, iterable=sigmas):
             made_of = torch.cat([dense * noise, introduced, *missing], 1)

@@ -78,7 +78,7 @@ def support_least_squares(
         if len(codes) != len(x_ND):
             raise ConfigError(f"codes of {len(codes):,} tokens for {len(x_ND):,} rows of x")
         directions_FD, lengths_F = _directions(sae)
-        x_ND = x_ND.to(directions_FD) - sae.b_dec.to(directions_FD)
+        x_ND = _wanted(sae, x_ND, directions_FD)
         found = []
         for tile, budgets in _tiles(codes.offsets.diff(), sae.d_sae):
             slots_NS = torch.arange(int(budgets.max()), device=x_ND.device).expand(len(tile), -1)
@@ -111,7 +111,7 @@ def _pursue(sae: Dictionary, x: Tensor, budget: Budget, exact: bool) -> SparseCo
     with torch.no_grad():
         budget_N = _budgets(sae, x_ND, budget)
         directions_FD, lengths_F = _directions(sae)
-        x_ND = x_ND.to(directions_FD) - sae.b_dec.to(directions_FD)
+        x_ND = _wanted(sae, x_ND, directions_FD)
         # the Gram matrix pays once more latents are chosen than there are
         pays = _GRAM_LATENTS >= sae.d_sae <= int(budget_N.sum())
         gram_FF = directions_FD @ directions_FD.T if pays else None
@@ -216,6 +216,12 @@ def _budgets(sae: Dictionary, x_ND: Tensor, budget: Budget) -> Tensor:
     if bool((budgets < 0).any()):
         raise ConfigError(f"a budget is {int(budgets.min())}: it must be a number of latents, 0 or more")
     return budgets.expand(len(x_ND)).clamp(max=sae.d_sae)
+
+
+def _wanted(sae: Dictionary, x_ND: Tensor, directions_FD: Tensor) -> Tensor:
+    """What codes are to sum up to: x - b_dec, of vectors normalised one by one those minus b_dec."""
+    x_ND = x_ND.to(directions_FD)
+    return (sae.scaled(x_ND) if sae.cfg.per_token else x_ND) - sae.b_dec.to(directions_FD)
 
 
 def _directions(sae: Dictionary) -> tuple[Tensor, Tensor]:

@@ -152,7 +152,7 @@ def dense_scores(sae: Dictionary, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "
     """Dense pre-activations [N, F] in raw units."""
     from saelab.autoencoders.architecture import Batch
 
-    scaled = x_ND * sae.state.scale
+    scaled = sae.scaled(x_ND)
     return sae.cfg.scores(sae.params(), Batch(scaled, scaled)).dense().clone() / sae.state.target_scale
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saelab.autoencoders.allocation import PreActivations
 from saelab.autoencoders.objectives import fraction_of_variance_unexplained
+from saelab.autoencoders.token_norm import PER_TOKEN
 from saelab.base import checks
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
@@ -128,7 +129,11 @@ class Recipe:
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Architecture:
-    """Base of the configurations. A subclass is registered by its name and overrides what differs; only `allocate` it must."""
+    """Base of the configurations. A subclass is registered by its name and overrides what differs; only `allocate` it must.
+
+    `input_scale` is what vectors are multiplied by before an SAE sees them: "rms" one power of two for all, None nothing;
+    "layer_norm" and "token_norm" normalise each by itself (`saelab.autoencoders.token_norm`).
+    """
 
     d_sae: int
     input_scale: str | None = "rms"
@@ -143,8 +148,13 @@ class Architecture:
     def __post_init__(self) -> None:
         self.check(
             d_sae=checks.count("d_sae", self.d_sae),
-            input_scale=checks.choice("input_scale", self.input_scale, ("rms", None)),
+            input_scale=checks.choice("input_scale", self.input_scale, ("rms", *PER_TOKEN, None)),
         )
+        if self.needs_gradients and self.per_token:
+            raise ConfigError(
+                f"input_scale={self.input_scale!r} normalises each vector by itself, and {type(self).__name__} weighs scores "
+                'by gradients at the vector as it is: use "rms"'
+            )
 
     # --- which latents fire, and what is minimised
 
@@ -229,6 +239,11 @@ class Architecture:
         return {"architecture": f"saelab_{type(self).__name__.lower()}"}
 
     # --- what is the same for all
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each vector is normalised by itself (`saelab.autoencoders.token_norm`), rather than all by one scale."""
+        return self.input_scale in PER_TOKEN
 
     def usable(self, state: State) -> bool:
         """Whether `select` has what it needs; not so before training has learnt thresholds that it fires by."""

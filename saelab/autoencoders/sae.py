@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 import saelab.autoencoders.registry  # noqa: F401  (every architecture there is)
+from saelab.autoencoders import token_norm
 from saelab.autoencoders.architecture import Architecture, Batch, Params, State
 from saelab.base import checks
 from saelab.base.codes import SparseCodes, check_finite, refuse_dense
@@ -151,9 +152,13 @@ class SAE(nn.Module):
         """
         params = self.params()
         rows = self._rows(x).to(params.b_enc.dtype)
-        scaled = rows * self.state.scale
+        scaled = self.scaled(rows)
         codes = self.cfg.select(self.cfg.scores(params, Batch(scaled, scaled)), self.state)
         return codes.with_values(codes.values / self.state.target_scale)
+
+    def scaled(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """x [..., d_in] as the encoder sees it: times the scale of training, or normalised vector by vector."""
+        return token_norm.normalised(x, self.cfg.input_scale) if self.cfg.per_token else x * self.state.scale
 
     def encode(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_sae"]:
         """The dense codes [..., d_sae]. Raises `ConfigError`, with the number of bytes, where they would not fit."""
@@ -165,7 +170,8 @@ class SAE(nn.Module):
     ) -> Float[Tensor, "*rows d_out"]:
         """The reconstruction [..., d_out] of dense codes [..., d_sae] or of `SparseCodes`.
 
-        A skip connection adds its share where the inputs x [..., d_in] are given too; an autoencoder has no use for them.
+        A skip connection adds its share where the inputs x [..., d_in] are given too. An autoencoder of vectors normalised one
+        by one (`input_scale` "layer_norm" or "token_norm") needs them: `ConfigError` without. Others have no use for them.
         """
         params = self.params()
         if isinstance(codes, SparseCodes):
@@ -174,6 +180,13 @@ class SAE(nn.Module):
             raise ConfigError(f"codes have {codes.shape[-1]:,} latents and the SAE has {self.d_sae:,}")
         else:
             decoded = mixed.combine(codes.to(params.b_dec.dtype), params.W_dec) + self.b_dec
+        if self.cfg.per_token and self.cfg.centres_input:
+            if x is None:
+                raise ConfigError(
+                    f"{self!r} reads each vector normalised by itself, and its output is scaled back by that: give "
+                    "decode(codes, x)"
+                )
+            return token_norm.restored(decoded, x.to(decoded.dtype).view(decoded.shape), self.cfg.input_scale)
         if x is None or self.W_skip is None:
             return decoded
         return decoded + (x.to(decoded.dtype) @ self.W_skip.to(decoded.dtype).T).view(decoded.shape)

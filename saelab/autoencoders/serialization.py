@@ -55,6 +55,7 @@ SCHEMA = {
     "d_in": SIZE, "d_sae": SIZE, "d_out?": SIZE, "dtype": TEXT,
     "metadata": {"saelab": {"config": TABLE, "metadata": METADATA, "files": {WEIGHTS: FILE, OURS: FILE, "*": FILE}}},
 }  # fmt: skip
+_NORMALISED = {"layer_norm": "layer_norm", "token_norm": "constant_norm_rescale"}  # SAELens' words
 UNBOUNDED = ("state.norm_limit", "state.direction_std")  # no limit is infinity, no statistics are NaN
 
 
@@ -229,10 +230,10 @@ def saelens_config(sae: SAE) -> dict[str, Any]:
     site = sae.metadata.get("site")
     return {
         **_shape(sae),
-        **({"rescale_acts_by_decoder_norm": _unit_rows(sae)} if "k" in sae.cfg.to_saelens() else {}),
+        **({"rescale_acts_by_decoder_norm": unit_rows(sae)} if "k" in sae.cfg.to_saelens() else {}),
         "device": "cpu",
         "apply_b_dec_to_input": sae.cfg.centres_input,
-        "normalize_activations": "none",
+        "normalize_activations": _NORMALISED.get(str(sae.cfg.input_scale), "none"),
         "reshape_activations": "hook_z" if site and site.endswith("hook_z") else "none",
         "metadata": {
             "sae_lens_version": "6.54.12",  # the version whose layout this is: readers choose their parser by it
@@ -246,9 +247,11 @@ def saelens_config(sae: SAE) -> dict[str, Any]:
     }
 
 
-def _unit_rows(sae: SAE) -> bool:
-    """Whether decoder rows have length 1 up to rounding: then weighing by it is no change, and SAELens folds only what is
-    weighed (SAEDashboard's first act)."""
+def unit_rows(sae: SAE) -> bool:
+    """Whether decoder rows have length 1 up to rounding.
+
+    Then weighing by it is no change, and SAELens folds only what is weighed (SAEDashboard's first act).
+    """
     lengths = torch.linalg.vector_norm(sae.W_dec.detach().float(), dim=1)
     return bool(((lengths - 1).abs() < max(1e-5, torch.finfo(sae.dtype).eps)).all())
 

@@ -48,7 +48,7 @@ def dark_matter(
     print(f"\nFVU of {len(some):,} tokens at the SAE's own number of latents")
     for name, codes in pursuit.compared(sae, some).items():
         seen = Reconstruction(sae.d_in)
-        seen.add(some, sae.decode(codes).detach())
+        seen.add(some, sae.decode(codes, some).detach())
         print(f"  {name:22} {seen.fvu:.4f}  (L0 {codes.l0:.2f})")
     print("\nR2 of the error's squared norm, from less than the activation")
     print(parts_of_errors.norm_baselines(ordinary, x).round(4).to_string())

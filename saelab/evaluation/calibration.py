@@ -99,7 +99,7 @@ def _learn_threshold(purpose: Purpose, reader: ContextReader, progress: bool) ->
         for rows in reader.rows():
             mine = sae.replaceable(rows.x[source].to(sae.W_dec))
             x, y = (rows.x[name].to(params.W_dec)[mine] for name in (source, target))
-            batch = Batch(x * state.scale, y * state.target_scale)
+            batch = Batch(sae.scaled(x), y * state.target_scale)
             codes = rule.allocate(rule.scores(params, batch), state, 1.0)
             if len(codes.values):
                 state.cut_sum += codes.values.min()
@@ -124,6 +124,8 @@ def _measure(purpose: Purpose, reader: ContextReader, progress: bool) -> None:
             state.act_max.scatter_reduce_(0, codes.indices, values, "amax")
             state.stat_tokens += len(y)
             norms.append(torch.linalg.vector_norm(y, dim=1))
+            if sae.cfg.per_token and sae.cfg.centres_input:  # as its codes and directions are
+                y = sae.scaled(y)
             covariance += (y.T @ y).double()
             total += y.sum(0, dtype=torch.float64)
             bar.update(rows.cursor - bar.n)

@@ -234,7 +234,7 @@ class _Sums:
         mine = self.purpose.within(rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
         x = rows[mine].to(self.sae.W_dec)
         codes = self.sae.encode_sparse(x)
-        x_hat = self.sae.decode(codes)
+        x_hat = self.sae.decode(codes, x)
         for part in (self.whole, self.parts.setdefault(t, Reconstruction(self.sae.d_in))):
             part.add(x, x_hat)
         self.fired[t] = self.fired.get(t, 0) + len(codes.indices)

@@ -113,6 +113,11 @@ def assembled(cfg: Architecture, parts: Parts, metadata: dict[str, Any], where: 
             f"{where} turns vectors of width {d_in:,} into {d_out:,}: a transcoder. Give target_site=, what it predicts"
         )
     if metadata.pop("centred", False) and _CENTRED.search(str(metadata.get("model", "")).lower()):
+        if cfg.input_scale == "token_norm":
+            raise FormatError(
+                f"{where} reads centred vectors divided by their own length, and those of a model that is not centred have "
+                "another: which is no map of ours"
+            )
         parts.centre_input()
         metadata["model_processing"] = "centred writing weights; folded into the encoder"
     parts.subtract_b_dec(cfg.centres_input)

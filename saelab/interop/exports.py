@@ -116,6 +116,10 @@ def save_as(saes: SAE | Sequence[SAE], path: str | os.PathLike[str], format: str
     """
     write = FORMATS[checks.choice("format", format, tuple(FORMATS))]
     weights = [exported(sae) for sae in ([saes] if isinstance(saes, SAE) else saes)]
+    if write is not _saelens and (by_token := [it.sae for it in weights if it.sae.cfg.per_token]):
+        raise ConfigError(
+            f"{format} has no SAEs of vectors normalised one by one, and {by_token[0]!r} is one: format='saelens' holds it"
+        )
     if not weights or (len(weights) > 1 and write is not _circuit_tracer):
         raise ConfigError(f"{format} has one SAE in a folder, and {len(weights)} were given")
     files = write(weights)

@@ -17,6 +17,7 @@ class Given:
     model: str | None = None
     k: int | None = None
     input_scale: float | None = None  # the factor of the input in training, where the files do not have it
+    normalised: str | None = None  # how each vector was by itself, in SAELens' words, where the files do not say
     centred: bool | None = None  # whether the model's writing weights were centred
 
     def known(self) -> dict[str, Any]:

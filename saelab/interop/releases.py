@@ -2,8 +2,9 @@
 
 A release has a `repository` and the `model`; `paths` from patterns of ids to those of paths (`{id}` is the whole, another
 letter a number; without, an id is a path), single `named` ones, and Gemma Scope's `canonical` choice of an L0 by width and
-layer. `centred` says that the model's writing weights were centred, `input_scale` by what the input was multiplied where the
-files do not, `refused` what saelab has no architecture for. `benchmarks/check_releases.py` compares with SAELens' table.
+layer. `centred` says that the model's writing weights were centred, `input_scale` by what the input was multiplied and
+`normalised` how each vector was by itself where the files do not, `refused` what saelab has no architecture for.
+`benchmarks/check_releases.py` compares with SAELens' table.
 """
 
 import difflib
@@ -28,6 +29,7 @@ class Entry:
     revision: str | None = None
     site: str | None = None
     input_scale: float | None = None
+    normalised: str | None = None
     centred: bool | None = None
 
     def adding_to(self, given: Given) -> Given:
@@ -38,6 +40,7 @@ class Entry:
             given.model or self.model,
             given.k,
             self.input_scale,
+            self.normalised,
             self.centred,
         )
 
@@ -71,7 +74,7 @@ def release_of(name: str, sae_id: str | None) -> Entry | None:
     path = _path(found, sae_id)
     if path is None:
         raise ConfigError(f"{name} has no {sae_id!r}: an id of it is {_example(found)!r}")
-    known = {field: found.get(field) for field in ("revision", "site", "centred")}
+    known = {field: found.get(field) for field in ("revision", "site", "normalised", "centred")}
     return Entry(
         found["repository"], path, found["model"], input_scale=found.get("input_scale", {}).get(sae_id), **known
     )

@@ -2,11 +2,13 @@
 
 The encoder reads x, or x - b_dec where `apply_b_dec_to_input` says so; `threshold` is raw. `rescale_acts_by_decoder_norm`
 chooses by, and gives, pre-activations times the length of the decoder row: rows are brought to length 1, which is the same.
-A scale or whitening of the input is in the weights of a finished SAE; beside a checkpoint it is in files of its own.
+A scale or whitening of the input is in the weights of a finished SAE; beside a checkpoint it is in files of its own. What is
+normalised vector by vector no weights can hold: it is the `input_scale` of ours.
 """
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from saelab.interop.given import SCALE, Given
 from saelab.interop.sae_lens_config import metadata_of, read_config
 from saelab.interop.weights import read
 
-_PER_TOKEN = ("layer_norm", "constant_norm_rescale")
+_PER_TOKEN = {"layer_norm": "layer_norm", "constant_norm_rescale": "token_norm"}  # our `input_scale`
 _PLAIN = {"W_enc": (FLOATS, "in sae"), "b_enc": (FLOATS, "sae"), "W_dec": (FLOATS, "sae in"), "b_dec": (FLOATS, "in")}
 _OUT = {"W_dec": (FLOATS, "sae out"), "b_dec": (FLOATS, "out")}
 _OF_LATENTS = (FLOATS, "sae")
@@ -65,21 +67,19 @@ def load_sae_lens(folder: Path, given: Given) -> SAE:
         W_skip=found.get("W_skip"), r_mag=found.get("r_mag"), b_mag=found.get("b_mag"),
     )  # fmt: skip
     by_length = kind.endswith("topk") and config.get("rescale_acts_by_decoder_norm", False)
-    _fold_normalisation(folder, config, parts, given, by_length)
+    how = given.normalised or config.get("normalize_activations") or "none"
+    _fold_normalisation(folder, how, parts, given, by_length)
     cfg = _architecture(kind, config, parts, folder)
+    if how in _PER_TOKEN:
+        cfg = replace(cfg, input_scale=_PER_TOKEN[how])
     metadata = metadata_of(config["metadata"], transcodes) | given.known()
     return assembled(cfg, parts, metadata, folder)
 
 
-def _fold_normalisation(folder: Path, config: dict[str, Any], parts: Parts, given: Given, by_length: bool) -> None:
+def _fold_normalisation(folder: Path, how: Any, parts: Parts, given: Given, by_length: bool) -> None:
     """Put the scale or whitening of the input, and with `by_length` the lengths of decoder rows, into the weights."""
-    how = config.get("normalize_activations") or "none"
     how = "expected_average_only_in" if how is True else how
-    if how in _PER_TOKEN:
-        raise FormatError(
-            f"{folder} was trained on activations normalised token by token ({how}), which no weights can hold"
-        )
-    if how not in ("none", "expected_average_only_in", "covariance_whitening"):
+    if how not in ("none", "expected_average_only_in", "covariance_whitening", *_PER_TOKEN):
         raise FormatError(f"{folder}/cfg.json: normalize_activations is {how!r}, which is not known here")
     scaler, whitening = folder / "activation_scaler.json", folder / "activation_whitening.safetensors"
     factor = given.input_scale
@@ -94,7 +94,7 @@ def _fold_normalisation(folder: Path, config: dict[str, Any], parts: Parts, give
     if how == "covariance_whitening" and whitening.exists():
         layout = {name: (FLOATS, "in in") for name in ("matrix", "inverse_matrix")} | {"mean": (FLOATS, "in")}
         parts.whiten(**read(held(folder, whitening.name), layout))
-    elif how != "none" and factor is None:
+    elif how not in ("none", *_PER_TOKEN) and factor is None:
         warnings.warn(
             f"{folder} was trained on normalised activations ({how}) and does not say how they were scaled: it is read as if "
             "that were in its weights, as SAELens does. If not, its codes mean nothing",

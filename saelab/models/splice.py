@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -113,9 +114,12 @@ def written(
     if edit is None:
         return sae(x)
     codes = sae.encode_sparse(x)
-    plain = sae.decode(codes)
+    decode = (
+        functools.partial(sae.decode, x=x) if sae.cfg.per_token else sae.decode
+    )  # x cancels in what others add of it
+    plain = decode(codes)
     # codes of its own for the edit, which may write into them, and whose gradient is that of the edited share alone
     edited = copy.copy(codes)
     edited.values = codes.values.clone()
-    change = sae.decode(edit(edited)) - plain
+    change = decode(edit(edited)) - plain
     return plus(y, change) if error_term else sae(x) + change

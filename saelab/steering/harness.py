@@ -72,6 +72,12 @@ def to_lm_eval(lm: "LanguageModel", operations: Operation | Sequence[Operation],
 
 
 def _entry(hook: str, operations: list[Operation]) -> dict[str, Any]:
+    for operation in operations:
+        if operation.normalised and operation.unit != "residual_norm":
+            raise ConfigError(
+                f"the harness adds one vector at every position, and {operation!r} depends on each activation's size: give it "
+                "the unit 'residual_norm'"
+            )
     first, vectors = operations[0], [operation.direction.float().cpu() for operation in operations]
     sizes = [(operation.amount or 0.0) * unit_size(operation) for operation in operations]
     if all(operation.kind == "add" for operation in operations):

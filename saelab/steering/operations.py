@@ -10,6 +10,9 @@ With d the direction (a latent's decoder row, or any vector), a its activation (
     ablate       clamp to 0, or to the mean activation
     project_out  h without its component along d; several remove the space that they span
 
+An autoencoder of vectors that are normalised one by one (`saelab.autoencoders.token_norm`) has codes of those: a·d, and s·u·d
+but in the unit "residual_norm", are then times the size of the vector that is steered.
+
 The activation is changed, not replaced: what the autoencoder does not explain stays. All operations of one `lm.steer`
 at one site read the same unsteered vector, and their changes add up. Where the change is zero h keeps its very bits.
 
@@ -82,6 +85,12 @@ class Operation:
     def direction(self) -> Float[Tensor, "width"]:
         """The vector d [width], a detached copy."""
         return self.live_direction.detach().clone()
+
+    @property
+    def normalised(self) -> str | None:
+        """How the autoencoder's vectors are normalised one by one, where its codes are of those; None for all others."""
+        cfg = None if self.latent is None else getattr(self.source, "cfg", None)
+        return cfg.input_scale if cfg is not None and cfg.per_token else None
 
     @property
     def amount(self) -> float | None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.autoencoders.token_norm import sizes
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.models.hooks import plus
@@ -51,11 +52,17 @@ class Part:
         """How much of the direction is added to each vector, in the precision that the activation is read in."""
         kind = self.operation.kind
         value = self.live_value(direction_D).to(h_ND.device)
+        how = self.operation.normalised
+        size_N = None if how is None else sizes(h_ND, how)[:, 0]  # what a code is worth in each vector, 1 elsewhere
+        if size_N is not None and self.operation.unit != "residual_norm" and kind != "scale":
+            value = value * size_N
         if kind == "add":
             return value.to(h_ND).expand(len(h_ND))
         present = coordinate(h_ND, direction_D) if codes_N is None else codes_N
         if kind == "project_out":
             return -present
+        if size_N is not None:
+            present = present * size_N
         if kind == "scale":
             return (value - 1) * present
         change = value - present

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saelab.autoencoders.architecture import Architecture, Batch
 from saelab.autoencoders.sae import SAE
+from saelab.autoencoders.serialization import unit_rows
 from saelab.base import processes as distributed
 from saelab.base.codes import SparseCodes
 from saelab.base.errors import DataError
@@ -19,6 +20,8 @@ _PART = 512  # decoder rows that stay in the cache between two passes over them
 
 class Trainer:
     """Adam on an SAE, with unit decoder rows and the gradient parallel to them removed (Gao et al. 2024, appendix A).
+
+    An SAE to go on with whose rows have other lengths keeps them free.
 
     Args:
         sae: trained in place.
@@ -36,6 +39,8 @@ class Trainer:
 
     def __init__(self, sae: SAE, schedule: Schedule, lr: float | None = None, dtype: torch.dtype | None = None) -> None:
         self.sae, self.schedule, self.dtype = sae, schedule, dtype or sae.dtype
+        # rows of other lengths, of an SAE that others trained, stay free: at length 1 it would be another SAE
+        self.unit_rows = sae.cfg.recipe.unit_decoder and unit_rows(sae)
         sae.to(torch.promote_types(self.dtype, torch.float32))
         self.lr = self.rate(sae.cfg, schedule, lr)
         self.parameters = list(sae.requires_grad_(True).parameters())
@@ -66,9 +71,9 @@ class Trainer:
         state, cfg = self.sae.state, self.sae.cfg
         rows = {name: distributed.gathered(column)[0] for name, column in self._wide(rows).items()}
         x_ND, target_ND = rows["x"], rows.get("target", rows["x"])
-        if cfg.input_scale == "rms":
+        if cfg.input_scale is not None:
             with torch.no_grad():
-                scale = _unit_scale(x_ND, state.scale)
+                scale = 1.0 if cfg.per_token else _unit_scale(x_ND, state.scale)
                 centred_ND = target_ND - target_ND.mean(0)
                 target_scale = scale if cfg.centres_input else _unit_scale(centred_ND, state.target_scale)
                 if not fresh:
@@ -129,10 +134,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         with torch.no_grad():
-            if self.recipe.unit_decoder:
+            if self.unit_rows:
                 remove_parallel_gradient(sae.W_dec)
             self.optimizer.step()
-            if self.recipe.unit_decoder:
+            if self.unit_rows:
                 normalise_rows(sae.W_dec)
             params = sae.params()
             renewed = cfg.observe(batch, codes, params, state)
@@ -188,11 +193,10 @@ class Trainer:
                 self.optimizer.state[parameter][moment][latents] = 0
 
     def _batch(self, rows: dict[str, Tensor]) -> Batch:
-        scale = self.sae.state.scale
-        rows = self._wide(rows)
-        x_ND = rows["x"] * scale
-        target_ND = rows["target"] * self.sae.state.target_scale if "target" in rows else x_ND
-        return Batch(x_ND, target_ND, rows["gradient"] / scale if "gradient" in rows else None)
+        state, rows = self.sae.state, self._wide(rows)
+        x_ND = self.sae.scaled(rows["x"])
+        target_ND = rows["target"] * state.target_scale if "target" in rows else x_ND
+        return Batch(x_ND, target_ND, rows["gradient"] / state.scale if "gradient" in rows else None)
 
     def _wide(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rows in the SAE's precision."""

@@ -155,15 +155,33 @@ def test_a_small_yaml_that_makes_a_large_table_is_refused(tmp_path):
         read_path(tmp_path / "layer_1.safetensors")
 
 
-def test_openais_is_read_by_its_formula_and_its_normalised_one_refused(tmp_path):
+def test_openais_is_read_by_its_formula(tmp_path):
     torch.save(OPENAI | {"activation": "ReLU", "activation_state_dict": {}}, tmp_path / "layer_3.pt")
     sae, x = read_path(tmp_path / "layer_3.pt"), torch.randn(50, 4)
     codes = ((x - OPENAI["pre_bias"]) @ OPENAI["encoder.weight"].T + OPENAI["latent_bias"]).relu()
     torch.testing.assert_close(sae.encode(x), codes, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae(x), codes @ OPENAI["decoder.weight"].T + OPENAI["pre_bias"], atol=1e-5, rtol=1e-5)
-    torch.save(OPENAI | {"activation": "TopK", "activation_state_dict": {"k": 3}}, tmp_path / "layer_3.pt")
-    with pytest.raises(FormatError, match="token by token"):
-        read_path(tmp_path / "layer_3.pt")
+
+
+def test_openais_topk_is_of_normalised_vectors(tmp_path):
+    told = {"activation": "TopK", "activation_state_dict": {"k": 3, "postact_fn": "ReLU"}}
+    torch.save(OPENAI | told, tmp_path / "layer_3.pt")
+    sae, x = read_path(tmp_path / "layer_3.pt"), torch.randn(50, 4)
+    mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    p = ((x - mean) / (deviation + 1e-5) - OPENAI["pre_bias"]) @ OPENAI["encoder.weight"].T + OPENAI["latent_bias"]
+    values, latents = p.topk(3)
+    codes = torch.zeros(50, 9).scatter(1, latents, values.relu())
+    torch.testing.assert_close(sae.encode(x), codes, atol=1e-5, rtol=1e-5)
+    decoded = codes @ OPENAI["decoder.weight"].T + OPENAI["pre_bias"]
+    torch.testing.assert_close(sae(x), decoded * deviation + mean, atol=1e-5, rtol=1e-5)
+    for more, message in (
+        ({"k": 10}, "chooses 10"),
+        ({"k": 0}, "k is 0"),
+        ({"k": 3, "postact_fn": "Identity"}, "postact_fn"),
+    ):
+        torch.save(OPENAI | told | {"activation_state_dict": more}, tmp_path / "layer_3.pt")
+        with pytest.raises(FormatError, match=message):
+            read_path(tmp_path / "layer_3.pt")
 
 
 def test_the_distillates_threshold_is_of_each_latent(tmp_path):
@@ -187,5 +205,5 @@ def test_the_distillates_threshold_is_of_each_latent(tmp_path):
 
 def test_a_release_that_no_architecture_covers_is_refused_before_anything_is_fetched(monkeypatch):
     monkeypatch.setattr("saelab.interop.hub.fetched", lambda *ignored: pytest.fail("fetched"))
-    with pytest.raises(ConfigError, match="normalised token by token, which saelab has no architecture for"):
-        saelab.load_sae("gpt2-small-resid-post-v5-32k", "blocks.0.hook_resid_post")
+    with pytest.raises(ConfigError, match="attention over the sequence.*, which saelab has no architecture for"):
+        saelab.load_sae("temporal-sae-gemma-2-2b", "blocks.12.hook_resid_post")

@@ -1,5 +1,7 @@
 """SAEs that other libraries wrote, with the codes and reconstructions that they computed (benchmarks/golden.py makes them)."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,6 @@ FOLDERS = sorted(path.parent.relative_to(GOLDEN) for path in GOLDEN.rglob("golde
 REFUSED = {
     "sae-lens/abstopk": "codes below zero", "sae-lens/matching_pursuit": "pursues the residual",
     "sparsify/groupmax/layers.1": "groupmax",
-    **{f"sae-lens/{name}_layer_norm": "token by token" for name in ("standard", "gated", "jumprelu", "topk")},
-    "sae-lens/standard_constant_norm_rescale": "token by token",
 }  # fmt: skip
 NOTED = "ignore:.*trained on normalised activations:UserWarning"
 
@@ -52,7 +52,7 @@ def test_what_saelab_has_no_architecture_for_is_refused_by_name(name):
 
 
 def test_every_library_has_its_golden_files():
-    assert len(FOLDERS) >= 61 and {folder.parts[0] for folder in FOLDERS} == {
+    assert len(FOLDERS) >= 65 and {folder.parts[0] for folder in FOLDERS} == {
         "sae-lens", "dictionary-learning", "sparsify", "published"
     }  # fmt: skip
 
@@ -168,3 +168,15 @@ def test_of_a_repository_only_what_is_needed_is_fetched_from_the_mirror_at_the_r
     monkeypatch.delenv("SAELAB_HUB")
     load_sae("mwhanna/qwen3-0.6b-transcoders-lowl0", "layer_1.safetensors")
     assert asked["endpoint"] is None and {"layer_1.safetensors", "config.yaml"} <= set(asked["allow_patterns"])
+
+
+def test_a_release_says_how_vectors_are_normalised_where_its_files_do_not(tmp_path, monkeypatch):
+    theirs = GOLDEN / "sae-lens" / "topk_constant_norm_rescale"
+    folder = tmp_path / "JoshEngels" / "Mistral-7B-Residual-Stream-SAEs" / "mistral_7b_layer_8"
+    shutil.copytree(theirs, folder)
+    told = json.loads((folder / "cfg.json").read_text()) | {"normalize_activations": "none"}
+    (folder / "cfg.json").write_text(json.dumps(told))
+    monkeypatch.setenv("SAELAB_HUB", str(tmp_path))
+    golden = load_file(theirs / "golden.safetensors")
+    sae = load_sae("mistral-7b-res-wg", "blocks.8.hook_resid_pre")
+    torch.testing.assert_close(sae(golden["x"]), golden["x_hat"], atol=1e-5, rtol=1e-5)

@@ -22,7 +22,8 @@ class TopK(Budgeted):
         aux_coefficient: weight of the loss that revives dead latents; 0 turns it off.
         aux_k: dead latents a token that share it; None is the power of two nearest to d_in / 2.
         input_scale: "rms" trains on inputs of unit mean square (rounded to a power of two, so that folding the scale
-            away is exact); None trains on raw ones.
+            away is exact); None trains on raw ones; "layer_norm" and "token_norm" normalise each vector by itself
+            (`saelab.autoencoders.token_norm`): codes are then of those, and `decode` needs x too.
 
     Raises `ConfigError` when k is not between 1 and d_sae.
 
