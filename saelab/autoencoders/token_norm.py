@@ -32,8 +32,8 @@ def restored(z: Float[Tensor, "*rows d"], x: Float[Tensor, "*rows d"], how: str 
     """y, the output for x where the SAE's own is z.
 
     >>> x = torch.tensor([[3.0, 4.0]])
-    >>> restored(normalised(x, "token_norm"), x, "token_norm")
-    tensor([[3.0000, 4.0000]])
+    >>> restored(normalised(x, "token_norm"), x, "token_norm").round()
+    tensor([[3., 4.]])
     """
     scaled = z * sizes(x, how)
     return scaled + x.mean(-1, keepdim=True) if how == "layer_norm" else scaled

@@ -19,7 +19,7 @@ from torch import Tensor
 from saelab.base.errors import FormatError
 from saelab.base.manifests import Layout, fit, open_tensors, plain_file, shapes_of
 
-PIECE = 2**26  # bytes
+PIECE = 2**24  # bytes
 _DENSEST = 20  # weights cannot be packed much tighter than this many times: what claims to be is a bomb
 _LARGEST_PICKLE = 2**24
 _REBUILT = {
@@ -80,7 +80,7 @@ def _owned(path: Path, name: str, found: tuple[torch.dtype, tuple[int, ...]], wo
     for start in range(0, shape[0], step):
         piece = _finite(rows(name, start, min(start + step, shape[0])), path, name)
         if turned:
-            tensor[:, start : start + len(piece)] = piece.T
+            tensor[:, start : start + len(piece)] = piece.T.contiguous()  # by tiles, where the other copy strides
         else:
             tensor[start : start + len(piece)] = piece
     return tensor

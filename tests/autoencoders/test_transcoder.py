@@ -37,7 +37,7 @@ def pair(n=3000, seed=0):
 
 def test_it_says_what_the_architecture_of_its_latents_says():
     """Whatever an architecture can override, but what is the same for all and what a transcoder adds."""
-    same = {"usable", "check", "to_dict", "from_dict"}
+    same = {"usable", "check", "to_dict", "from_dict", "per_token"}
     members = {name for name, what in vars(Architecture).items() if callable(what) or isinstance(what, property)}
     own = {"extra_parameters", "to_saelens"}
     of = saelab.JumpReLU(target_l0=2, d_sae=61)
