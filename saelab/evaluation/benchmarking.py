@@ -10,9 +10,12 @@ from saelab.base.errors import ConfigError
 from saelab.base.files import try_folder, user_path, whole_file
 from saelab.base.manifests import read_json
 from saelab.base.protocols import Dictionary
+from saelab.evaluation.absorption import Absorption
 from saelab.evaluation.labelled import is_installed
+from saelab.evaluation.perturbation import Perturbation
 from saelab.evaluation.scores import Scores, named
 from saelab.evaluation.sparse_probing import SparseProbing
+from saelab.evaluation.spurious_correlation import SpuriousCorrelation
 from saelab.evaluation.stability import Stability
 from saelab.evaluation.text_means import reading_once
 from saelab.models.purpose import Purpose
@@ -34,11 +37,17 @@ class Task(Protocol):
     def run(self, saes: Mapping[str, Dictionary], lm: "LanguageModel") -> Scores: ...
 
 
-TASKS: dict[str, type[Task]] = {"stability": Stability, "sparse probing": SparseProbing}
+TASKS: dict[str, type[Task]] = {
+    "stability": Stability,
+    "absorption": Absorption,
+    "sparse probing": SparseProbing,
+    "perturbation": Perturbation,
+    "spurious correlation": SpuriousCorrelation,
+}
 
 
 def benchmark(
-    sae_or_saes: Any, lm: "LanguageModel", tasks: str | Sequence[str | Task] | None = None, out: Any = None
+    sae_or_saes: Any, lm: "LanguageModel", tasks: str | Task | Sequence[str | Task] | None = None, out: Any = None
 ) -> Scores:
     """Figures of autoencoders that say what their latents are good for, each with an interval and beside its controls.
 
@@ -48,8 +57,11 @@ def benchmark(
         tasks: names of tasks, or tasks with settings of their own; None is all that need nothing that is not there:
             "stability" (`saelab.evaluation.stability.Stability`): would another seed or size find the same latents? Needs
             two autoencoders.
+            "absorption" (`saelab.evaluation.absorption.Absorption`): is a concept split over latents, or taken over by others?
             "sparse probing" (`saelab.evaluation.sparse_probing.SparseProbing`): can a concept be read from few latents?
-            Needs the package sae-probes, or labelled texts of your own.
+            "perturbation" (`saelab.evaluation.perturbation.Perturbation`): do the latents of a class move its probe alone?
+            "spurious correlation" (`saelab.evaluation.spurious_correlation.SpuriousCorrelation`): can what a probe learnt
+            in another's place be taken out? These three need the package sae-probes, or labelled texts of your own.
         out: a folder to keep each task's figures in as soon as it is done; the same call takes them from there.
 
     Raises `ConfigError` for a task that is none and for autoencoders that do not say where they read, `SiteError` for one of
@@ -63,8 +75,8 @@ def benchmark(
     for sae in saes.values():
         purpose = Purpose.of(sae)
         purpose.source(lm), purpose.target(lm)
-    given = _possible(saes) if tasks is None else [tasks] if isinstance(tasks, str) else tasks
-    chosen = [_task(task) for task in given]
+    given: Any = _possible(saes) if tasks is None else tasks
+    chosen = [_task(task) for task in (given if isinstance(given, list | tuple) else [given])]
     if not chosen:
         raise ConfigError(f"there is no task: give some of {', '.join(TASKS)}")
     with reading_once():
@@ -79,8 +91,8 @@ def benchmark(
 
 def _possible(saes: Mapping[str, Dictionary]) -> list[str]:
     """Names of the tasks that need nothing that is not there."""
-    missing = {"stability": len(saes) < 2, "sparse probing": not is_installed()}
-    return [name for name in TASKS if not missing.get(name)]
+    there = {"stability": len(saes) > 1, "absorption": True}
+    return [name for name in TASKS if there.get(name, is_installed())]
 
 
 def _task(given: str | Task) -> Task:

@@ -21,8 +21,10 @@ SETS = {
     "tickets": "103_it_tick",
     "diseases": "101_disease_class",
     "states": "13_us_state",
-    "gender": "5_hist_fig_ismale",
     "sentiment": "113_movie_sent",
+    "gender": "56_wikidatasex_or_gender",
+    "politicians": "62_wikidata_occupation_ispolitician",
+    "singers": "63_wikidata_occupation_issinger",
 }
 LEAST = 6  # texts of a class: fewer cannot be split into those that are learnt from and those that are told
 HELD_OUT = 3  # every third text of a class
@@ -74,9 +76,9 @@ def labelled(given: Any, name: str = "texts") -> LabelledTexts:
     """Labelled texts made plain.
 
     Args:
-        given: the name of a set ("news", "tickets", "diseases", "states", "gender", "sentiment": of the package sae-probes,
-            under the MIT licence, each set under that of its origin), a table with the columns text and label, or a pair of
-            lists (texts, labels).
+        given: the name of a set ("news", "tickets", "diseases", "states", "sentiment", "gender", "politicians", "singers": of
+            the package sae-probes, under the MIT licence, each set under that of its origin), a table with the columns text
+            and label, or a pair of lists (texts, labels).
         name: what the figures call a table or a pair.
 
     A text that comes twice counts once. Raises `ConfigError` for a set that is not installed, `DataError` for texts without
@@ -96,7 +98,7 @@ def labelled(given: Any, name: str = "texts") -> LabelledTexts:
     found = [next((column for column in names if column in columns), None) for names in COLUMNS.values()]
     if None in found:
         raise DataError(
-            f"labelled texts are {described(given)}: give a name of {', '.join(SETS)}, a table with the columns text and "
+            f"labelled texts are {described(given)}: give one of {', '.join(SETS)}, a table with the columns text and "
             "label, or two lists (texts, labels)"
         )
     return _checked(name, *(given[column].tolist() for column in found))

@@ -23,11 +23,11 @@ class Probe:
         return x @ self.weights + self.bias
 
 
-def fitted(x: Float[np.ndarray, "n m"], y: Bool[np.ndarray, " n"], k: int | None = None) -> Probe:
+def fitted(x: Float[np.ndarray, "n m"], y: Bool[np.ndarray, " n"], k: int | None = None, even: bool = False) -> Probe:
     """Logistic regression with C = 1 on standardised columns: all, or the k whose class means differ most.
 
     The difference is taken before standardisation; a column that is constant has no weight. With more columns than rows the
-    same solution is found in the space that the rows span.
+    same solution is found in the space that the rows span. `even`: both classes weigh the same, however many each has.
 
     >>> probe = fitted(np.array([[0.0, 5.0], [1.0, 5.0], [0.1, 5.0], [0.9, 5.0]]), np.array([False, True, False, True]))
     >>> (probe(np.array([[0.0, 5.0], [1.0, 5.0]])) > 0).tolist(), float(probe.weights[1])
@@ -47,7 +47,8 @@ def fitted(x: Float[np.ndarray, "n m"], y: Bool[np.ndarray, " n"], k: int | None
     inverse = np.where(varies, 1 / np.where(varies, spread, 1), 0)
     rows = (part - middle) * inverse
     basis = _span(rows) if rows.shape[1] > len(rows) else None
-    model = LogisticRegression(C=1.0, tol=1e-6, max_iter=5000).fit(rows if basis is None else rows @ basis, y)
+    model = LogisticRegression(C=1.0, tol=1e-6, max_iter=5000, class_weight="balanced" if even else None)
+    model.fit(rows if basis is None else rows @ basis, y)
     slope = model.coef_[0] if basis is None else basis @ model.coef_[0]
     weights = np.zeros(x.shape[1])
     weights[chosen] = slope * inverse

@@ -109,7 +109,7 @@ def probed(x: np.ndarray, data: LabelledTexts, kept: np.ndarray, k: int | None, 
     classes = data.classes if len(data.classes) > 2 else data.classes[:1]
     for label in classes:
         learnt, tested = (
-            _balanced(labels == label, part & kept, f"{seed} {data.name} {label}") for part in (~heldout, heldout)
+            balanced(labels == label, part & kept, f"{seed} {data.name} {label}") for part in (~heldout, heldout)
         )
         y = labels == label
         for rows_of in (learnt, tested):
@@ -127,7 +127,7 @@ def probed(x: np.ndarray, data: LabelledTexts, kept: np.ndarray, k: int | None, 
     return Probed(np.mean(right, axis=0), np.mean(ranked, axis=0), weights.shape[1], rows)
 
 
-def _balanced(y: np.ndarray, among: np.ndarray, name: str) -> np.ndarray:
+def balanced(y: np.ndarray, among: np.ndarray, name: str) -> np.ndarray:
     """Numbers of as many texts of the class as of the others, drawn by name."""
     sides = [np.flatnonzero(side & among) for side in (y, ~y)]
     n = min(map(len, sides))
