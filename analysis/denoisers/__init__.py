@@ -9,11 +9,14 @@
 from saelab.base.lazy import lazily
 
 _MODULES = {
+    "bias_free": ("BiasFree", "coarse_to_fine", "train_bias_free"),
     "dynamics": ("Dynamics", "feature_dynamics", "feature_reuse", "reuse_schedule"),
+    "generalisation": ("TwoSplit", "phase_curve", "two_split"),
     "geometry": (
         "Basis", "homogeneity_error", "jacobian_basis", "jacobian_spectrum", "leading_directions", "posterior_mean",
         "score_error", "sure",
     ),
+    "overview": ("Overview", "overview_of"),
     "oracles": ("Gaussian", "LowRankMixture", "subspace_affinity"),
     "probes": ("posterior_gap", "probe_timesteps"),
     "score": ("blind_parameter", "langevin", "score_of", "total_variation", "tweedie"),

@@ -39,7 +39,8 @@ COMMANDS = {
     "steer": ("steer:steer", "Generate text under steering, find latents to steer with, or replay a receipt."),
     "analyze": (
         "analyze:analyze",
-        "Analyse a trained autoencoder: what it misses (dark-matter), heads and sources of its latents (attention).",
+        "Analyse a trained autoencoder: what it misses (dark-matter), heads and sources of its latents (attention); "
+        "or a denoiser.",
     ),
     "hspace": (
         "hspace:hspace_",

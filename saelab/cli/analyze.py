@@ -6,13 +6,23 @@ from typing import Any
 import saelab
 from saelab.analysis import attention as heads
 from saelab.analysis import dark_matter as parts_of_errors
+from saelab.analysis import denoisers
 from saelab.analysis.dark_matter import pursuit
-from saelab.base.files import write_csv
+from saelab.base.files import user_path, write_csv
 from saelab.cli.commands import command, group, of
 from saelab.cli.inputs import known, trained
 from saelab.cli.values import File
 from saelab.evaluation.reconstruction import Reconstruction
 
+TITLES = {
+    "spectrum": "The Jacobian of the denoised image, along two runs",
+    "dynamics": "Change of features from a step to the next",
+    "reuse": "Error of the predicted noise where features are those of some steps before",
+    "schedule": "Steps for which features may be reused, by site and timestep",
+    "gap": "What noise takes away of images",
+    "probes": "Accuracy of linear probes for the class",
+}
+DEVICE = of(saelab.load_denoiser, "device")
 SPLIT, DOWNSTREAM = (of(parts_of_errors.downstream_cost, name) for name in ("split", "tokens"))
 
 
@@ -99,4 +109,29 @@ def attention(
     return 0
 
 
-analyze = group("analyze", dark_matter, attention)
+@command(denoisers.overview_of, without="denoiser images labels")
+def denoiser(name: str = "digits-unet", *, device: Any = DEVICE, csv: str | None = None, **how: Any) -> int:
+    """A denoiser from inside: rank of its Jacobian, change and reuse of features, what is left of the image, linear probes.
+
+    Args:
+        name: digits-unet, mnist-unet, a folder or a name on the hub
+        csv: also write each table to this folder
+
+    Examples:
+        saelab analyze denoiser digits-unet --sites mid_block up_blocks.0
+        saelab analyze denoiser mnist-unet --steps 10 --csv tables
+    """
+    loaded = saelab.load_denoiser(name, device=device)
+    found = denoisers.overview_of(loaded, **how)
+    print(repr(loaded))
+    for part, table in found.tables.items():
+        print(f"\n{TITLES[part]}")
+        print(table.round(3).to_string(index=False))
+        if csv:
+            folder = user_path(csv)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_csv(folder / f"{part}.csv", table)
+    return 0
+
+
+analyze = group("analyze", dark_matter, attention, denoiser)

@@ -15,7 +15,7 @@ import torch
 
 import saelab
 from saelab import cli, hspace
-from saelab.analysis import attention
+from saelab.analysis import attention, denoisers
 from saelab.base.errors import ConfigError, DataError
 from saelab.cli import commands, demonstration, doctor, inputs
 from saelab.cli.values import autoencoder, kinds_of, reader, whole
@@ -356,6 +356,7 @@ WHOLE: dict[str, tuple[Any, str]] = {
     "dashboard": (saelab.dashboards.build, "lm path evaluation seeds null sweeps"),
     "steer": (saelab.LanguageModel.generate, "self prompts use_cache"),
     "analyze attention": (attention.latent_families, "lm"),
+    "analyze denoiser": (denoisers.overview_of, "denoiser images labels"),
     "convert": (saelab.load_sae, ""),
     "hspace sample": (hspace.sample, "edit cond record"),
     "hspace edit": (hspace.edit, "direction_or_list window mask record"),
@@ -380,7 +381,10 @@ def test_parameters_and_defaults_are_those_of_the_function(line):
     assert not [name for name, argument in arguments.items() if not argument.parameter.help]
     whole, unsaid = WHOLE.get(line, (lambda: None, ""))
     assert set(inspect.signature(whole).parameters) - set(arguments) == set(unsaid.split())
-    opening = [saelab.load_denoiser if line.startswith("hspace") else saelab.load_model, saelab.load_corpus]
+    opening = [
+        saelab.load_denoiser if line.startswith("hspace") or "denoiser" in line else saelab.load_model,
+        saelab.load_corpus,
+    ]
     for function in (whole, *(opening if line != "convert" else [])):
         for name, public in inspect.signature(function).parameters.items():
             if name in arguments and public.default is not public.empty and (line, name) not in OWN:
@@ -442,6 +446,14 @@ def test_one_file_serves_the_commands_of_a_group(tmp_path, monkeypatch, capsys):
     assert len(hspace.Trajectory.load("t.safetensors")) == 4 and len(hspace.Directions.load("d.safetensors")) == 1
     (tmp_path / "h.yaml").write_text("stepz: 2\n")
     assert cli.main(["hspace", "sample", *flags]) == 2 and "unknown key 'stepz'" in capsys.readouterr().err
+
+
+def test_a_denoiser_is_analysed(tmp_path, capsys):
+    line = ["analyze", "denoiser", "--sites", "mid_block", "--n", "2", "--steps", "3", "--lags", "1", "--device", "cpu"]
+    assert cli.main([*line, "--csv", str(tmp_path / "tables")]) == 0
+    shown = capsys.readouterr().out
+    assert "effective_dimension" in shown and "Accuracy of linear probes" in shown
+    assert (tmp_path / "tables" / "reuse.csv").read_text().startswith("site,lag,t,error\nmid_block,1,")
 
 
 def test_the_last_of_two_flags_counts_and_lists_add_up(stand_in):
