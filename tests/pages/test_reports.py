@@ -89,6 +89,7 @@ def test_nothing_runs_out_of_a_narrow_page(browser, page, width):  # noqa: F811
     with Watched(browser, viewport={"width": width, "height": 780}) as watched:
         watched.open(page)
         assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert watched.page.evaluate("brand.scrollWidth <= brand.clientWidth")  # its name is not cut
 
 
 def test_by_keys(browser, page):  # noqa: F811

@@ -144,8 +144,10 @@ export function curve({ label, series, band = [], mark, xName, height = 110 }) {
   if (!xs.length) return null;
   const [low, high] = [Math.min(...xs), Math.max(...xs)];
   const [bottom, top] = [Math.min(0, ...ys), Math.max(1e-12, ...ys)];
+  const [ceiling, floor] = [number(top), number(bottom)];
+  const left = Math.max(36, 6 * Math.max(ceiling.length, floor.length) + 6); // room for what stands at the axis
   /** @param {number} v */
-  const x = (v) => 36 + ((v - low) / (high - low || 1)) * (WIDE - 46);
+  const x = (v) => left + ((v - low) / (high - low || 1)) * (WIDE - 10 - left);
   /** @param {number} v */
   const y = (v) => 6 + (1 - (v - bottom) / (top - bottom || 1)) * (height - 12);
   /** @param {(readonly [number, number])[]} points */
@@ -162,13 +164,13 @@ export function curve({ label, series, band = [], mark, xName, height = 110 }) {
       "svg",
       { viewBox: `0 0 ${WIDE} ${height + 18}`, role: "img", "aria-label": label },
       edge.length > 0 && svg("path.band", { d: `${path(edge)}z` }),
-      svg("path.axis", { d: `M36 ${y(0).toFixed(1)}H${WIDE - 6}` }),
+      svg("path.axis", { d: `M${left} ${y(0).toFixed(1)}H${WIDE - 6}` }),
       drawn.toReversed().map((points, k) => svg(`path.curve.s${drawn.length - 1 - k}`, { d: path(points) })),
       drawn[0].map((p) => svg("circle.aim", { cx: x(p[0]), cy: y(p[1]), r: p[0] === mark ? 4.5 : 2 })),
-      svg("text", { x: 30, y: 12, "text-anchor": "end" }, number(top)),
-      svg("text", { x: 30, y: height, "text-anchor": "end" }, number(bottom)),
+      svg("text", { x: left - 6, y: 12, "text-anchor": "end" }, ceiling),
+      svg("text", { x: left - 6, y: height, "text-anchor": "end" }, floor),
       [low, high].map((v) => svg("text", { x: x(v), y: height + 14, "text-anchor": "middle" }, figure(v))),
-      xName && svg("text", { x: (WIDE + 26) / 2, y: height + 14, "text-anchor": "middle" }, xName),
+      xName && svg("text", { x: (WIDE - 10 + left) / 2, y: height + 14, "text-anchor": "middle" }, xName),
     ),
   );
 }

@@ -69,7 +69,7 @@ const text = ({ kind, control, text: words, figures: of }, unsteered) =>
       "p.note.muted",
       null,
       Object.entries(of)
-        .map(([name, value]) => `${spaced(name)} ${number(value)}`)
+        .map(([name, value]) => `${spaced(name)}: ${number(value)}`)
         .join(", "),
     ),
   );

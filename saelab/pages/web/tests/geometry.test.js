@@ -120,6 +120,9 @@ test("a curve goes from its smallest x at the left to its largest y at the top; 
   assert.equal(banded.querySelector("path.curve.s1").getAttribute("d"), "M183.0 104.0");
   assert.equal(banded.querySelector("path.axis").getAttribute("d"), "M36 94.2H334");
   assert.equal(curve({ label: "x", series: [{ name: "x", points: [] }] }), null);
+  const small = curve({ label: "x", series: [{ name: "x", points: [[1, -0.00566], [2, 6.04e-5]] }] }); // biome-ignore format: a line
+  for (const label of small.querySelectorAll('text[text-anchor="end"]')) // 6 of 340 a character: none is cut at the left
+    assert.ok(Number(label.getAttribute("x")) >= 6 * label.textContent.length, label.textContent);
   assert.equal(meter(0.25).firstChild.style.width, "25.0%");
   assert.equal(meter(7).firstChild.style.width, "100.0%");
 });
