@@ -169,7 +169,13 @@ export function curve({ label, series, band = [], mark, xName, height = 110 }) {
       drawn[0].map((p) => svg("circle.aim", { cx: x(p[0]), cy: y(p[1]), r: p[0] === mark ? 4.5 : 2 })),
       svg("text", { x: left - 6, y: 12, "text-anchor": "end" }, ceiling),
       svg("text", { x: left - 6, y: height, "text-anchor": "end" }, floor),
-      [low, high].map((v) => svg("text", { x: x(v), y: height + 14, "text-anchor": "middle" }, figure(v))),
+      [low, high].map((v) =>
+        svg(
+          "text",
+          { x: Math.min(x(v), WIDE - 3 * figure(v).length), y: height + 14, "text-anchor": "middle" },
+          figure(v),
+        ),
+      ),
       xName && svg("text", { x: (WIDE - 10 + left) / 2, y: height + 14, "text-anchor": "middle" }, xName),
     ),
   );
