@@ -10,7 +10,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from jaxtyping import Shaped
@@ -123,13 +123,20 @@ def _numpy(path: Path) -> tuple[Shapes, Rows]:
                 shapes[name] = torch.from_numpy(numpy.empty(0, dtype)).dtype, tuple(shape)
                 members[name] = entry, stream.tell(), dtype
 
+    left: dict[str, IO[bytes]] = {}  # at the next row: an entry can be read from its beginning only
+
     def rows(name: str, start: int, stop: int) -> Tensor:
         entry, begin, dtype = members[name]
         shape = shapes[name][1]
         each = math.prod(shape[1:])
-        with _refusing(path, "a NumPy archive of weights"), zipfile.ZipFile(path) as archive, archive.open(entry) as s:
-            s.seek(begin + start * each * dtype.itemsize)
-            array = numpy.frombuffer(s.read((stop - start) * each * dtype.itemsize), dtype).copy()
+        with _refusing(path, "a NumPy archive of weights"):
+            if start == 0 or name not in left:
+                with zipfile.ZipFile(path) as archive:
+                    left[name] = archive.open(entry)
+            stream = left[name] if shape and stop < shape[0] else left.pop(name)
+            stream.seek(begin + start * each * dtype.itemsize)
+            data = bytearray(stream.read((stop - start) * each * dtype.itemsize))
+        array = numpy.frombuffer(data, dtype)
         return torch.from_numpy(array.reshape(stop - start, *shape[1:]) if shape else array.reshape(()))
 
     return shapes, rows
