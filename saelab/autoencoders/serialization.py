@@ -46,6 +46,7 @@ from saelab.base.manifests import (
     read_tensors,
     verify_file,
 )  # fmt: skip
+from saelab.base.owned import owned, rows_of
 from saelab.base.tensors import save_tensors
 
 CONFIG, WEIGHTS, SPARSITY, OURS = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "saelab.safetensors"
@@ -109,24 +110,27 @@ def load(path: str | os.PathLike[str]) -> SAE:
         "W_dec": (FLOATS, f"{cfg.d_sae} {d_out}"), "b_dec": (FLOATS, f"{d_out}"), "W_skip?": (FLOATS, f"{d_out} {d_in}"),
         **{f"{name}?": (FLOATS, f"{cfg.d_sae}") for name in ("threshold", "r_mag", "b_mag")},
     }  # fmt: skip
-    weights = _checked(folder, WEIGHTS, ours["files"], plain)
+    path = _verified(folder, WEIGHTS, ours["files"])
+    shapes, rows = rows_of(path)
+    fit(shapes, plain, str(path))
+    weights = {name: owned(path, name, found, rows, turned=name == "W_enc") for name, found in shapes.items()}
     sae = unfilled(cfg, d_in, d_out, weights["W_dec"].dtype)
     _agree(config, sae, where)
     layout = {name: wanted for name, wanted in state_layout(sae).items() if name.startswith(("state.", "extra."))}
     layout["state.target_scale?"] = layout.pop("state.target_scale")  # older files have one scale for both
-    rest = _checked(folder, OURS, ours["files"], layout)
+    rest = _owned(read_tensors(_verified(folder, OURS, ours["files"]), layout)[0])
     for name in ours["files"].keys() - {WEIGHTS, OURS}:
         inside(folder, name)
         verify_file(current(folder, name), ours["files"][name]["bytes"], ours["files"][name]["sha256"])
     scale = rest.setdefault("state.target_scale", rest["state.scale"])
     tensors = {
-        "encoder_weight": weights["W_enc"].T * (scale / rest["state.scale"]),
+        "encoder_weight": weights["W_enc"].mul_(scale / rest["state.scale"]),
         "W_dec": weights["W_dec"],
         "encoder_bias": weights[_bias(cfg)] * scale,
         "decoder_bias": weights["b_dec"] * scale,
         **rest,
     }
-    return filled(sae, tensors, ours["metadata"], f"{folder}")
+    return _filled(sae, tensors, ours["metadata"], f"{folder}")
 
 
 def architecture(fields: Any, where: str) -> Architecture:
@@ -137,10 +141,15 @@ def architecture(fields: Any, where: str) -> Architecture:
         raise FormatError(f"{where} describes no architecture: {error}") from error
 
 
-def _checked(folder: Path, name: str, files: dict[str, Any], layout: Layout) -> dict[str, Tensor]:
+def _verified(folder: Path, name: str, files: dict[str, Any]) -> Path:
     path = current(folder, name)
     verify_file(path, files[name]["bytes"], files[name]["sha256"])
-    return read_tensors(path, layout)[0]
+    return path
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that a file may stand behind."""
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
 def _agree(config: dict[str, Any], sae: SAE, where: str) -> None:
@@ -178,11 +187,11 @@ def of_state(
     fit(shape, size, where)
     sae = unfilled(cfg, shape["encoder_weight"][1][1], shape["W_dec"][1][1], shape["W_dec"][0])
     fit(shape, state_layout(sae), where)
-    return filled(sae, tensors, metadata, where)
+    return _filled(sae, _owned(tensors), metadata, where)
 
 
-def filled(sae: SAE, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dict[str, Any], where: str) -> SAE:
-    """The SAE of `unfilled` with the tensors of a state_dict, as copies: no file stays open.
+def _filled(sae: SAE, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dict[str, Any], where: str) -> SAE:
+    """The SAE of `unfilled` with the tensors of a state_dict, which are its own.
 
     Raises `FormatError` where a weight is NaN or infinite, a scale is not above 0 or a count is below.
     """
@@ -193,9 +202,7 @@ def filled(sae: SAE, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: dic
     for name, value in tensors.items():
         if value.dtype == torch.int64 and value.numel() and int(value.min()) < 0:
             raise FormatError(f"{where}: {name.removeprefix('state.')} counts {int(value.min()):,}, below 0")
-    sae.load_state_dict(
-        {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}, assign=True
-    )
+    sae.load_state_dict(tensors, assign=True)
     sae.metadata = dict(metadata)
     return sae
 

@@ -1,14 +1,13 @@
 """Tensors from the files of other projects: safetensors, NumPy archives and PyTorch's, checked before one is made.
 
 Nothing in a file is run: of a pickle only tensors of plain storages are taken, whatever else it names is refused unread.
-Files are read piece by piece into memory of our own, so that the peak is the tensors and one piece.
 """
 
 import contextlib
 import math
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,18 +16,15 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from saelab.base.errors import FormatError
-from saelab.base.manifests import Layout, fit, open_tensors, plain_file, shapes_of
+from saelab.base.manifests import Layout, fit, plain_file
+from saelab.base.owned import Rows, Shapes, owned, rows_of
 
-PIECE = 2**24  # bytes
 _DENSEST = 20  # weights cannot be packed much tighter than this many times: what claims to be is a bomb
 _LARGEST_PICKLE = 2**24
 _REBUILT = {
     "collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
     *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Int", "Long", "Short", "Byte", "Bool")),
 }  # fmt: skip
-
-Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-Rows = Callable[[str, int, int], Tensor]
 
 
 def read(path: Path, layout: Layout) -> dict[str, Shaped[Tensor, "..."]]:
@@ -40,7 +36,12 @@ def read(path: Path, layout: Layout) -> dict[str, Shaped[Tensor, "..."]]:
     shapes, rows = opened(path)
     fit(shapes, layout, str(path))
     words = {name.removesuffix("?"): shape.split() for name, (_, shape) in layout.items()}
-    return {name: _owned(path, name, shapes[name], words[name], rows) for name in words if name in shapes}
+    read = {}
+    for name in (name for name in words if name in shapes):
+        kept = torch.float32 if shapes[name][0].is_floating_point else None
+        turned = len(words[name]) == 2 and (words[name][1] == "sae" or words[name] == ["in", "out"])
+        read[name] = owned(path, name, shapes[name], rows, kept, turned)
+    return read
 
 
 def names(path: Path) -> Shapes:
@@ -54,7 +55,7 @@ def opened(path: Path) -> tuple[Shapes, Rows]:
     with open(path, "rb") as file:
         head = file.read(4)
     if head != b"PK\x03\x04":
-        return _safetensors(path)
+        return rows_of(path)
     with _refusing(path, "a zip archive"), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > _DENSEST * size:
@@ -66,41 +67,6 @@ def opened(path: Path) -> tuple[Shapes, Rows]:
 def plain_values(path: Path) -> dict[str, Any]:
     """What a PyTorch file holds besides tensors, by name."""
     return {name: value for name, value in _unpickled(path).items() if not isinstance(value, Tensor)}
-
-
-def _owned(path: Path, name: str, found: tuple[torch.dtype, tuple[int, ...]], words: list[str], rows: Rows) -> Tensor:
-    dtype, shape = found
-    kept = torch.float32 if dtype.is_floating_point else dtype
-    if not shape or not dtype.is_floating_point:
-        tensor = rows(name, 0, shape[0] if shape else 1).to(kept, copy=True)
-        return _finite(tensor, path, name)
-    turned = len(words) == 2 and (words[1] == "sae" or words == ["in", "out"])
-    tensor = torch.empty(shape[::-1] if turned else shape, dtype=kept)
-    step = max(1, PIECE // max(1, math.prod(shape[1:]) * dtype.itemsize))
-    for start in range(0, shape[0], step):
-        piece = _finite(rows(name, start, min(start + step, shape[0])), path, name)
-        if turned:
-            tensor[:, start : start + len(piece)] = piece.T.contiguous()  # by tiles, where the other copy strides
-        else:
-            tensor[start : start + len(piece)] = piece
-    return tensor
-
-
-def _finite(piece: Tensor, path: Path, name: str) -> Tensor:
-    if piece.is_floating_point() and piece.numel() and not all(map(math.isfinite, map(float, piece.aminmax()))):
-        raise FormatError(f"{path}: {name} holds NaN or infinite values: it was changed, or its training diverged")
-    return piece
-
-
-def _safetensors(path: Path) -> tuple[Shapes, Rows]:
-    with open_tensors(path) as file:
-        shapes = shapes_of(file, str(path))
-
-    def rows(name: str, start: int, stop: int) -> Tensor:
-        with open_tensors(path) as file:  # opened anew: a mapping keeps all that was read of it
-            return file.get_slice(name)[start:stop] if shapes[name][1] else file.get_tensor(name)
-
-    return shapes, rows
 
 
 def _numpy(path: Path) -> tuple[Shapes, Rows]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,35 @@ def test_a_release_says_how_vectors_are_normalised_where_its_files_do_not(tmp_pa
     golden = load_file(theirs / "golden.safetensors")
     sae = load_sae("mistral-7b-res-wg", "blocks.8.hook_resid_pre")
     torch.testing.assert_close(sae(golden["x"]), golden["x_hat"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "published/google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "sae-lens/topk", "sparsify/sae/layers.1",
+        "dictionary-learning/AutoEncoder/trainer_0",
+    ],
+)  # fmt: skip
+def test_pieces_are_the_whole_and_a_file_is_read_once(name, monkeypatch, tmp_path):
+    whole = SAE.load(GOLDEN / name)
+    whole.save(tmp_path / "ours")
+    opened = []
+    entry = zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *of, **how: opened.append(1) or entry(*of, **how))
+    monkeypatch.setattr("saelab.base.owned.PIECE", 64)
+    for folder in (GOLDEN / name, tmp_path / "ours"):
+        for key, value in SAE.load(folder).state_dict().items():
+            assert value.equal(whole.state_dict()[key]) or "direction_std" in key, key
+    assert name[0] != "p" or len(opened) <= 20  # five arrays: told twice, read once
+
+
+def test_a_changed_byte_of_an_archive_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("saelab.base.owned.PIECE", 64)
+    folder = shutil.copytree(
+        PUBLISHED / "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", tmp_path / "a"
+    )
+    data = bytearray((folder / "params.npz").read_bytes())
+    data[len(data) // 3] ^= 1
+    (folder / "params.npz").write_bytes(data)
+    with pytest.raises(FormatError, match="Bad CRC-32"):
+        load_sae(folder, site=STREAM)
