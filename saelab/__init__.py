@@ -33,6 +33,7 @@ _PUBLIC = {
     "Gated": "saelab.autoencoders.architectures.gated",
     "JumpReLU": "saelab.autoencoders.architectures.jumprelu",
     "Matryoshka": "saelab.autoencoders.architectures.matryoshka",
+    "LowRank": "saelab.autoencoders.architectures.low_rank",
     "MultiTopK": "saelab.autoencoders.architectures.multitopk",
     "FeatureChoice": "saelab.autoencoders.architectures.feature_choice",
     "GradientTopK": "saelab.autoencoders.architectures.gradient",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from saelab.autoencoders.architectures.gated import Gated as Gated
     from saelab.autoencoders.architectures.gradient import GradientTopK as GradientTopK
     from saelab.autoencoders.architectures.jumprelu import JumpReLU as JumpReLU
+    from saelab.autoencoders.architectures.low_rank import LowRank as LowRank
     from saelab.autoencoders.architectures.matryoshka import Matryoshka as Matryoshka
     from saelab.autoencoders.architectures.multitopk import MultiTopK as MultiTopK
     from saelab.autoencoders.architectures.mutual_choice import BatchTopK as BatchTopK

@@ -64,7 +64,7 @@ def made(tmp_path_factory) -> dict[type, object]:
     configurations = [
         saelab.TopK(k=2, d_sae=16), saelab.MutualChoice(k=2, d_sae=16), saelab.FeatureChoice(k=2, d_sae=16),
         saelab.ReLU(l1=1.0, d_sae=16), saelab.Gated(l1=1.0, d_sae=16), saelab.JumpReLU(target_l0=4, d_sae=16),
-        saelab.Matryoshka(k=2, d_sae=16),
+        saelab.Matryoshka(k=2, d_sae=16), saelab.LowRank(d_sae=16),
         saelab.MultiTopK(k=2, d_sae=16), saelab.GradientTopK(k=2, d_sae=16), saelab.Transcoder(of=saelab.TopK(k=2, d_sae=16)),
     ]  # fmt: skip
     sizes = [256, 512, 1024, 2048, 4096, 8192]

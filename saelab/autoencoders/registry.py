@@ -4,6 +4,7 @@ import saelab.autoencoders.architectures.feature_choice
 import saelab.autoencoders.architectures.gated
 import saelab.autoencoders.architectures.gradient
 import saelab.autoencoders.architectures.jumprelu
+import saelab.autoencoders.architectures.low_rank
 import saelab.autoencoders.architectures.matryoshka
 import saelab.autoencoders.architectures.multitopk
 import saelab.autoencoders.architectures.mutual_choice

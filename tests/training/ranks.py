@@ -17,6 +17,7 @@ SITE = "blocks.1.hook_resid_post"
 SAES = {
     "topk": saelab.TopK(k=4, d_sae=128),
     "multitopk": saelab.MultiTopK(k=4, d_sae=128),
+    "lowrank": saelab.LowRank(d_sae=128),
     "gradient": saelab.GradientTopK(k=4, d_sae=128),
     "mutual": saelab.MutualChoice(k=4, d_sae=128),
     "zipf": saelab.MutualChoice(k=4, d_sae=128, aux="zipf"),

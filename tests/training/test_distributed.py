@@ -21,6 +21,7 @@ STEPS, EACH = 60, 48
 SAES = {
     "topk": saelab.TopK(k=2, d_sae=32),
     "multitopk": saelab.MultiTopK(k=2, d_sae=32),
+    "lowrank": saelab.LowRank(d_sae=32),
     "gradient": saelab.GradientTopK(k=2, d_sae=32),
     "mutual": saelab.MutualChoice(k=2, d_sae=32),
     "zipf": saelab.MutualChoice(k=2, d_sae=32, aux="zipf"),
