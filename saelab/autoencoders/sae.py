@@ -290,9 +290,10 @@ class SAE(nn.Module):
         return f"SAE({self.cfg!r}, {width}{at}{trained})"
 
     def _rows(self, x: Tensor) -> Tensor:
-        if _tensor(x).shape[-1] != self.d_in:
+        if _tensor(x).shape[-1:] != (self.d_in,):
+            width = f"{x.shape[-1]:,}" if x.ndim else "none, a single number,"
             raise ConfigError(
-                f"the vectors have width {x.shape[-1]:,} and this SAE reads {self.d_in:,}"
+                f"the vectors have width {width} and this SAE reads {self.d_in:,}"
                 + (f" (at {self.metadata['site']})" if self.metadata.get("site") else "")
             )
         rows = x.reshape(-1, self.d_in)

@@ -167,7 +167,10 @@ def _of_table(x: Any, names: Iterable[Any], column: str | None, limit: int | Non
     mask = x["attention_mask"] if "attention_mask" in known else None
     if mask is not None and not isinstance(mask, Tensor | np.ndarray):
         mask = _listed(mask, limit)
-    return _limited(_masked(_as_column(given(values), chosen), mask), limit)
+    found = _masked(_as_column(given(values), chosen), mask)
+    if "position_ids" in known:
+        _check_positions(x["position_ids"], found)
+    return _limited(found, limit)
 
 
 def _is_column(values: Any) -> bool:
@@ -230,6 +233,21 @@ def _masked(found: Given, mask: Any) -> Given:
             f"attention_mask is {list(numbers.shape)} and input_ids {list(found.ids.shape)}: give one 0 or 1 for each id"
         )
     return Given(ids=found.ids, mask=_zero_or_one(numbers).to(found.ids.device))
+
+
+def _check_positions(positions: Any, found: Given) -> None:
+    """Raise `DataError` for positions that are not 0, 1, 2 ... from the first real token on: they are counted anew."""
+    rows = positions.tolist() if isinstance(positions, Tensor | np.ndarray) else _listed(positions, None)
+    rows = [rows] if rows and _is_id(rows[0]) else rows
+    for number, row in enumerate(rows):
+        numbers = torch.as_tensor(row)
+        if found.mask is not None:
+            numbers = numbers[found.mask[number, : len(numbers)].to(numbers.device)]
+        if not torch.equal(numbers, torch.arange(len(numbers))):
+            raise DataError(
+                f"position_ids of row {number} are {numbers.tolist()[:8]}..., and here they count from the first real token "
+                "of a row: give texts that are packed into one row as rows of their own, without position_ids"
+            )
 
 
 def _zero_or_one(numbers: Tensor) -> Tensor:

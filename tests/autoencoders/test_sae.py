@@ -175,3 +175,8 @@ def test_aux_k_is_the_power_of_two_nearest_half_the_width():
         codes = sae.cfg.allocate(sae.cfg.scores(params, batch), sae.state, 0.0)
         auxiliary.append(sae.cfg.losses(batch, codes, torch.zeros_like(x), params, sae.state)["aux"].item())
     assert auxiliary[0] == auxiliary[1] > 0
+
+
+def test_a_single_number_is_no_vector():
+    with pytest.raises(ConfigError, match="width none, a single number, and this SAE reads 4"):
+        SAE(TopK(k=1, d_sae=8), 4)._rows(torch.tensor(1.0))

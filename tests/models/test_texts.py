@@ -42,6 +42,14 @@ def test_a_tokenizers_batch_is_its_tokens(tiny_llama):
     assert tiny_llama.to_tokens(one).ids.tolist() == [one["input_ids"]]
 
 
+def test_positions_that_count_from_the_first_real_token_are_those_of_the_model(tiny_llama):
+    batch = {"input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    for positions in (torch.tensor([[1, 0, 1], [0, 1, 2]]), [[1, 0, 1], [0, 1, 2]]):
+        found, plain = tiny_llama.to_tokens(batch | {"position_ids": positions}), tiny_llama.to_tokens(batch)
+        assert torch.equal(found.ids, plain.ids) and torch.equal(found.mask, plain.mask)
+    assert tiny_llama.to_tokens({"input_ids": [[5, 6], [7]], "position_ids": [[0, 1], [0]]}).mask.sum() == 3
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, ">i4"])
 def test_ids_of_any_integer_type(tiny_llama, dtype):
     rows = [[5, 6, 7], [8, 9, 10]]
@@ -110,6 +118,8 @@ def test_tables_are_their_texts(tiny_llama, table):
         ({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.tensor([[0, -1]])}, "attention_mask holds -1"),
         ({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.ones(1, 3)}, "whole numbers"),
         ({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.ones(1, 3).long()}, r"\[1, 3\]"),
+        ({"input_ids": [[5, 6, 7, 8]], "position_ids": [[0, 1, 0, 1]]}, "position_ids of row 0"),
+        ({"input_ids": torch.ones(2, 3).long(), "position_ids": torch.tensor([[0, 1, 2], [1, 2, 3]])}, "of row 1"),
         (["peace", b"war"], "text 1 of 2 is a bytes"),
         ([["peace"], ["war"]], "text 0 of 2 is a list"),
         ([[5, 6], "war"], "row 1 of 2 is a str"),
