@@ -1,5 +1,5 @@
-"""The command line: `saelab demo | train | sweep | harvest | evaluate | dashboard | steer | analyze | hspace | convert |
-sites | doctor`.
+"""The command line: `saelab demo | train | sweep | harvest | evaluate | benchmark | dashboard | steer | analyze | hspace |
+convert | sites | doctor`.
 
 Exit codes: 0 done, 2 an error with its way out on one line of stderr (`--debug` shows the traceback), 130 interrupted by
 Ctrl-C, 141 where nobody reads the output any more. `import saelab.cli` and `saelab --help` import no torch: a command's file is
@@ -31,6 +31,10 @@ COMMANDS = {
     "evaluate": (
         "evaluate:evaluate",
         "Evaluate a trained autoencoder on held-out text: reconstruction, sparsity, cross-entropy, KL.",
+    ),
+    "benchmark": (
+        "benchmark:benchmark",
+        "Measure what the latents of autoencoders are good for: stability, absorption, sparse probing, perturbation.",
     ),
     "dashboard": (
         "dashboard:dashboard",

@@ -22,6 +22,7 @@ SETS = {
     "diseases": "101_disease_class",
     "states": "13_us_state",
     "sentiment": "113_movie_sent",
+    "living": "57_wikidatais_alive",
     "gender": "56_wikidatasex_or_gender",
     "politicians": "62_wikidata_occupation_ispolitician",
     "singers": "63_wikidata_occupation_issinger",
@@ -76,9 +77,9 @@ def labelled(given: Any, name: str = "texts") -> LabelledTexts:
     """Labelled texts made plain.
 
     Args:
-        given: the name of a set ("news", "tickets", "diseases", "states", "sentiment", "gender", "politicians", "singers": of
-            the package sae-probes, under the MIT licence, each set under that of its origin), a table with the columns text
-            and label, or a pair of lists (texts, labels).
+        given: the name of a set ("news", "tickets", "diseases", "states", "sentiment", "living", "gender", "politicians",
+            "singers": of the package sae-probes, under the MIT licence, each set under that of its origin), a table with the
+            columns text and label, or a pair of lists (texts, labels).
         name: what the figures call a table or a pair.
 
     A text that comes twice counts once. Raises `ConfigError` for a set that is not installed, `DataError` for texts without

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelab.base import checks
 from saelab.base.errors import ConfigError
+from saelab.base.files import user_path, whole_file
 from saelab.base.protocols import Dictionary
 from saelab.base.statistics import mean_interval
 
@@ -115,6 +117,30 @@ class Scores:
             )
         return float(found[0]["value"])
 
+    def plot(self) -> Any:
+        """A plotly figure: a panel a task, each figure with its interval, the autoencoders and their controls by colour."""
+        import plotly.express
+
+        table = self.to_pandas()
+        table["figure"] = [written(row) for row in self.rows]
+        table["whose"] = [whose(row) for row in self.rows]
+        table["above"], table["below"] = table.high - table.value, table.value - table.low
+        drawn = plotly.express.scatter(
+            table, x="value", y="figure", color="whose", error_x="above", error_x_minus="below", facet_row="task",
+            height=120 * table.task.nunique() + 22 * table.groupby("task").figure.nunique().sum(),
+        )  # fmt: skip
+        return drawn.update_yaxes(matches=None, autorange="reversed", title="")
+
+    def to_html(self, path: Any) -> Path:
+        """Write one self-contained page: a section a task, each figure beside its controls, on one scale. It needs no network;
+        whatever the names hold is shown, not obeyed. Raises `CheckpointError` on a full or read-only disk."""
+        from saelab.evaluation.scores_page import page
+
+        target = user_path(path)
+        with whole_file(target) as temporary:
+            temporary.write_text(page(self), encoding="utf-8")
+        return target
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -123,6 +149,20 @@ class Scores:
 
     def _repr_html_(self) -> str:
         return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format))
+
+
+def written(row: Mapping[str, Any]) -> str:
+    """A figure with the part that it is about.
+
+    >>> written({"figure": "f1", "of": "k 1"})
+    'f1, k 1'
+    """
+    return row["figure"] + (f", {row['of']}" if row["of"] else "")
+
+
+def whose(row: Mapping[str, Any]) -> str:
+    """The autoencoder, or its control."""
+    return row["sae"] if row["source"] == SAE_ITSELF else f"{row['source']} ({row['sae']})"
 
 
 def named(saes: Any) -> dict[str, Dictionary]:

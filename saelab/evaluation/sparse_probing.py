@@ -32,8 +32,9 @@ class SparseProbing:
     how the figure varies with the texts that are told, not with those that are learnt from.
 
     Controls, each with the same probes on its own columns: "activation" (the coordinates of the vector itself), "principal
-    components" (of the texts learnt from), "random directions" (rows with the mean and covariance of the SAE's) and
-    "untrained SAE". `details["sparse probing"]` has a row a class, source and k, with the first of the latents chosen.
+    components" (of the texts learnt from; all of them are the vector again), "random directions" (rows with the mean and
+    covariance of the SAE's) and "untrained SAE". `details["sparse probing"]` has a row a class, source and k, with the first
+    of the latents chosen.
 
     Defined as SAEBench's sparse probing but for: columns are standardised before the regression and latents count in units of
     their decoder rows, so that rescaling changes nothing; tokens are those that the SAE is for.
@@ -73,20 +74,19 @@ class SparseProbing:
         for data in self.data:
             means = text_means(lm, sae, data)
             for source, columns in _sources(means, data.heldout() & means.kept).items():
-                for k in self.ks:
+                for k in self.ks if source != COMPONENTS else filter(None, self.ks):
                     found = probed(columns, data, means.kept.numpy(), k, self.seed)
                     told[data.name, source, k] = found
                     rows += [{"set": data.name, "source": source, "k": k, **row} for row in found.classes]
-        for source in dict.fromkeys(source for _, source, _ in told):
-            for k in self.ks:
-                of = "all latents" if k is None else f"k {k}"
-                parts = {data.name: told[data.name, source, k] for data in self.data}
-                n = sum(part.n for part in parts.values())
-                for figure in ("accuracy", "auroc"):
-                    each = {name: getattr(part, figure) for name, part in parts.items()}
-                    scores.append(interval(figure, np.mean(list(each.values()), axis=0), n, of, source))
-                    if len(each) > 1:
-                        scores += [interval(figure, v, parts[s].n, f"{s}, {of}", source) for s, v in each.items()]
+        for source, k in dict.fromkeys((source, k) for _, source, k in told):
+            of = "all latents" if k is None else f"k {k}"
+            parts = {data.name: told[data.name, source, k] for data in self.data}
+            n = sum(part.n for part in parts.values())
+            for figure in ("accuracy", "auroc"):
+                each = {name: getattr(part, figure) for name, part in parts.items()}
+                scores.append(interval(figure, np.mean(list(each.values()), axis=0), n, of, source))
+                if len(each) > 1:
+                    scores += [interval(figure, v, parts[s].n, f"{s}, {of}", source) for s, v in each.items()]
         return Scores.of(name, self.name, scores, pandas.DataFrame(rows))
 
 

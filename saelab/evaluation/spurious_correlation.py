@@ -19,6 +19,8 @@ from saelab.evaluation.text_means import text_means
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
 
+UNTOLD = 0.025  # of the resamples, that may have no gap
+
 
 @dataclass(frozen=True)
 class SpuriousCorrelation:
@@ -28,7 +30,8 @@ class SpuriousCorrelation:
     texts, as many of each of the four kinds, it is wrong as far as it goes by the other. "scr" `of` "n 5": how much of the way
     to the accuracy of a probe that learnt from all four kinds alike is made by taking out the n latents that raise the probe of
     the unwanted attribute most; "accuracy" `of` "biased", "unbiased" and "n 5". Intervals by a bootstrap over the held-out
-    texts; "scr" has none where the biased probe is as good as the other. The controls are those of `Perturbation`.
+    texts; "scr" is NaN where the biased probe is as good as the other, and has no interval where it is so in more than one of
+    forty resamples: these texts do not tell the two apart. The controls are those of `Perturbation`.
 
     Args:
         wanted, unwanted: sets by name, or labelled texts, each of two classes; the texts that both have are used.
@@ -80,7 +83,10 @@ class SpuriousCorrelation:
             codes = means.codes["sae" if source == CHANCE else source].double().numpy()
             drawn = str(self.seed) if source == CHANCE else None
             found, told = removed(x, codes, rows, self.crossed, kept, self.ns, drawn)
-            gap = np.where(found["unbiased"] > found["biased"], found["unbiased"] - found["biased"], np.nan)
+            gap = found["unbiased"] - found["biased"]
+            gap[gap <= 0] = np.nan
+            if np.isnan(gap[1:]).mean() > UNTOLD:
+                gap[1:] = np.nan
             for of, values in found.items():
                 if source == "sae" or of.startswith("n "):
                     scores.append(interval("accuracy", values, told, of, source))

@@ -15,7 +15,7 @@ from typing import Any
 from saelab.pages.packing import packed
 
 PAGE = Path(__file__).parent / "web"
-PAGES = ("dashboard", "circuit", "sweep", "hspace-directions", "hspace-latents")
+PAGES = ("dashboard", "circuit", "sweep", "hspace-directions", "hspace-latents", "scores")
 
 
 @cache

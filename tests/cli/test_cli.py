@@ -353,6 +353,7 @@ WHOLE: dict[str, tuple[Any, str]] = {
     "sweep": (saelab.sweep, "source corpus_and_saes"),
     "harvest": (saelab.harvest, "lm site dtype"),
     "evaluate": (saelab.evaluate, "lm"),
+    "benchmark": (saelab.benchmark, "sae_or_saes lm"),
     "dashboard": (saelab.dashboards.build, "lm path evaluation seeds null sweeps"),
     "steer": (saelab.LanguageModel.generate, "self prompts use_cache"),
     "analyze attention": (attention.latent_families, "lm"),

@@ -84,3 +84,15 @@ def test_attributes_that_cannot_be_crossed_are_named():
     with pytest.raises(DataError, match="0 texts of one of its four kinds"):
         SpuriousCorrelation((said, yes_no), (said, yes_no))
     assert len(SpuriousCorrelation((said, yes_no), (said, other)).crossed.texts) == 36
+
+
+def test_where_the_biased_probe_lacks_nothing_there_is_no_share_of_it(lm, monkeypatch):
+    sae = saelab.SAE(saelab.TopK(k=4, d_sae=48), 32, metadata={"site": "blocks.2.hook_resid_post"})
+    said = [f"{a} {b} {number}" for a in ("war", "peace") for b in ("on", "off") for number in range(9)]
+    task = SpuriousCorrelation((said, [t.split()[0] for t in said]), (said, [t.split()[1] for t in said]), ns=(2,))
+    for biased, value in ((0.5, 0.5), (0.9, float("nan"))):
+        found = {"biased": np.full(501, biased), "unbiased": np.full(501, 0.9), "n 2": np.full(501, 0.7)}
+        found["biased"][1:21] = 0.9  # one resample in twenty-five
+        monkeypatch.setattr("saelab.evaluation.spurious_correlation.removed", lambda *_, found=found: (dict(found), 36))
+        row = task.run({"a": sae}, lm).to_pandas().query("figure == 'scr' and source == 'sae'").iloc[0]
+        assert row.value == pytest.approx(value, nan_ok=True) and np.isnan(row.low)

@@ -57,7 +57,16 @@ def directions() -> dict:
             "directions": [direction(HOSTILE[1]), direction("pca 1")]}  # fmt: skip
 
 
-DATA = {"sweep": sweep, "hspace-latents": latents, "hspace-directions": directions}
+def scores() -> dict:
+    row = {"who": HOSTILE[1], "control": False, "value": 0.5, "low": 0.25, "high": 0.75, "n": 20}
+    rows = [row, {**row, "who": "chance", "control": True, "value": -0.1, "low": None, "high": None}]
+    return {
+        "saes": HOSTILE,
+        "parts": [{"task": HOSTILE[0], "asks": "Is it?", "groups": [{"figure": "f1", "rows": rows}]}],
+    }
+
+
+DATA = {"scores": scores, "sweep": sweep, "hspace-latents": latents, "hspace-directions": directions}
 
 
 @pytest.fixture(scope="module", params=DATA)

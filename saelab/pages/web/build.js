@@ -15,6 +15,7 @@ const { metafile, outputFiles } = await build({
     "scripts/sweep.js",
     "scripts/hspace-directions.js",
     "scripts/hspace-latents.js",
+    "scripts/scores.js",
     "styles/page.css",
   ],
   entryNames: "[name]",
