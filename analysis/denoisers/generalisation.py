@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = "saelab-bias-free-1"
 SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.6, 1.0)
+SIGMA_END = 0.05  # of samples
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -37,7 +38,7 @@ class TwoSplit:
     `psnr_test` (10 log10(1 / MSE), images in [0, 1], mean over the two denoisers), `distance` (|f1(y) - f2(y)| / (sigma
     sqrt(D)) on test images). `samples`: a row for each number of images: `images`, `between` (mean cosine of the two
     denoisers' samples from the same noise, each without its mean) and `nearest` (mean cosine of a sample and the nearest image
-    of its denoiser's training).
+    of its denoiser's training), of the share of the starts, `arrived`, from which both denoisers came to a sample.
     """
 
     curves: "DataFrame"
@@ -110,7 +111,7 @@ def two_split(
 
     >>> found = two_split(torch.rand(12, 1, 8, 8), counts=[2, 4], steps=2, samples=2, sigmas=[0.1, 0.5], progress=False)
     >>> found.curves.shape, found.samples.columns.tolist()
-    ((4, 6), ['images', 'between', 'nearest'])
+    ((4, 6), ['images', 'between', 'nearest', 'arrived'])
     """
     import pandas
 
@@ -133,10 +134,15 @@ def two_split(
             for name, half in zip(("first", "last"), halves, strict=True)
         ]
         curves += [_compared(nets, halves, test, noise, sigma) | {"images": count} for sigma in sigmas]
-        drawn = [coarse_to_fine(net, start, seed=seed)[0] for net in nets]
+        found = [coarse_to_fine(net, start, sigma_end=SIGMA_END, seed=seed) for net in nets]
+        arrived = torch.stack([sigma <= SIGMA_END for _, sigma in found]).all(0)
+        drawn = [y[arrived] for y, _ in found]
         nearest = [_cosines(some, half).amax(1).mean() for some, half in zip(drawn, halves, strict=True)]
         between = _cosines(*drawn).diagonal().mean()
-        agreement.append({"images": count, "between": float(between), "nearest": float(sum(nearest)) / 2})
+        share = float(arrived.double().mean())
+        agreement.append(
+            {"images": count, "between": float(between), "nearest": float(sum(nearest)) / 2, "arrived": share}
+        )
     columns = ["images", "sigma", "psnr_in", "psnr_train", "psnr_test", "distance"]
     return TwoSplit(pandas.DataFrame(curves)[columns], pandas.DataFrame(agreement))
 

@@ -58,6 +58,13 @@ def test_the_samplers_noise_falls_as_it_is_meant_to():
         torch.testing.assert_close(y.std(dim=1), torch.full((2,), sigma), rtol=0.02, atol=0)
 
 
+def test_a_sample_that_is_driven_away_is_given_up_alone():
+    """f = 1.5 y along the first row, 0 elsewhere: the first grows until it looks twice as noisy, the second arrives."""
+    start = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    y, sigma = bias_free.coarse_to_fine(lambda y: y * torch.tensor([[1.5], [0.0]]), start, beta=1.0)
+    assert 1.0 < sigma[0] < 1.1 and sigma[1] <= 0.05 and y.isfinite().all()
+
+
 @pytest.mark.parametrize("rank", [4, 6])
 def test_one_subspace_is_found_by_as_many_samples_as_it_has_dimensions(rank):
     found = generalisation.phase_curve(rank, [1, 2, rank - 1, rank, 3 * rank], dimensions=16, draws=3)
