@@ -58,6 +58,8 @@ def per_latent(
         rank = _ranks(indices, values, n_latents)
         near = _doubtful(x_ND, W_FD, b_F, m_F, indices, values, rank)
         if bool(near.any()):
+            in_reach = near | (rank < m_F[indices])  # no other can enter
+            rows, indices, values, near = (each[in_reach] for each in (rows, indices, values, near))
             values = settle(x_ND, W_FD, b_F, rows, indices, values, near)
             rank = _ranks(indices, values, n_latents)
         keep = (rank < m_F[indices]) & (values > 0)
