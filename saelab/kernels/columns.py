@@ -80,8 +80,8 @@ def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> Tensor:
     scores_FS = mixed.linear(sample_ND, W_FD, b_F).T.contiguous()
     share_F = m_F * (len(sample_ND) / len(x_ND))
     rank_F = (
-        (1.3 * share_F + 2 * share_F.sqrt() + 2).ceil().long()
-    )  # two standard deviations of a Poisson count, and two
+        (share_F + 2 * share_F.sqrt() + 1).ceil().long()
+    )  # two standard deviations of a Poisson count: few fall short
     most = int(rank_F.amax().clamp_max(len(sample_ND)))
     ranked_FS = scores_FS.topk(most, dim=1).values
     cut_F = ranked_FS.gather(1, (rank_F - 1).clamp(0, most - 1)[:, None]).squeeze(1)
