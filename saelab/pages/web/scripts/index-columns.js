@@ -118,11 +118,14 @@ export function indexColumns(sae, view) {
   const density_ = (count_) => density(count_ / sae.dataset.manifest.corpus.counted);
   const all = [
     column("pin", "★", 1.6, pin, { right: false }),
-    column("id", "latent", compact ? 3.4 : 4.6, (l) => link(l, l)),
-    (named || compact) && column("label", "label", 0, name, wide(compact ? 0 : 8, 1.5)),
-    column("tokens", "fires on", 0, named ? (l) => tokenChips(sae, l) : name, { ...wide(9, 1.2), sort: false }),
+    column("id", "latent", compact ? 3.4 : 4.2, (l) => link(l, l)),
+    (named || compact) && column("label", "label", 0, name, wide(compact ? 0 : 6.5, 1.5)),
+    column("tokens", "fires on", 0, named ? (l) => tokenChips(sae, l) : name, {
+      ...wide(named ? 6 : 9, 1.2),
+      sort: false,
+    }),
     index.focus && column("focus", "focus", 3.8, (l) => percent(index.focus[l], 2)),
-    column("density", "density", compact ? 4.6 : 5.2, (l) => density(sae.density(l))),
+    column("density", "density", 4.6, (l) => density(sae.density(l))),
     info.null &&
       column(
         "null_count",
@@ -136,7 +139,7 @@ export function indexColumns(sae, view) {
       column(
         "near_cos",
         "nearest",
-        6.4,
+        5.6,
         later((l, more) => near(l, more, "near", sae)),
       ),
     other &&

@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { curve, histogram, meter } from "../scripts/charts.js";
 import { layout } from "../scripts/circuit-layout.js";
 import { densityScale } from "../scripts/density-scale.js";
+import { indexColumns } from "../scripts/index-columns.js";
 import { ROW, Scroll, TALLEST } from "../scripts/scroll.js";
 
 const close = (found, wanted) => assert.ok(Math.abs(found - wanted) < 1e-9, `${found}, not ${wanted}`);
@@ -215,4 +216,19 @@ test("a crowded circuit is as wide as its frame, its nodes closer and above each
     assert.equal(new Set(nodes.map(({ id }) => at.get(id).join())).size, 36); // none on another
   }
   assert.equal(layout({ nodes, edges: [] }, nodes, 100).width, 12 * 20); // no closer than that: it scrolls
+});
+
+test("the columns of an index with labels have room beside the maps of a page 1,200 wide", () => {
+  const sae = {
+    index: { focus: [] },
+    info: {},
+    dataset: { saes: [], manifest: {} },
+    labels: { size: 1 },
+    has: () => true,
+  };
+  globalThis.matchMedia = () => ({ matches: false });
+  const columns = indexColumns(sae, { rows: new Uint32Array(), more: undefined });
+  assert.ok(columns.some(({ key }) => key === "label") && columns.some(({ key }) => key === "near_cos"));
+  const least = columns.reduce((sum, { width }) => sum + Number.parseFloat(width.replace("minmax(", "")) + 0.8, 0);
+  assert.ok(least * 16 <= 755, `${least} rem`);
 });
