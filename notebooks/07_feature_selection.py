@@ -22,7 +22,7 @@
 # Autoencoders", Machine Learning 111, 2022.) Everything here works with no network and takes a minute on two cores.
 
 # %%
-# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# On Colab, or where saelab is missing: put the address in, and take the first `# ` away.
 # # %pip install -q "saelab[selection] @ git+<address of the repository>"
 
 # %%

@@ -22,7 +22,7 @@
 # Everything works with no network, in a few minutes on two cores.
 
 # %%
-# On Colab, or wherever saelab is not installed: put the address in and take the first two characters of each line away.
+# On Colab, or where saelab is missing: put the address in, and take the first `# ` away.
 # # %pip install -q "saelab[diffusion] @ git+<address of the repository>"
 
 # %%

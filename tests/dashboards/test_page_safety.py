@@ -258,3 +258,13 @@ def test_inside_a_sandboxed_frame(browser, page, tmp_path):  # noqa: F811
         frame.locator(".strip .t").first.wait_for()
         assert watched.page.evaluate("Object.keys(window).filter((k) => k.startsWith('__sl') || k === '__pwned')") == []
         assert watched.verdict() == []
+
+
+def test_a_page_of_one_latent_begins_with_it(browser, tmp_path):  # noqa: F811
+    """As `sae.show(123)` in a notebook, where the address names no place; its index is still there."""
+    with Watched(browser) as watched:
+        watched.open(single_file(tmp_path / "one.html", synthetic_texts(pages=1, prompts=0)))
+        assert watched.page.locator("h1").first.text_content().startswith("#") and watched.verdict() == []
+        before = watched.shown
+        watched.page.locator("#nav-pages a", has_text="Index").click()
+        assert watched.settled(before).page.locator(".grid .row").count()

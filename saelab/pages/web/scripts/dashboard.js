@@ -10,6 +10,7 @@ import { Dataset } from "./feature-data.js";
 import { featurePage } from "./feature-page.js";
 import { indexPage } from "./index-page.js";
 import { startKeys } from "./keys.js";
+import { latentHash } from "./latents.js";
 import { openNotes } from "./notes.js";
 import { errorCard } from "./parts.js";
 import { loadPreferences, prefer } from "./preferences.js";
@@ -155,10 +156,15 @@ async function start() {
     replace(byId("provenance"), provenance(dataset));
     startKeys();
     startSearch();
-    startRoute((params) => {
-      refresh = undefined;
-      show(dataset, params);
-    });
+    const [sae, ...others] = dataset.saes;
+    const alone = !others.length && sae.pageLatents.length === 1; // there is little to choose in its index
+    startRoute(
+      (params) => {
+        refresh = undefined;
+        show(dataset, params);
+      },
+      alone ? latentHash(sae, sae.pageLatents[0]) : "",
+    );
   } catch (error) {
     replace(
       byId("main"),

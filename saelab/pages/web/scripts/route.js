@@ -68,8 +68,8 @@ export function writeHash() {
 /** The present page once more, from its data. */
 export const again = () => arrive(here({}));
 
-/** @param {(params: URLSearchParams) => void} listener */
-export function startRoute(listener) {
+/** @param {(params: URLSearchParams) => void} listener @param {string} [first] where one begins whose address names no place */
+export function startRoute(listener, first = "") {
   route.listeners.push(listener);
   addEventListener("popstate", () => arrive(location.hash));
   document.addEventListener("click", (event) => {
@@ -79,5 +79,5 @@ export function startRoute(listener) {
     if (link.classList.contains("skip")) byId("main").focus();
     else go(link.getAttribute("href") ?? "");
   });
-  arrive(location.hash);
+  arrive(location.hash || first);
 }
