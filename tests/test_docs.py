@@ -67,8 +67,8 @@ def test_the_version_is_said_once_in_each_place():
     assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
 
 
-PAGES = ["README.md", *(f"docs/{name}.md" for name in "install your-model your-text others-saes recipes coming-from figures "
-         "troubleshooting".split())]  # fmt: skip
+PAGES = ["README.md", *(f"docs/{name}.md" for name in "install your-model your-text others-saes recipes evaluation coming-from "
+         "figures troubleshooting".split())]  # fmt: skip
 BLOCK = re.compile(r"^```(python|bash)(?: title=\"([^\"\n]+)\")?\n(.*?)^```", re.S | re.M)
 # What a title says of a block that is not run: it needs the network, or it is another library's or another program's.
 NOT_RUN = {"needs the network", "shell", "a notebook's cell", "SAELens 6", "dictionary_learning", "sparsify", "nnsight"}

@@ -95,7 +95,8 @@ class Absorption:
             centred = (x.double() - one.b_dec.double().cpu()).numpy()
             table = absorbed(centred, codes, rows, letters, heldout, probes)
             tables.append(table.assign(source=source))
-            scores += [Score.mean(figure, sorted(table[figure].dropna()), source=source) for figure in FIGURES]
+            figures = FIGURES if source == "sae" else FIGURES[:-1]  # the last is not the autoencoder's
+            scores += [Score.mean(figure, sorted(table[figure].dropna()), source=source) for figure in figures]
         scores.append(Score("letters", len(probes), float("nan"), float("nan"), len(set(letters))))
         import pandas
 

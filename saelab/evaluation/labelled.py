@@ -66,7 +66,7 @@ class LabelledTexts:
             seen[self.labels[number]] += 1
             if seen[self.labels[number]] <= per_class:
                 kept.append(number)
-        return LabelledTexts(self.name, *(tuple(part[i] for i in kept) for part in (self.texts, self.labels)))
+        return LabelledTexts(self.name, *(tuple(part[i] for i in sorted(kept)) for part in (self.texts, self.labels)))
 
     def __repr__(self) -> str:
         digest = digests.of_json([self.texts, self.labels])[:6]

@@ -40,27 +40,28 @@ class SparseProbing:
     their decoder rows, so that rescaling changes nothing; tokens are those that the SAE is for.
 
     Args:
-        data: sets by name, or labelled texts (`saelab.evaluation.labelled.labelled`).
+        data: a set by name, or labelled texts (`saelab.evaluation.labelled.labelled`), or a list of such.
         ks: numbers of latents; None is all.
         texts: at most so many of each class.
         seed: of the choice of texts.
 
-    >>> from saelab.evaluation.labelled import labelled
-    >>> task = SparseProbing([(["war " + x for x in "abcdef"] + ["peace " + x for x in "abcdef"], list("wwwwwwpppppp"))])
-    >>> task.data
-    (LabelledTexts('texts', 12 texts, 2 classes, 5351b2),)
+    >>> texts = ["war " + x for x in "abcdef"] + ["peace " + x for x in "abcdef"]
+    >>> SparseProbing((texts, ["war"] * 6 + ["peace"] * 6)).data[0].classes
+    ['peace', 'war']
     """
 
-    data: Sequence[Any] = ("news",)
+    data: Any = ("news",)
     ks: Sequence[int | None] = (1, 2, 5, 20, None)
     texts: int = 200
     seed: int = 0
     name: ClassVar[str] = "sparse probing"
 
     def __post_init__(self) -> None:
-        one = isinstance(self.data, str | LabelledTexts)
+        several = isinstance(self.data, list) or (
+            isinstance(self.data, tuple) and all(isinstance(one, str | LabelledTexts) for one in self.data)
+        )
         per_class, seed = checks.count("texts", self.texts), checks.seed(self.seed)
-        sets = tuple(labelled(given).some(per_class, seed) for given in ([self.data] if one else self.data))
+        sets = tuple(labelled(given).some(per_class, seed) for given in (self.data if several else [self.data]))
         object.__setattr__(self, "data", sets)
         object.__setattr__(self, "ks", tuple(checks.maybe(checks.count, "one of ks", k) for k in self.ks))
 

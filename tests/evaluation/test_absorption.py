@@ -92,6 +92,7 @@ def test_words_are_those_of_the_vocabulary(lm):
     scores = saelab.benchmark({"x": sae}, lm, Absorption(words=60))
     assert scores.value("letters") == 3 and scores.value("f1 of the probe") > 0.9
     assert 0 <= scores.value("full absorption", source=UNTRAINED) <= 1
+    assert (scores.to_pandas().figure == "f1 of the probe").sum() == 1
     assert scores.details["absorption"].groupby("source").size().tolist() == [3, 3, 3]
     ids, letters = vocabulary(lm, 10, 0)
     assert len(ids) == 30 and sorted(set(letters)) == ["a", "b", "c"]

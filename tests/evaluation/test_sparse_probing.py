@@ -56,6 +56,19 @@ def test_texts_come_as_a_table_or_as_lists_and_none_twice():
     assert sorted(some.labels) == sorted(list(CLASSES) * 7) and some == from_lists.some(7, seed=1)
 
 
+def test_a_task_takes_one_set_or_a_list_of_sets():
+    pair, table = texts(), pandas.DataFrame(dict(zip(("text", "label"), texts(), strict=True)))
+    assert [len(SparseProbing(data).data) for data in (pair, table, [pair], [pair, table], labelled(pair))] == [
+        1,
+        1,
+        1,
+        2,
+        1,
+    ]
+    task = SparseProbing([pair, table])
+    assert SparseProbing(task.data) == task
+
+
 def test_bad_texts_are_named():
     said, labels = texts()
     for bad, message in [

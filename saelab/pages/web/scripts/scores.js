@@ -65,8 +65,8 @@ function paint({ saes, parts }) {
       "p.lead",
       null,
       textNodes(saes.join(", ")),
-      `: ${figure(parts.reduce((n, part) => n + part.groups.length, 0))} figures, each beside its controls. Two whose ` +
-        "intervals overlap are not told apart by these data; one within a control's has shown nothing that the control has not.",
+      `: ${figure(parts.reduce((n, part) => n + part.groups.length, 0))} figures, each beside its controls. Where the ` +
+        "intervals of two overlap widely these data do not tell them apart; a figure within a control's shows nothing of the SAE.",
     ),
     el("div.facets", null, filter("Only tasks with", sections)),
     sections,
