@@ -9,7 +9,7 @@ from saelab.autoencoders.sae import SAE
 from saelab.autoencoders.serialization import CONFIG, OURS, WEIGHTS
 from saelab.base.errors import FormatError
 from saelab.base.files import current
-from saelab.base.manifests import TABLE, read_json
+from saelab.base.manifests import TABLE, held, read_json
 from saelab.interop.assembly import CROSS_LAYER
 from saelab.interop.dictionary_learning import load_dictionary_learning
 from saelab.interop.gemma_scope import load_gemma_scope
@@ -71,7 +71,7 @@ def format_of(path: Path) -> str | None:
 
 def _of_folder(folder: Path) -> str | None:
     if os.path.lexists(config := current(folder, CONFIG)):
-        told = read_json(config, TABLE).get("metadata")
+        told = read_json(held(folder, str(config.relative_to(folder))), TABLE).get("metadata")
         if isinstance(told, dict) and isinstance(told.get("saelab"), dict):
             if os.path.lexists(current(folder, OURS)):
                 return "saelab"

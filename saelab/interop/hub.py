@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from saelab.base.errors import ConfigError
 from saelab.base.files import user_path
-from saelab.base.manifests import held
+from saelab.base.manifests import held, inside
 
 _BESIDE = (  # the small files that readers look for beside weights
     "cfg.json", "config.json", "config.yaml", "hyperparams.json", "activation_scaler.json", "activation_whitening.safetensors",
@@ -27,7 +27,7 @@ def fetched(repository: str, path: str, revision: str | None) -> Path:
     """
     place = os.environ.get("SAELAB_HUB")
     if place and not re.match("https?://", place):
-        folder = user_path(place) / repository
+        folder = inside(user_path(place), repository)
         found = held(folder, path) if path else folder
         if not found.exists():
             raise ConfigError(

@@ -5,6 +5,7 @@ configuration does not say otherwise a transcoder reads `blocks.3.mlp.hook_in`, 
 folding), and writes `blocks.3.hook_mlp_out`.
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from saelab.autoencoders.architectures.jumprelu import JumpReLU
 from saelab.autoencoders.architectures.relu import ReLU
 from saelab.autoencoders.sae import SAE
 from saelab.base.errors import FormatError
-from saelab.base.manifests import FLOATS, TEXT, check, held, read_text
+from saelab.base.manifests import DEEPEST, FLOATS, TEXT, check, held, read_text
 from saelab.interop.assembly import CROSS_LAYER, Parts, assembled
 from saelab.interop.given import Given
 from saelab.interop.weights import read
@@ -59,6 +60,9 @@ def load_layer_transcoder(file: Path, given: Given) -> SAE:
 
 def _yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
+    opened = itertools.accumulate((character in "[{") - (character in "]}") for character in text)
+    if max(opened, default=0) > DEEPEST:  # the parser takes the square of the depth
+        raise FormatError(f"{path} is nested more than {DEEPEST} deep: no configuration is")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise FormatError(f"{path} has aliases, of which a small file can make a large one: it is not read")

@@ -128,6 +128,22 @@ def test_a_link_out_of_the_folder_is_not_followed(topk, tmp_path, name):
         SAE.load(topk)
 
 
+def test_what_a_link_leads_to_is_not_read_either(topk, tmp_path):
+    (tmp_path / "secret").write_text("no JSON")
+    (topk / "cfg.json").unlink()
+    (topk / "cfg.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(FormatError, match="is a link out of its folder"):
+        SAE.load(topk)
+
+
+def test_no_repository_leads_out_of_the_folder_of_the_hub(topk, tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setenv("SAELAB_HUB", str(tmp_path / "hub"))
+    for repository, sae_id in (("../topk", None), ("owner/name", "../../../topk"), ("owner/name", "/etc")):
+        with pytest.raises(FormatError, match="not inside it"):
+            saelab.load_sae(repository, sae_id)
+
+
 def test_files_that_say_too_little_ask(tmp_path, linear):
     qwen = GOLDEN / "published" / "Qwen" / "SAE-Res-Qwen3-1.7B-Base-W32K-L0_4" / "layer1.sae.pt"
     shutil.copy(qwen, tmp_path / "layer1.sae.pt")
@@ -150,6 +166,10 @@ def test_a_small_yaml_that_makes_a_large_table_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]\n")
     with pytest.raises(FormatError, match="has aliases"):
         read_path(tmp_path / "layer_1.safetensors")
+    for text, message in (("a: " + "[" * 100_000, "nested more than 64 deep"), ("- " * 20_000, "no readable YAML")):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(FormatError, match=message):
+            read_path(tmp_path / "layer_1.safetensors")
     (tmp_path / "config.yaml").write_text("model_kind: cross_layer_transcoder\n")
     with pytest.raises(FormatError, match="cross-layer transcoder"):
         read_path(tmp_path / "layer_1.safetensors")
