@@ -197,7 +197,7 @@ def out_of(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("mode", [contextlib.nullcontext, other_state])
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, other_state, torch.inference_mode])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_leaves_everything_as_it_was(user, tmp_path, name, mode):
     out = out_of(tmp_path)

@@ -187,9 +187,9 @@ def sure(
     generator = torch.Generator().manual_seed(seed)
     trace = 0.0
     for _ in range(probes):
-        signs = (torch.randint(0, 2, y.shape, generator=generator) * 2 - 1).to(y)
-        at = y.detach().clone().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            signs = (torch.randint(0, 2, y.shape, generator=generator) * 2 - 1).to(y)
+            at = y.detach().clone().requires_grad_()
             (along,) = torch.autograd.grad((denoise(at) * signs).sum(), at)
         trace += float((along * signs).sum()) / probes
     with torch.no_grad():

@@ -26,6 +26,7 @@ from saelab.base.progress import progress_bar
 from saelab.base.tensors import write_tensors
 from saelab.dashboards.collecting.one_pass import Reader, Tile
 from saelab.models.hooks import open_interventions
+from saelab.models.identity import foreign_hooks
 
 LAYOUT = "1"  # of a shard: raise it when what is computed or written changes
 SHARD_FIRINGS = 2**22
@@ -268,7 +269,7 @@ def fingerprint(reader: Reader) -> str:
         facts.append(
             [digests.of_tensors(sae.state_dict()), sae.cfg.to_dict(), site.name, target.name, counted, str(sae.dtype)]
         )
-    if open_interventions(reader.lm.runner):
+    if open_interventions(reader.lm.runner) or foreign_hooks(reader.lm.runner):
         facts.append(secrets.token_hex())  # what they do is nowhere written down: never found again
     return digests.of_json(facts)
 

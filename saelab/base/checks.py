@@ -146,7 +146,9 @@ def device_of(value: Any, name: str = "device") -> torch.device:
     except (RuntimeError, TypeError, ValueError, AssertionError):
         found = None
     missing = found is not None and (
-        (found.type == "cuda" and (found.index or 0) >= n_gpus) or (found.type == "mps" and "mps" not in there)
+        found.type == "meta"
+        or (found.type == "cuda" and (found.index or 0) >= n_gpus)
+        or (found.type == "mps" and "mps" not in there)
     )
     if found is None or missing:
         raise ConfigError(f"{name} is {value!r}, and this machine has {', '.join(there)}: use one of these, or 'auto'")

@@ -36,7 +36,7 @@ class LinearMap:
         point: Float[Tensor, "*input"],
         block: int,
     ) -> None:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._x = point.detach().expand(block, *point.shape).clone().requires_grad_()
             self._y = fn(self._x)
             self._u = torch.zeros_like(self._y).requires_grad_()

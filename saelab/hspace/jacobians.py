@@ -11,12 +11,14 @@ from torch import Tensor
 
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.linear_maps import LinearMap, Stacked, singular_vectors
+from saelab.base.surroundings import torch_defaults
 from saelab.hspace.directions import Directions
 from saelab.hspace.principal import h_of, step_of
 from saelab.hspace.trajectory import Trajectory
 from saelab.models.denoiser import Denoiser
 
 
+@torch_defaults()
 def jacobian(
     denoiser: Denoiser,
     trajectory: Trajectory,
@@ -100,9 +102,10 @@ def _prediction(
     denoiser: Denoiser, trajectory: Trajectory, x: Tensor, t: int, mask: Tensor | None, i: int, pixels: bool
 ) -> Callable[[Tensor], Tensor]:
     """epsilon, or the decoded image, as a function of a batch of h (of the branch with the condition), at one sample's x_t."""
+    x = x.clone()  # autograd keeps no tensor that was made in inference mode
     weight = None if mask is None else mask.to(x)
     given = trajectory.cond
-    own = None if given is None else given[0 if len(given) == 1 else i]
+    own = None if given is None else given[0 if len(given) == 1 else i].clone()
 
     def of_h(h: Tensor) -> Tensor:
         cond = None if own is None else own.expand(len(h), *own.shape)

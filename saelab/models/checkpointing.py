@@ -25,7 +25,7 @@ def recomputing() -> bool:
 
 def _next_number() -> int:
     """The number of the node of this thread's graphs that is made now; -1 where there are none."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return -1
     node: Any = torch.ones((), requires_grad=True).view(()).grad_fn
     return int(node._sequence_nr())

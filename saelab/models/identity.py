@@ -112,13 +112,34 @@ def warn_of_dropout(model: nn.Module) -> None:
 def refuse_interventions(lm: "LanguageModel | Denoiser", what: str) -> None:
     """`InterventionError` within `intervene`, `steer` and `splice`: `what` is kept under a digest that cannot tell them.
 
-    Forward hooks that others set on the model are not seen: what they do is nowhere written down.
+    Warns of forward hooks that others set on the model: whether they change anything is nowhere written down.
     """
     if open_interventions(lm.runner):
         raise InterventionError(
             f"{what} is found again by the digest of the model's weights, which does not tell what an intervention makes of "
             f"its activations, and one is open (intervene, steer or splice): close it first, or leave out= away"
         )
+    if hooks := foreign_hooks(lm.runner):
+        warnings.warn(
+            f"{what} is found again by the digest of the model's weights, which does not tell what forward hooks make of its "
+            f"activations, and the model has {len(hooks)} ({hooks[0]}): where one changes them, give an `out` of its own",
+            stacklevel=4,
+        )
+
+
+_OWN_HOOKS = ("saelab", "torch", "transformers", "accelerate")  # by which these read, move and share out what passes
+
+
+def foreign_hooks(model: nn.Module) -> list[str]:
+    """Where forward hooks of the user's, or of another library's, are, and their names."""
+    found = []
+    for path, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            function = getattr(hook, "func", hook)  # of a partial
+            name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+            if name.partition(".")[0] not in _OWN_HOOKS:
+                found.append(f"{name} at {path or 'the model'}")
+    return found
 
 
 def warn_of_other_weights(lm: "LanguageModel | Denoiser", sae: Dictionary, stacklevel: int = 3) -> None:

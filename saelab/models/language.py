@@ -334,7 +334,11 @@ class LanguageModel:
         return Tokens(ids.masked_fill(~mask & (ids == UNFILLED), self.pad_id), mask)
 
     def tokens_for(self, sae: Dictionary, x: Any, prepend_bos: bool | None = None) -> Tokens:
-        """What `to_tokens` gives, with texts begun as the autoencoder was trained to read them, unless `prepend_bos`."""
+        """What `to_tokens` gives, with texts begun as the autoencoder was trained to read them, unless `prepend_bos`.
+
+        Warns, once, when the autoencoder was trained on other weights.
+        """
+        identity.warn_of_other_weights(self, sae, stacklevel=4)
         found = given(x)
         if prepend_bos is None and found.texts is not None:
             prepend_bos = sae.metadata.get("prepend_bos")
@@ -385,7 +389,8 @@ class LanguageModel:
         of its own, whatever the batch.
         """
         logits = self.forward(tokens)
-        labels = tokens.ids[:, 1:] if label_seeds is None else generation.drawn(logits[:, :-1], label_seeds)
+        # a copy: autograd keeps no tensor that was made in inference mode
+        labels = tokens.ids[:, 1:].clone() if label_seeds is None else generation.drawn(logits[:, :-1], label_seeds)
         real = tokens.mask[:, 1:] & tokens.mask[:, :-1]
         exact = torch.promote_types(logits.dtype, torch.float32)
         # a row at a time: the log-probabilities of a whole batch are its largest tensor

@@ -203,10 +203,17 @@ def rows_of(value: Any, what: str) -> Float[Tensor, "n d"]:
         with warnings.catch_warnings(action="ignore"):  # of arrays that cannot be written to: nothing writes here
             value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
     if isinstance(value, Tensor):
-        if value.ndim == 2 and value.shape[1] and value.is_floating_point() and value.layout == torch.strided:
+        nested = value.is_nested
+        if (
+            not nested
+            and value.ndim == 2
+            and value.shape[1]
+            and value.is_floating_point()
+            and value.layout == torch.strided
+        ):
             return value.detach()
         kind = "" if value.layout == torch.strided else f", {value.layout}"
-        found = f"{list(value.shape)} of {value.dtype}{kind}"
+        found = f"{'nested' if nested else list(value.shape)} of {value.dtype}{kind}"
     else:
         found = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
     raise DataError(f"activations are a 2-D floating-point tensor [n, d], and {what} is {found}")

@@ -246,6 +246,11 @@ class Trainer:
 def _unit_scale(x_ND: Tensor, current: Tensor) -> float:
     """The power of two that brings the root mean square nearest to 1; the current one where all is zero."""
     rms = float(x_ND.square().mean().sqrt())
+    if not math.isfinite(rms):
+        raise DataError(
+            f"the rows hold numbers up to {float(x_ND.abs().amax()):.1e}, whose squares fp32 cannot add up: divide the "
+            "activations by a constant, or look for an overflow"
+        )
     return 2.0 ** -round(math.log2(rms)) if rms > 0 else float(current)
 
 

@@ -74,6 +74,20 @@ def test_rank_of_the_mixture_is_that_of_the_component(mixture):
         geometry.jacobian_basis(lambda y: y, torch.zeros(4097))
 
 
+def test_derivatives_are_taken_in_inference_mode_too():
+    y = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    slopes = torch.tensor([0.9, 0.5, 0.1])
+    wanted = (
+        geometry.sure(lambda y: y * slopes, y, 1.0),
+        geometry.leading_directions(lambda y: y * slopes, y[0], k=2).values,
+    )
+    with torch.inference_mode():
+        made = y.clone()
+        found = geometry.sure(lambda y: y * slopes, made, 1.0)
+        assert found == wanted[0]
+        assert torch.equal(geometry.leading_directions(lambda y: y * slopes, made[0], k=2).values, wanted[1])
+
+
 def test_sure_is_the_error_without_the_clean_image(mixture):
     x, _ = mixture.sample(4000)
     y = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -78,7 +78,7 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert checks.device_of("auto").type == "cuda" and checks.device_of("cuda:1").index == 1
     assert checks.device_of(torch.device("cpu")).type == "cpu"
-    for bad in ("gpu0", "cuda:2", 1.5, None):
+    for bad in ("gpu0", "cuda:2", "meta", 1.5, None):
         with pytest.raises(ConfigError, match=r"cpu, cuda:0, cuda:1"):
             checks.device_of(bad)
 

@@ -1,5 +1,6 @@
 """Jacobians as linear maps: products and singular vectors against the dense matrix, on functions and on a small U-Net."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -139,6 +140,17 @@ def test_one_condition_serves_all_samples():
     each = dataclasses.replace(shared, cond=cond.expand(2, 3, 12))
     one, other = (hspace.jacobian(conditional, trajectory, 0, 1) for trajectory in (shared, each))
     torch.testing.assert_close(one.details["singular_values"], other.details["singular_values"])
+
+
+def test_in_inference_mode_it_is_the_same(denoiser):
+    for parameter in denoiser.unet.parameters():
+        assert parameter.requires_grad
+    found = []
+    for mode in (contextlib.nullcontext, torch.inference_mode):
+        with mode():
+            sampled = hspace.sample(denoiser, n=1, steps=3, seed=0, progress=False)
+            found.append(hspace.jacobian(denoiser, sampled, step=1, components=1).vectors)
+    assert torch.equal(*found)
 
 
 def test_jacobian_errors(denoiser, trajectory):

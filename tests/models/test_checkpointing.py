@@ -147,3 +147,11 @@ def test_any_module_with_checkpoints_of_its_own(reentrant):
     nested = Parts(reentrant, nested=True)
     with pytest.raises(InterventionError, match="within others"), intervene(nested, "one", lambda a, where: 2 * a):
         nested(x)
+
+
+def test_gradients_asked_for_in_inference_mode_leave_no_graph_and_no_error(lm):
+    direction = steering.add(torch.ones(32).double(), strength=2.0, unit="activation", site=SITES[2])
+    with torch.inference_mode(), torch.enable_grad(), lm.steer(direction):
+        found = loss_of(lm)
+    with lm.steer(direction):
+        assert torch.equal(found, loss_of(lm))

@@ -1,5 +1,6 @@
 """What is kept under a digest is found again only by the object that it describes: as it is when it is compared."""
 
+import functools
 import warnings
 
 import pytest
@@ -140,6 +141,27 @@ def test_nothing_is_kept_under_a_digest_while_an_intervention_is_open(lm, corpus
     assert saelab.harvest(lm, corpus, out=tmp_path / "x", **FEW)[:].any()
 
 
+def test_hooks_of_the_users_are_said_where_something_is_kept(lm, corpus, tmp_path):
+    from saelab.dashboards.collecting.collect import fingerprint
+    from saelab.dashboards.collecting.one_pass import Reader
+
+    reader = Reader.of(lm, [sae_of(lm, corpus)], corpus.contexts(lm, 16), 64)
+    plain = saelab.harvest(lm, corpus, out=tmp_path / "x", **FEW)[:]
+    lm.model(torch.tensor([[1, 2]]), output_hidden_states=True)  # transformers leaves hooks that only read
+    assert torch.equal(saelab.harvest(lm, corpus, out=tmp_path / "x", **FEW)[:], plain)
+    assert fingerprint(reader) == fingerprint(reader)
+
+    def doubled(module, args, output):
+        return output * 2
+
+    for hook in (doubled, functools.partial(doubled)):
+        handle = lm.model.get_input_embeddings().register_forward_hook(hook)
+        with pytest.warns(UserWarning, match=r"the model has 1 \(tests.*doubled at model.embed_tokens\)"):
+            saelab.harvest(lm, corpus, out=tmp_path / "x", **FEW)
+        assert fingerprint(reader) != fingerprint(reader)  # never found again
+        handle.remove()
+
+
 def sae_of(lm, corpus):
     return saelab.train(lm, corpus, sae=saelab.TopK(k=2, d_sae=16), batch_size=32, buffer_tokens=512, **FEW).sae
 
@@ -160,9 +182,11 @@ def uses(lm, sae, corpus, path):
 
     yield spliced
     yield steered
+    yield lambda: lm.top_latents("The state", sae)
+    yield lambda: steering.find(lm, sae, "The state", progress=False)
 
 
-@pytest.mark.parametrize("number", range(4), ids=["evaluate", "dashboard", "splice", "steer"])
+@pytest.mark.parametrize("number", range(6), ids=["evaluate", "dashboard", "splice", "steer", "top_latents", "find"])
 def test_other_weights_than_the_saes_are_said_once(lm, corpus, tmp_path, number):
     sae = sae_of(lm, corpus)
     use = list(uses(lm, sae, corpus, tmp_path))[number]

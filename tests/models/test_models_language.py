@@ -36,7 +36,7 @@ def test_what_cannot_be_loaded_says_the_way_out(name, message):
         saelab.load_model(name)
 
 
-def test_objects_are_wrapped_as_they_are():
+def test_objects_are_wrapped_as_they_are(monkeypatch):
     model, tokenizer = tiny.llama_model(), tiny.byte_tokenizer()
     model.train()
     flags = [p.requires_grad for p in model.parameters()]
@@ -50,7 +50,9 @@ def test_objects_are_wrapped_as_they_are():
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert tokenizer.backend_tokenizer.to_str() == backend
     assert saelab.load_model(lm) is lm
-    for wish in ({"device": "meta"}, {"dtype": torch.float64}):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for wish in ({"device": "cuda"}, {"dtype": torch.float64}):
         with pytest.raises(ConfigError, match="move it yourself"):
             saelab.load_model(model, **wish)
     with pytest.raises(ConfigError, match="Linear is not a language model"):

@@ -124,6 +124,8 @@ def test_a_shuffling_loader_is_read_in_an_order_of_the_seeds_own(tmp_path):
         ({"x": X}, ConfigError, "cannot train on a dict"),
         (7, ConfigError, "cannot train on a int"),
         (X * 1e30, DataError, "600 of 600 rows have norms of 2.64 .*divide"),
+        (X * 1e18, DataError, r"numbers up to .*e\+18, whose squares .*divide"),
+        (torch.nested.nested_tensor([X, X], layout=torch.jagged), DataError, "nested of torch.float32"),
         (torch.cat([X, X[:1] * 1e30]), DataError, None),
         (X * float("inf"), DataError, "600 of 600 rows hold NaN"),
     ],
