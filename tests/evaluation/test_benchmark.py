@@ -10,6 +10,7 @@ import torch
 
 import saelab
 from saelab import ConfigError, SiteError
+from saelab.evaluation.matching import matched
 from saelab.evaluation.scores import Score, Scores
 from saelab.evaluation.stability import NULL, Stability, directions
 from tests import tiny
@@ -53,6 +54,11 @@ def test_what_rows_have_in_common_is_no_latent_found_again():
     for figure in ("mean maximum cosine", "matched cosine"):
         value, null = (scores.value(figure, sae="a", of="b", source=source) for source in ("sae", NULL))
         assert value > 0.8 and abs(value - null) < 0.03
+
+
+def test_what_would_take_hours_to_match_is_refused():
+    with pytest.raises(ConfigError, match="65,536 takes 34 GB and hours: give smaller SAEs"):
+        matched(torch.zeros(1).expand(65_536, 65_536))
 
 
 def test_a_smaller_one_is_found_whole_in_a_larger_and_silent_latents_do_not_count():

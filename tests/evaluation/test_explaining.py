@@ -104,3 +104,9 @@ def test_explanations_of_an_sae_are_scored_and_become_labels():
     assert labels[3].source == "saelab, detection"
     with pytest.raises(ConfigError, match="16"):
         saelab.explain(sae, lm, texts, [16], progress=False)
+
+
+def test_nothing_stands_before_the_first_token():
+    ids = np.array([[4, 2, 4], [4, 4, 2]])
+    assert Rule("", tokens=(4,), previous=(2,)).matches(ids).tolist() == [[False, False, True], [False, False, False]]
+    assert not Rule("", previous=(2, 4)).matches(ids)[:, 0].any()
