@@ -33,7 +33,9 @@ CELLS, PAGE = workers.RESULTS / "choice_planted.csv", "choice_planted.md"
 NOTES = """
 `fvu` is the fraction of variance unexplained on {held_out:,} held-out tokens, `L0` measured there with the learnt thresholds.
 A ratio is to TopK's of the same seed; the bars were set before: at most 0.8 where tokens are uneven, at most 1.05 where they
-are even, on every seed, and L0 within 10% of k = {k}. A silent latent fires on no held-out token; a useful one is worth at least {useful:g} of the
+are even, on every seed, and L0 within 10% of k = {k}.
+
+A silent latent fires on no held-out token; a useful one is worth at least {useful:g} of the
 variance, which is what the error grows by when that latent alone is left out; a rare one fires on less than {rare:g} of the
 tokens, and what such latents are worth together is a share of the explained variance.
 """
