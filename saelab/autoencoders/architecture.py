@@ -19,11 +19,32 @@ from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.kernels import mixed
 
+_BY_THE_HOST = ("progress", "input_norm")  # how the names of scalars end by which the host plans a step: they stay with it
+
 REGISTRY: dict[str, type["Architecture"]] = {}
 
 Codes = SparseCodes | Float[Tensor, "n d_sae"]  # dense where a rule has no budget
 Tensors = dict[str, Shaped[Tensor, "..."]]  # by name
 Terms = dict[str, Float[Tensor, ""]]  # of a loss, by name
+
+
+class Lists:
+    """The latents of a mask by name. On a device, where to ask is to wait, training renews them every few steps only."""
+
+    def __init__(self) -> None:
+        self.kept: Tensors = {}
+        self.renews = True
+
+    def of(self, name: str, mask: Callable[[], Bool[Tensor, " d_sae"]]) -> Int64[Tensor, " m"]:
+        """The latents, ascending, that the mask holds, or held when the list was renewed.
+
+        >>> import torch
+        >>> Lists().of("dead", lambda: torch.tensor([False, True, True]))
+        tensor([1, 2])
+        """
+        if self.renews or name not in self.kept:
+            self.kept[name] = mask().nonzero().squeeze(1)
+        return self.kept[name]
 
 
 @dataclass
@@ -37,6 +58,7 @@ class Batch:
     target: Float[Tensor, "n d_out"]
     gradient: Float[Tensor, "n d_in"] | None = None
     progress: float = 1.0
+    lists: Lists = field(default_factory=Lists)
     scores: PreActivations = field(init=False)
 
 
@@ -101,7 +123,7 @@ class State(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "State":
         for name, buffer in self._buffers.items():
-            if buffer is not None:
+            if buffer is not None and not name.endswith(_BY_THE_HOST):
                 self._buffers[name] = buffer.to(fn(buffer).device)
         return self
 

@@ -33,10 +33,10 @@ class Budgeted(Architecture, registered=False):
         terms = super().losses(batch, codes, x_hat, params, state)
         if self.aux_coefficient:
             k = self.aux_k or 2 ** round(math.log2(max(batch.x.shape[1] / 2, 1)))
-            revived_F, aux = self.revived(state), x_hat.new_zeros(())
-            if bool(revived_F.any()):
+            revived, aux = batch.lists.of("revived", lambda: self.revived(state)), x_hat.new_zeros(())
+            if len(revived):
                 error_ND, x_ND = (batch.target - x_hat).detach(), params.centred(batch.x).detach()
-                aux = objectives.aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, revived_F, k)
+                aux = objectives.aux_k(error_ND, x_ND, params.W_enc, params.b_enc, params.W_dec, revived, k)
             terms["aux"] = self.aux_coefficient * aux
         return terms
 

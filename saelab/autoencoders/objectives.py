@@ -1,7 +1,7 @@
 """Reconstruction and auxiliary losses. Shapes: N tokens, D outputs."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.autoencoders.allocation import PreActivations
@@ -32,18 +32,17 @@ def aux_k(
     W_enc_FD: Float[Tensor, "f d_in"],
     b_enc_F: Float[Tensor, " f"],
     W_dec_FD: Float[Tensor, "f d_out"],
-    dead_F: Bool[Tensor, " f"],
+    dead: Int64[Tensor, " m"],
     k: int,
 ) -> Float[Tensor, ""]:
-    """The share of the error's variance that the k strongest dead latents leave unexplained (Gao et al. 2024, app. A.2).
+    """The share of the error's variance that the k strongest of the dead latents [m] leave unexplained (Gao et al. 2024, app. A.2).
 
     `error_ND` is detached and holds no b_dec, so none is added to the auxiliary reconstruction. With fewer than k
     dead latents the loss is scaled by their number over k (our choice, as in SAELens). Zero when none is dead.
     """
-    n_dead = int(dead_F.sum())
+    n_dead = len(dead)
     if n_dead == 0:
         return error_ND.new_zeros(())
-    dead = dead_F.nonzero().squeeze(1)
     scores = PreActivations(x_ND, W_enc_FD[dead], b_enc_F[dead])
     if n_dead <= 4 * k:  # few enough columns for a dense product to be the faster one
         acts_NA = scores.dense().relu()

@@ -154,7 +154,7 @@ class SAE(nn.Module):
         rows = self._rows(x).to(params.b_enc.dtype)
         scaled = self.scaled(rows)
         codes = self.cfg.select(self.cfg.scores(params, Batch(scaled, scaled)), self.state)
-        return codes.with_values(codes.values / self.state.target_scale)
+        return codes.with_values(codes.values / self.state.target_scale).compact()
 
     def scaled(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """x [..., d_in] as the encoder sees it: times the scale of training, or normalised vector by vector."""

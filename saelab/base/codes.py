@@ -25,6 +25,9 @@ class SparseCodes:
     `offsets` [n + 1] where each token's entries begin. Nothing else is kept: no zero is stored. Where only the places are
     asked for, `values` is empty.
 
+    On a device, to know how many latents fire is to wait for it: codes that are `padded` have one number of entries a token
+    there, zeros among them, until `compact` drops these.
+
     >>> import torch
     >>> codes = SparseCodes.from_dense(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]]))
     >>> codes.values, codes.indices, codes.offsets
@@ -39,8 +42,10 @@ class SparseCodes:
         indices: Int[Tensor, " nnz"],
         offsets: Int[Tensor, " offsets"],
         n_latents: int,
+        padded: bool = False,
     ) -> None:
         self.values, self.indices, self.offsets, self.n_latents = values, indices, offsets, n_latents
+        self.padded = padded
         self._rows: Tensor | None = None
         self._by_latent: ByLatent | None = None
 
@@ -48,19 +53,22 @@ class SparseCodes:
     def from_rows(
         cls, values_NK: Float[Tensor, "n k"], indices_NK: Int[Tensor, "n k"], n_latents: int
     ) -> "SparseCodes":
-        """At most K entries a token, `indices_NK` ascending within a row; values at or below zero are dropped."""
+        """At most K entries a token, `indices_NK` ascending within a row; values at or below zero are dropped, on a device
+        set to zero."""
         n, k = values_NK.shape
         keep_NK = values_NK > 0
-        if k and bool(keep_NK.all()):
+        padded = values_NK.device.type != "cpu"
+        if k and (padded or bool(keep_NK.all())):
             offsets = torch.arange(0, n * k + 1, k, device=values_NK.device)
-            return cls(values_NK.reshape(-1), indices_NK.reshape(-1), offsets, n_latents)
+            values = values_NK.relu() if padded else values_NK
+            return cls(values.reshape(-1), indices_NK.reshape(-1), offsets, n_latents, padded)
         return cls(values_NK[keep_NK], indices_NK[keep_NK], _offsets(keep_NK.sum(1)), n_latents)
 
     @classmethod
     def from_dense(cls, codes_NF: Float[Tensor, "n latents"]) -> "SparseCodes":
         """The positive entries of a dense [n, n_latents] matrix."""
         rows, indices = (codes_NF > 0).nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=codes_NF.shape[0])
+        counts = counted(rows, codes_NF.shape[0])
         return cls(codes_NF[rows, indices], indices, _offsets(counts), codes_NF.shape[1])
 
     def __len__(self) -> int:
@@ -78,32 +86,31 @@ class SparseCodes:
         """The token [nnz] that each entry belongs to."""
         if self._rows is None:
             counts = self.offsets.diff()
-            self._rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+            tokens = torch.arange(len(counts), device=counts.device)
+            self._rows = torch.repeat_interleave(tokens, counts, output_size=len(self.indices))
         return self._rows
 
     def by_latent(self) -> ByLatent:
         """The entries grouped by latent, tokens ascending; one sort, shared by every weight gradient."""
         if self._by_latent is None:
             order = self.indices.argsort(stable=True)
-            counts = torch.bincount(self.indices, minlength=self.n_latents)
-            self._by_latent = ByLatent(order, _offsets(counts))
+            self._by_latent = ByLatent(order, _offsets(counted(self.indices, self.n_latents)))
         return self._by_latent
 
     def with_values(self, values: Float[Tensor, " nnz"]) -> "SparseCodes":
         """Other activations at the same places."""
-        codes = SparseCodes(values, self.indices, self.offsets, self.n_latents)
+        codes = SparseCodes(values, self.indices, self.offsets, self.n_latents, self.padded)
         codes._rows, codes._by_latent = self._rows, self._by_latent
         return codes
 
     def where(self, keep: Bool[Tensor, " nnz"]) -> "SparseCodes":
         """The entries for which `keep` [nnz] is true."""
-        counts = torch.bincount(self.rows()[keep], minlength=len(self))
+        counts = counted(self.rows()[keep], len(self))
         return SparseCodes(self.values[keep], self.indices[keep], _offsets(counts), self.n_latents)
 
-    def positive(self) -> "SparseCodes":
-        """The entries above zero: all of them, but in the training of rules that also learn from those just below."""
-        keep = self.values > 0
-        return self if bool(keep.all()) else self.where(keep)
+    def compact(self) -> "SparseCodes":
+        """The same codes without padding."""
+        return self.where(self.values > 0) if self.padded else self
 
     def to_dense(self) -> Float[Tensor, "n latents"]:
         """The dense [n, n_latents] matrix.
@@ -118,6 +125,18 @@ class SparseCodes:
         """The (values, latents) of token i."""
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
         return self.values[start:stop], self.indices[start:stop]
+
+
+def counted(numbers: Int[Tensor, " m"], size: int) -> Int[Tensor, " size"]:
+    """How often each of 0 to size - 1 occurs; unlike `bincount`, without waiting for a device.
+
+    >>> import torch
+    >>> counted(torch.tensor([2, 0, 2]), 4)
+    tensor([1, 0, 2, 0])
+    """
+    return torch.zeros(size, dtype=torch.int64, device=numbers.device).index_add_(
+        0, numbers, torch.ones_like(numbers, dtype=torch.int64)
+    )
 
 
 def refuse_dense(n: int, n_latents: int, itemsize: int) -> None:

@@ -20,7 +20,8 @@ from saelab.base.codes import SparseCodes
 from saelab.kernels import mixed
 from saelab.kernels.sparse import sampled_product
 
-_TILE_ROWS, _TILE_SCORES = 1024, 2**24  # the larger of a product's parts, in rows and in scores
+_TILE_ROWS, _TILE_SCORES = 1024, 2**24  # the larger of a product's parts on a CPU, in rows and in scores
+_DEVICE_SCORES = 2**27  # on a device
 PAD = 64  # an fp32 product of 64 rows or more has the same bits whatever its number of rows
 _BF16_UNIT = 2.0**-9
 _CANDIDATES = 3  # times k: far enough down for the rigorous bound on bf16's error to clear nearly every token
@@ -76,14 +77,15 @@ def candidate_count(k: int, n_latents: int) -> int:
     return min(max(_CANDIDATES * k, k + 16), n_latents)
 
 
-def tile_rows(n_latents: int) -> int:
-    """Rows of a part of the dense product."""
-    return max(2 * PAD, min(_TILE_ROWS, _TILE_SCORES // n_latents))
+def tile_rows(n_latents: int, device: torch.device) -> int:
+    """Rows of a part of the dense product: few enough for a cache, or on a device for its memory."""
+    most = min(_TILE_ROWS, _TILE_SCORES // n_latents) if device.type == "cpu" else _DEVICE_SCORES // n_latents
+    return max(2 * PAD, most)
 
 
-def tiles(n: int, n_latents: int) -> list[slice]:
+def tiles(n: int, n_latents: int, device: torch.device) -> list[slice]:
     """Equal parts of at most `tile_rows` rows, so that none is small enough to change the bits of a product."""
-    count = -(-n // tile_rows(n_latents))
+    count = -(-n // tile_rows(n_latents, device))
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
@@ -91,7 +93,7 @@ def products(
     x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], b_F: Float[Tensor, " f"]
 ) -> Iterator[tuple[slice, Float[Tensor, "m f"]]]:
     """The dense scores part by part, (rows, scores [rows, n_latents]), all in the same memory: use one before the next."""
-    parts = tiles(len(x_ND), len(W_FD))
+    parts = tiles(len(x_ND), len(W_FD), x_ND.device)
     memory = x_ND.new_empty(max((part.stop - part.start for part in parts), default=0), len(W_FD))
     for part in parts:
         yield part, mixed.linear_into(memory[: part.stop - part.start], x_ND[part], W_FD, b_F)
@@ -107,6 +109,9 @@ def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Ten
 
 def largest(scores_NF: Float[Tensor, "n f"], k: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """The k largest of each row, ordered by index; torch's top-k leaves open which of equal values it takes."""
+    if scores_NF.device.type != "cpu" and scores_NF.dtype == torch.float32:
+        indices_NK = _by_key(scores_NF, k).sort(dim=1).values
+        return scores_NF.gather(1, indices_NK), indices_NK
     top = scores_NF.topk(min(k + 1, scores_NF.shape[1]), dim=1)
     indices_NK = top.indices[:, :k]
     if top.values.shape[1] > k:
@@ -116,6 +121,17 @@ def largest(scores_NF: Float[Tensor, "n f"], k: int) -> tuple[Float[Tensor, "n k
             indices_NK[tied] = scores_NF[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     indices_NK = indices_NK.sort(dim=1).values
     return scores_NF.gather(1, indices_NK), indices_NK
+
+
+def _by_key(scores_NF: Tensor, k: int) -> Tensor:
+    """The places [n, k] of the k largest positive scores, of equal ones the lower, without waiting to know whether any are.
+
+    One integer orders both: the bits of a positive float ascend as it does, and below them stands the place from the end.
+    """
+    last = scores_NF.shape[1] - 1
+    from_end_F = torch.arange(last, -1, -1, device=scores_NF.device)
+    key_NF = scores_NF.relu().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(from_end_F)
+    return last - key_NF.topk(k, dim=1).values.bitwise_and_(2**32 - 1)
 
 
 def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -137,7 +153,7 @@ def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tenso
     places_NK = top.indices[:, :k].sort(dim=1).values
     values_NK, indices_NK = scores_NM.gather(1, places_NK), candidates_NM.gather(1, places_NK)
     doubtful = _in_doubt(top.values, k, cut_N + bound_N, fp32_bound(x_ND, W_FD, b_F)).nonzero().squeeze(1)
-    for some in doubtful.split(tile_rows(len(W_FD))):
+    for some in doubtful.split(tile_rows(len(W_FD), x_ND.device)):
         values_NK[some], indices_NK[some] = largest(dense_rows(x_ND, W_FD, b_F, some), k)
     return values_NK, indices_NK
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from saelab.base.codes import SparseCodes
 from saelab.kernels import mixed
 
-_GATHER_ROWS = 4096
+_GATHERED = 2**27  # numbers that are gathered at once
 
 
 def decode(codes: SparseCodes, W_FD: Float[Tensor, "f d"]) -> Float[Tensor, "n d"]:
@@ -43,7 +43,8 @@ def encode_at(
 
     The values of `codes` are taken to be these products already; only their gradients are added.
     """
-    return codes.with_values(_EncodeAt.apply(x_ND, W_FD, b_F, codes.values, codes))
+    values = _EncodeAt.apply(x_ND, W_FD, b_F, codes.values, codes)
+    return codes.with_values(values.relu() if codes.padded else values)  # what pads has no gradient
 
 
 def sampled_product(
@@ -54,8 +55,9 @@ def sampled_product(
         pattern = _csr(codes.offsets, codes.indices, x_ND.new_zeros(len(codes.indices)), (len(x_ND), len(W_FD)))
         return torch.sparse.sampled_addmm(pattern, x_ND, W_FD.T).values()
     rows, out = codes.rows(), x_ND.new_empty(len(codes.indices))
-    for start in range(0, len(out), _GATHER_ROWS):
-        part = slice(start, start + _GATHER_ROWS)
+    step = max(1, _GATHERED // x_ND.shape[1])
+    for start in range(0, len(out), step):
+        part = slice(start, start + step)
         torch.sum(x_ND[rows[part]] * W_FD[codes.indices[part]], 1, out=out[part])
     return out
 

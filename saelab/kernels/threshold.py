@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from saelab.base.codes import SparseCodes
+from saelab.base.codes import SparseCodes, counted
 from saelab.kernels import mixed
 from saelab.kernels.selection import PAD, bf16_bounds, dense_rows, fp32_bound, products, shortlist_pays
 from saelab.kernels.sparse import sampled_product
@@ -168,5 +168,5 @@ def as_codes(
     rows: Int64[Tensor, " nnz"], indices: Int64[Tensor, " nnz"], values: Float[Tensor, " values"], n: int, f: int
 ) -> SparseCodes:
     offsets = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
+    torch.cumsum(counted(rows, n), 0, out=offsets[1:])
     return SparseCodes(values, indices, offsets, f)

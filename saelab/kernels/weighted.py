@@ -71,7 +71,7 @@ def top_k_weighted(
 
     with torch.no_grad():
         if not shortlist:
-            for rows in tiles(len(x_ND), len(W_FD)):
+            for rows in tiles(len(x_ND), len(W_FD), x_ND.device):
                 scores_NF = mixed.linear(x_ND[rows], W_FD, b_F)
                 exactly(rows, scores_NF, mixed.linear(gradient_ND[rows], W_dec_FD))
             return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
@@ -79,7 +79,7 @@ def top_k_weighted(
         candidates_NM, reach_N = _candidates(made_of, k)
         doubtful_N = _choose(made_of, candidates_NM, reach_N, values_NK, indices_NK)
         none_F = torch.zeros_like(b_F)
-        for some in doubtful_N.nonzero().squeeze(1).split(tile_rows(len(W_FD))):
+        for some in doubtful_N.nonzero().squeeze(1).split(tile_rows(len(W_FD), x_ND.device)):
             influence_NF = dense_rows(gradient_ND, W_dec_FD, none_F, some)
             exactly(some, dense_rows(x_ND, W_FD, b_F, some), influence_NF)
     return SparseCodes.from_rows(values_NK, indices_NK, len(W_FD))
@@ -95,7 +95,7 @@ def _candidates(made_of: _Weighted, k: int) -> tuple[Tensor, Tensor]:
     influence_bound_N = bf16_bounds(gradient_ND, g_low, W_dec_FD, W_dec_low, zero_F, zero_N)
     bounds_NM = x_low.new_empty(len(x_ND), m)
     candidates_NM = torch.empty(len(x_ND), m, dtype=torch.int64)
-    for rows in tiles(len(x_ND), len(W_FD)):
+    for rows in tiles(len(x_ND), len(W_FD), x_ND.device):
         scores_NF = torch.nn.functional.linear(x_low[rows], W_low, b_low)
         scores_NF.add_(score_bound_N[rows, None].bfloat16()).relu_()
         weights_NF = torch.nn.functional.linear(g_low[rows], W_dec_low).abs_()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from saelab.autoencoders.architecture import Architecture, Batch
+from saelab.autoencoders.architecture import Architecture, Batch, Lists
 from saelab.autoencoders.sae import SAE
 from saelab.autoencoders.serialization import unit_rows
 from saelab.base import processes as distributed
@@ -15,7 +15,8 @@ from saelab.base.errors import DataError
 from saelab.kernels import sparse
 from saelab.training.schedule import Schedule
 
-_PART = 512  # decoder rows that stay in the cache between two passes over them
+_PART = 512  # decoder rows that stay in a CPU's cache between two passes over them
+_RENEWED = 32  # steps after which a device looks up again which latents are dead
 
 
 class Trainer:
@@ -48,10 +49,16 @@ class Trainer:
         rates = {id(sae.extra[name]): rate for name, rate in self.recipe.rates.items()}
         groups = [{"params": [p], "factor": rates.get(id(p), 1.0)} for p in self.parameters]
         self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=self.recipe.betas, fused=True)
-        self.done = 0
+        self.done = self.begun = 0
         sae.state.dead_after.fill_(schedule.dead_after)
         for statistic in (sae.state.fires, sae.state.act_sum, sae.state.act_max, sae.state.stat_tokens):
             statistic.zero_()
+        self.lists = Lists()
+        self.awaits = sae.device.type != "cpu"  # whether to read a number of it is to wait
+        self.failed = torch.zeros((), device=sae.device)  # 1 from a step on whose loss was not finite
+        self.failure = torch.zeros(3, dtype=torch.float64, device=sae.device)  # that step, its loss, its largest entry
+        if self.awaits:
+            self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]  # of fused Adam, which leaves all as it is
         self.covariance = torch.zeros(sae.d_out, sae.d_out, dtype=torch.float64, device=sae.device)
         self.target_sum = torch.zeros(sae.d_out, dtype=torch.float64, device=sae.device)
         self.target_rows = torch.zeros((), dtype=torch.int64)
@@ -109,7 +116,7 @@ class Trainer:
         """One step on raw rows {"x": [n, d_in], "target", "gradient"}: its figures, still tensors.
 
         With `log=False` only the loss is computed. Raises `DataError` when the loss is not finite; the weights are then
-        as they were.
+        as they were. On a device the next step with `log=True` raises it, or `check`; the weights are those before it still.
         """
         sae, cfg, state = self.sae, self.sae.cfg, self.sae.state
         batch = self._batch(rows)
@@ -123,9 +130,7 @@ class Trainer:
         x_hat_ND = decoded_ND + params.base(x_ND)
         terms = cfg.losses(batch, codes, x_hat_ND, params, state)
         loss = torch.stack(list(terms.values())).sum()
-        whole = float(distributed.mean(loss.detach()))
-        if not math.isfinite(whole):
-            raise DataError(self._why_not_finite(whole, rows, x_hat_ND.detach()))
+        self._note_failure(distributed.mean(loss.detach()), rows, x_hat_ND.detach())
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -138,21 +143,22 @@ class Trainer:
                 remove_parallel_gradient(sae.W_dec)
             self.optimizer.step()
             if self.unit_rows:
-                normalise_rows(sae.W_dec)
+                normalise_rows(sae.W_dec, self.failed if self.awaits else None)
             params = sae.params()
             renewed = cfg.observe(batch, codes, params, state)
             if renewed is not None:
                 self._renew(renewed)
-            fired = codes.positive() if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
-            self._count(fired, target_ND)
+            sparsely = codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
+            fires_F = self._count(sparsely, target_ND)
         self.done += 1
 
         figures: dict[str, Tensor | float] = {"loss": distributed.mean(loss.detach()), "lr": lr}
         if log:
+            self.check()
             error = distributed.mean((target_ND - x_hat_ND.detach()).square().sum())
             variance = distributed.mean((target_ND - distributed.mean(target_ND.mean(0))).square().sum())
             figures |= {name: distributed.mean(term.detach()) for name, term in terms.items()}
-            l0 = distributed.total(len(fired.indices)) / distributed.total(len(fired))
+            l0 = int(fires_F.sum()) / distributed.total(len(x_ND))
             figures |= {"l0": l0, "explained_variance": 1 - error / variance}
         return figures
 
@@ -161,6 +167,7 @@ class Trainer:
 
         The SAE is frozen then: its codes of plain vectors have no graph.
         """
+        self.check()
         self.optimizer.zero_grad(set_to_none=True)
         self.sae.requires_grad_(False)
         n = int(self.target_rows)
@@ -171,6 +178,27 @@ class Trainer:
             variance = (((W_dec @ covariance) * W_dec).sum(1) / W_dec.square().sum(1)).clamp_min(0).nan_to_num(0)
             self.sae.state.direction_std.copy_(variance.sqrt())
         self.sae.to(self.dtype)
+
+    def _note_failure(self, loss: Tensor, rows: dict[str, Tensor], x_hat_ND: Tensor) -> None:
+        """Raise where the loss is not finite, on a device only note it: from then on no weight moves."""
+        if not self.awaits:
+            if not math.isfinite(float(loss)):
+                raise DataError(self._why_not_finite(float(loss), rows, x_hat_ND))
+            return
+        found = torch.stack([loss, rows["x"].abs().amax()]).double()
+        self.failure[0].add_(self.failed == 0)
+        self.failure[1:] = torch.where(self.failed > 0, self.failure[1:], found)
+        self.failed.copy_(torch.maximum(self.failed, ~torch.isfinite(loss)))
+
+    def check(self) -> None:
+        """Raise `DataError` when the loss of a step was not finite."""
+        if self.awaits and bool(self.failed):
+            count, loss, largest = self.failure.tolist()
+            raise DataError(
+                f"the loss of step {self.begun + int(count) - 1:,} is {loss}, and the weights are those before it: the largest "
+                f"entry of its batch is {largest:.3g}; leave rows out that hold NaN or infinity, lower the learning rate (it is "
+                f"{self.lr:.3g}), or go on from the last checkpoint with device='cpu', where the rows are counted"
+            )
 
     def _why_not_finite(self, loss: float, rows: dict[str, Tensor], x_hat_ND: Tensor) -> str:
         bad = {name: int((~torch.isfinite(column)).any(1).sum()) for name, column in rows.items()}
@@ -196,18 +224,22 @@ class Trainer:
         state, rows = self.sae.state, self._wide(rows)
         x_ND = self.sae.scaled(rows["x"])
         target_ND = rows["target"] * state.target_scale if "target" in rows else x_ND
-        return Batch(x_ND, target_ND, rows["gradient"] / state.scale if "gradient" in rows else None)
+        gradient_ND = rows["gradient"] / state.scale if "gradient" in rows else None
+        self.lists.renews = not self.awaits or self.done % _RENEWED == 0
+        return Batch(x_ND, target_ND, gradient_ND, lists=self.lists)
 
     def _wide(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rows in the SAE's precision."""
         return {name: column.to(self.sae.dtype) for name, column in rows.items()}
 
-    def _count(self, codes: SparseCodes, target_ND: Tensor) -> None:
+    def _count(self, codes: SparseCodes, target_ND: Tensor) -> Tensor:
+        """Add a batch to the statistics; how often each latent fired in it."""
         state, n = self.sae.state, distributed.total(len(codes))
-        fires_F = distributed.sum_(codes.by_latent().offsets.diff())
+        fired = (codes.values > 0).long()
+        fires_F = distributed.sum_(torch.zeros_like(state.fires).index_add_(0, codes.indices, fired))
         state.tokens_since_fired.add_(n).masked_fill_(fires_F > 0, 0)
         if self.done < self.schedule.statistics_from:
-            return
+            return fires_F
         values = codes.values.detach().float()
         zeros_F = torch.zeros_like(state.act_sum)
         state.fires += fires_F
@@ -219,14 +251,18 @@ class Trainer:
             self.covariance += distributed.sum_((target_ND.T @ target_ND).double())
             self.target_sum += distributed.sum_(target_ND.sum(0, dtype=torch.float64))
             self.target_rows += n
+        return fires_F
 
     def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
         """Everything that the next step depends on, as tensors."""
+        self.check()
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for i, parameter in enumerate(self.parameters):
             for name, tensor in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{i}.{name}"] = tensor
         tensors |= {"covariance": self.covariance, "target_sum": self.target_sum, "target_rows": self.target_rows}
+        if self.awaits:
+            tensors |= {f"list.{name}": latents for name, latents in self.lists.kept.items()}
         return tensors | {"done": torch.tensor(self.done)}
 
     def load_state_dict(self, tensors: dict[str, Shaped[Tensor, "..."]]) -> None:
@@ -240,7 +276,9 @@ class Trainer:
                 self.optimizer.state[parameter][name.removeprefix(prefix)] = kept
         for name in ("covariance", "target_sum", "target_rows"):
             getattr(self, name).copy_(tensors[name])
-        self.done = int(tensors["done"])
+        lists = {name: latents for name, latents in tensors.items() if name.startswith("list.")}
+        self.lists.kept = {name.removeprefix("list."): latents.to(self.sae.device) for name, latents in lists.items()}
+        self.done = self.begun = int(tensors["done"])
 
 
 def _unit_scale(x_ND: Tensor, current: Tensor) -> float:
@@ -277,11 +315,17 @@ def remove_parallel_gradient(W_FD: torch.nn.Parameter) -> None:
     """Take from the gradient what would only change the length of a (unit) row."""
     if W_FD.grad is None:
         return
-    for grad, row in zip(W_FD.grad.split(_PART), W_FD.data.split(_PART), strict=True):
+    part = _part(W_FD)
+    for grad, row in zip(W_FD.grad.split(part), W_FD.data.split(part), strict=True):
         grad.addcmul_((grad * row).sum(1, keepdim=True), row, value=-1)
 
 
-def normalise_rows(W_FD: Float[Tensor, "latents d"]) -> None:
-    """Bring every row back to length 1."""
-    for row in W_FD.data.split(_PART):
-        row.div_(torch.linalg.vector_norm(row, dim=1, keepdim=True))
+def normalise_rows(W_FD: Float[Tensor, "latents d"], unless: Float[Tensor, ""] | None = None) -> None:
+    """Bring every row back to length 1, unless that flag of a device is up."""
+    for row in W_FD.data.split(_part(W_FD)):
+        length = torch.linalg.vector_norm(row, dim=1, keepdim=True)
+        row.div_(length if unless is None else torch.where(unless > 0, 1, length))
+
+
+def _part(W_FD: Tensor) -> int:
+    return _PART if W_FD.device.type == "cpu" else len(W_FD)
