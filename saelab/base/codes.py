@@ -1,6 +1,6 @@
 """SparseCodes: which latents fire on which tokens, and how strongly."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,8 +46,7 @@ class SparseCodes:
     ) -> None:
         self.values, self.indices, self.offsets, self.n_latents = values, indices, offsets, n_latents
         self.padded = padded
-        self._rows: Tensor | None = None
-        self._by_latent: ByLatent | None = None
+        self._known: dict[str, Any] = {}  # of the places, shared by all codes at the same ones
 
     @classmethod
     def from_rows(
@@ -56,13 +55,16 @@ class SparseCodes:
         """At most K entries a token, `indices_NK` ascending within a row; values at or below zero are dropped, on a device
         set to zero."""
         n, k = values_NK.shape
-        keep_NK = values_NK > 0
         padded = values_NK.device.type != "cpu"
-        if k and (padded or bool(keep_NK.all())):
-            offsets = torch.arange(0, n * k + 1, k, device=values_NK.device)
-            values = values_NK.relu() if padded else values_NK
-            return cls(values.reshape(-1), indices_NK.reshape(-1), offsets, n_latents, padded)
-        return cls(values_NK[keep_NK], indices_NK[keep_NK], _offsets(keep_NK.sum(1)), n_latents)
+        if padded:
+            values_NK = values_NK.relu()
+        elif not k or not bool((values_NK > 0).all()):
+            keep_NK = values_NK > 0
+            return cls(values_NK[keep_NK], indices_NK[keep_NK], _offsets(keep_NK.sum(1)), n_latents)
+        offsets = torch.arange(0, n * k + 1, k, device=values_NK.device)
+        codes = cls(values_NK.reshape(-1), indices_NK.reshape(-1), offsets, n_latents, padded)
+        codes._known["rows"] = torch.arange(n, device=offsets.device)[:, None].expand(n, k).reshape(-1)
+        return codes
 
     @classmethod
     def from_dense(cls, codes_NF: Float[Tensor, "n latents"]) -> "SparseCodes":
@@ -84,23 +86,24 @@ class SparseCodes:
 
     def rows(self) -> Int[Tensor, " nnz"]:
         """The token [nnz] that each entry belongs to."""
-        if self._rows is None:
+        if "rows" not in self._known:
             counts = self.offsets.diff()
             tokens = torch.arange(len(counts), device=counts.device)
-            self._rows = torch.repeat_interleave(tokens, counts, output_size=len(self.indices))
-        return self._rows
+            self._known["rows"] = torch.repeat_interleave(tokens, counts, output_size=len(self.indices))
+        return self._known["rows"]
 
     def by_latent(self) -> ByLatent:
         """The entries grouped by latent, tokens ascending; one sort, shared by every weight gradient."""
-        if self._by_latent is None:
-            order = self.indices.argsort(stable=True)
-            self._by_latent = ByLatent(order, _offsets(counted(self.indices, self.n_latents)))
-        return self._by_latent
+        if "by_latent" not in self._known:
+            latents, order = self.indices.sort(stable=True)
+            starts = torch.arange(self.n_latents + 1, dtype=latents.dtype, device=latents.device)
+            self._known["by_latent"] = ByLatent(order, torch.searchsorted(latents, starts))
+        return self._known["by_latent"]
 
     def with_values(self, values: Float[Tensor, " nnz"]) -> "SparseCodes":
         """Other activations at the same places."""
         codes = SparseCodes(values, self.indices, self.offsets, self.n_latents, self.padded)
-        codes._rows, codes._by_latent = self._rows, self._by_latent
+        codes._known = self._known
         return codes
 
     def where(self, keep: Bool[Tensor, " nnz"]) -> "SparseCodes":

@@ -128,10 +128,9 @@ def _by_key(scores_NF: Tensor, k: int) -> Tensor:
 
     One integer orders both: the bits of a positive float ascend as it does, and below them stands the place from the end.
     """
-    last = scores_NF.shape[1] - 1
-    from_end_F = torch.arange(last, -1, -1, device=scores_NF.device)
+    from_end_F = torch.arange(scores_NF.shape[1], 0, -1, device=scores_NF.device)
     key_NF = scores_NF.relu().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(from_end_F)
-    return last - key_NF.topk(k, dim=1).values.bitwise_and_(2**32 - 1)
+    return key_NF.topk(k, dim=1).indices
 
 
 def _shortlisted(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:

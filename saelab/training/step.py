@@ -47,16 +47,19 @@ class Trainer:
         self.parameters = list(sae.requires_grad_(True).parameters())
         self.recipe = sae.cfg.recipe
         rates = {id(sae.extra[name]): rate for name, rate in self.recipe.rates.items()}
-        groups = [{"params": [p], "factor": rates.get(id(p), 1.0)} for p in self.parameters]
+        by_rate: dict[float, list[torch.nn.Parameter]] = {}
+        for parameter in self.parameters:
+            by_rate.setdefault(rates.get(id(parameter), 1.0), []).append(parameter)
+        groups = [{"params": of, "factor": rate} for rate, of in by_rate.items()]
         self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=self.recipe.betas, fused=True)
-        self.done = self.begun = 0
+        self.done = 0
         sae.state.dead_after.fill_(schedule.dead_after)
         for statistic in (sae.state.fires, sae.state.act_sum, sae.state.act_max, sae.state.stat_tokens):
             statistic.zero_()
         self.lists = Lists()
         self.awaits = sae.device.type != "cpu"  # whether to read a number of it is to wait
-        self.failed = torch.zeros((), device=sae.device)  # 1 from a step on whose loss was not finite
-        self.failure = torch.zeros(3, dtype=torch.float64, device=sae.device)  # that step, its loss, its largest entry
+        self.failure = torch.zeros((), device=sae.device)  # the first loss that was not finite
+        self.failed = torch.zeros((), device=sae.device)  # 1 from then on
         if self.awaits:
             self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]  # of fused Adam, which leaves all as it is
         self.covariance = torch.zeros(sae.d_out, sae.d_out, dtype=torch.float64, device=sae.device)
@@ -185,19 +188,17 @@ class Trainer:
             if not math.isfinite(float(loss)):
                 raise DataError(self._why_not_finite(float(loss), rows, x_hat_ND))
             return
-        found = torch.stack([loss, rows["x"].abs().amax()]).double()
-        self.failure[0].add_(self.failed == 0)
-        self.failure[1:] = torch.where(self.failed > 0, self.failure[1:], found)
-        self.failed.copy_(torch.maximum(self.failed, ~torch.isfinite(loss)))
+        self.failure.copy_(torch.where(self.failed > 0, self.failure, loss))
+        self.failed.copy_(self.failure - self.failure != 0)
 
     def check(self) -> None:
         """Raise `DataError` when the loss of a step was not finite."""
         if self.awaits and bool(self.failed):
-            count, loss, largest = self.failure.tolist()
+            step = int(self.optimizer.state[self.sae.W_dec]["step"])
             raise DataError(
-                f"the loss of step {self.begun + int(count) - 1:,} is {loss}, and the weights are those before it: the largest "
-                f"entry of its batch is {largest:.3g}; leave rows out that hold NaN or infinity, lower the learning rate (it is "
-                f"{self.lr:.3g}), or go on from the last checkpoint with device='cpu', where the rows are counted"
+                f"the loss of step {step:,} is {float(self.failure)}, and the weights are those before it: leave rows out that "
+                f"hold NaN or infinity, or lower the learning rate (it is {self.lr:.3g}); with device='cpu' the error says "
+                "which it was"
             )
 
     def _why_not_finite(self, loss: float, rows: dict[str, Tensor], x_hat_ND: Tensor) -> str:
@@ -278,7 +279,7 @@ class Trainer:
             getattr(self, name).copy_(tensors[name])
         lists = {name: latents for name, latents in tensors.items() if name.startswith("list.")}
         self.lists.kept = {name.removeprefix("list."): latents.to(self.sae.device) for name, latents in lists.items()}
-        self.done = self.begun = int(tensors["done"])
+        self.done = int(tensors["done"])
 
 
 def _unit_scale(x_ND: Tensor, current: Tensor) -> float:
@@ -324,7 +325,7 @@ def normalise_rows(W_FD: Float[Tensor, "latents d"], unless: Float[Tensor, ""] |
     """Bring every row back to length 1, unless that flag of a device is up."""
     for row in W_FD.data.split(_part(W_FD)):
         length = torch.linalg.vector_norm(row, dim=1, keepdim=True)
-        row.div_(length if unless is None else torch.where(unless > 0, 1, length))
+        row.div_(length if unless is None else length.masked_fill_(unless > 0, 1))
 
 
 def _part(W_FD: Tensor) -> int:

@@ -117,7 +117,7 @@ def test_aux_k_equals_its_definition(n_dead):
     )
     dead = torch.zeros(60, dtype=torch.bool)
     dead[torch.randperm(60)[:n_dead]] = True
-    found = objectives.aux_k(error, x, W_enc, b, W_dec, dead, 3)
+    found = objectives.aux_k(error, x, W_enc, b, W_dec, dead.nonzero().squeeze(1), 3)
     if not n_dead:
         assert float(found) == 0
         return
