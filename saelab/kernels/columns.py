@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.base import processes as distributed
-from saelab.base.codes import SparseCodes
+from saelab.base.codes import SparseCodes, counted
 from saelab.kernels import mixed
 from saelab.kernels.selection import fp32_bound
 from saelab.kernels.threshold import as_codes, collect, in_order, settle
@@ -46,8 +46,8 @@ def per_latent(
         cut_F = _guess(x_ND, W_FD, b_F, m_F)
         cut_F = torch.where(wanted_F, cut_F, cut_F[wanted_F].amax())
         rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
-        found = (values > cut_F[indices]) & wanted_F[indices]
-        count_F = torch.bincount(indices[found], minlength=n_latents)
+        found = wanted_F[indices]
+        count_F = counted(indices[found], n_latents)
         short_F = wanted_F & (count_F < m_F) & (cut_F > 0)
         found &= ~short_F[indices]
         rows, indices, values = rows[found], indices[found], values[found]
@@ -122,7 +122,7 @@ def _ranks(indices: Tensor, values: Tensor, n_latents: int) -> Tensor:
     """The rank [nnz], from 0, of each entry among those of its latent, largest first; entries come in row-major order."""
     order = values.argsort(descending=True, stable=True)
     order = order[indices[order].argsort(stable=True)]
-    counts_F = torch.bincount(indices, minlength=n_latents)
+    counts_F = counted(indices, n_latents)
     first_F = counts_F.cumsum(0) - counts_F
     rank = torch.empty_like(indices)
     rank[order] = torch.arange(len(order), device=order.device) - first_F[indices[order]]

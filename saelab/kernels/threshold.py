@@ -16,6 +16,7 @@ from saelab.kernels.sparse import sampled_product
 
 _GROUP = 32
 _SAMPLE = 128
+_ROOM = 1024  # entries a token for which a device has room at first
 _MARGIN = 1.3  # how many times its share of the budget a sample is asked for
 
 
@@ -36,9 +37,7 @@ def above(
     """
     with torch.no_grad():
         cut_F = threshold.to(x_ND).expand(len(W_FD)).clamp_min(floor)
-        rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
-        keep = values > cut_F[indices]
-        return as_codes(rows[keep], indices[keep], values[keep], len(x_ND), len(W_FD))
+        return as_codes(*collect(x_ND, W_FD, b_F, cut_F, shortlist), len(x_ND), len(W_FD))
 
 
 def top_total(
@@ -59,14 +58,14 @@ def top_total(
     with torch.no_grad():
         guess = _guess(x_ND, W_FD, b_F, budget)
         while True:
-            cut_F = x_ND.new_full((len(W_FD),), guess)
-            rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist)
-            enough = int((values > guess).sum()) >= budget
-            if enough or guess == 0:
+            rows, indices, values = collect(x_ND, W_FD, b_F, guess.expand(len(W_FD)), shortlist)
+            if len(values) >= budget or not bool(guess):
                 break
-            guess = guess / 2 if guess > 1e-3 else 0.0
-        rows, indices, values = (t[values > 0] for t in (rows, indices, values))
-        if len(values) > budget:
+            guess = torch.where(guess > 1e-3, guess / 2, 0)
+        if len(values) > budget and x_ND.device.type != "cpu":
+            kept = values.argsort(descending=True, stable=True)[:budget].sort().values
+            rows, indices, values = rows[kept], indices[kept], values[kept]
+        elif len(values) > budget:
             cut = values.kthvalue(len(values) - budget + 1).values
             near = (values - cut).abs() <= fp32_bound(x_ND, W_FD, b_F)[rows]
             values = settle(x_ND, W_FD, b_F, rows, indices, values, near)
@@ -78,12 +77,12 @@ def top_total(
         return as_codes(rows, indices, values, len(x_ND), len(W_FD))
 
 
-def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> float:
+def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget: int) -> Tensor:
     """A threshold a little below the batch's cut, from evenly spaced tokens."""
     sample_ND = x_ND[:: max(1, len(x_ND) // _SAMPLE)]
     scores = mixed.linear(sample_ND, W_FD, b_F).flatten()
     share = min(len(scores), int(_MARGIN * budget * len(sample_ND) / len(x_ND)) + 8)
-    return max(0.0, float(scores.topk(share, sorted=False).values.amin()))
+    return scores.topk(share, sorted=False).values.amin().clamp_min(0)
 
 
 def collect(
@@ -93,12 +92,14 @@ def collect(
     cut_F: Float[Tensor, " f"],
     shortlist: bool | None,
 ) -> tuple[Int64[Tensor, " nnz"], Int64[Tensor, " nnz"], Float[Tensor, " nnz"]]:
-    """Row-major (rows, indices, values) of at least all scores above the cuts; those near a cut have the dense value."""
+    """Row-major (rows, indices, values) of all scores above the cuts; those near a cut have the dense value."""
     if not len(x_ND):
         none = torch.empty(0, dtype=torch.int64, device=x_ND.device)
         return none, none, x_ND.new_empty(0)
     if shortlist is None:
         shortlist = shortlist_pays(x_ND, W_FD, 1)
+    if x_ND.device.type != "cpu":
+        return _collected_at_once(x_ND, W_FD, b_F, cut_F)
     if not shortlist:
         found = [_entries(scores, cut_F, None, part.start) for part, scores in products(x_ND, W_FD, b_F)]
         rows, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -111,7 +112,32 @@ def collect(
     places = as_codes(rows, indices, x_ND.new_empty(0), len(x_ND), len(W_FD))
     values = sampled_product(x_ND, W_FD, places) + b_F[indices]
     near = (values - cut_F[indices]).abs() <= fp32_bound(x_ND, W_FD, b_F)[rows]
-    return rows, indices, settle(x_ND, W_FD, b_F, rows, indices, values, near)
+    values = settle(x_ND, W_FD, b_F, rows, indices, values, near)
+    above = values > cut_F[indices]
+    return rows[above], indices[above], values[above]
+
+
+def _collected_at_once(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, cut_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same on a device, which is waited for once: each part has room for a share of its scores, and only where that
+    was too little is done again."""
+    f = len(W_FD)
+    parts, places, values, counts = [], [], [], []
+    for part, scores_NF in products(x_ND, W_FD, b_F):
+        above_NF = scores_NF > cut_F
+        place = above_NF.flatten().nonzero_static(size=min(_ROOM, f) * len(scores_NF), fill_value=0).squeeze(1)
+        parts.append(part)
+        places.append(place + part.start * f)
+        values.append(scores_NF.flatten()[place])
+        counts.append(above_NF.sum())
+    for i, count in enumerate(torch.stack(counts).cpu().tolist()):
+        if count > len(places[i]):
+            scores_NF = mixed.linear(x_ND[parts[i]], W_FD, b_F)
+            place = (scores_NF > cut_F).flatten().nonzero().squeeze(1)
+            places[i], values[i] = place + parts[i].start * f, scores_NF.flatten()[place]
+        else:
+            places[i], values[i] = places[i][:count], values[i][:count]
+    place = torch.cat(places)
+    return place // f, place % f, torch.cat(values)
 
 
 def _entries(scores_NF: Tensor, cut_F: Tensor, loose_N: Tensor | None, first: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +172,7 @@ def settle(
     near: Bool[Tensor, " nnz"],
 ) -> Float[Tensor, " nnz"]:
     """The values with those that are `near` a cut taken from the dense product."""
-    if not bool(near.any()):
+    if x_ND.device.type != "cpu" or not bool(near.any()):  # a device has no product but the dense one
         return values
     asked, place = rows[near].unique(return_inverse=True)
     settled = values[near].clone()

@@ -52,8 +52,9 @@ class GradientPreActivations(PreActivations):
         rows = slice(None, None, max(1, len(self.x_ND) // _SAMPLE))
         with torch.no_grad():
             chosen = selection.top_k(self.x_ND[rows], self.W_FD, self.b_F, k)
-            influences = sparse.sampled_product(self.gradient_ND[rows].contiguous(), self.W_dec_FD, chosen).abs()
-            return distributed.sum_(influences.sum()) / max(distributed.total(len(influences)), 1)
+            fired = chosen.values > 0
+            influences = sparse.sampled_product(self.gradient_ND[rows].contiguous(), self.W_dec_FD, chosen).abs() * fired
+            return distributed.sum_(influences.sum()) / distributed.sum_(fired.sum()).clamp_min(1)
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

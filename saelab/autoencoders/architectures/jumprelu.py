@@ -154,7 +154,7 @@ class JumpReLU(Architecture):
         fired = count(scores.near(width), scores.theta_F, width)
         terms = {"squared_error": penalty.squared_error(batch, x_hat), "l0_price": price * fired / len(batch.x)}
         if self.dead_coefficient:
-            parts = state.dead.nonzero().squeeze(1).split(_PART)
+            parts = batch.lists.of("dead", lambda: state.dead).split(_PART)
             missing = [
                 checkpoint(scores.missing, part, use_reentrant=False, preserve_rng_state=False) for part in parts
             ]

@@ -11,7 +11,7 @@ from saelab.autoencoders import objectives
 from saelab.autoencoders.architecture import Batch, Codes, Params, State, Terms
 from saelab.autoencoders.architectures.mutual_choice import MutualChoice
 from saelab.base import checks
-from saelab.base.codes import SparseCodes
+from saelab.base.codes import SparseCodes, counted
 from saelab.base.errors import ConfigError
 from saelab.kernels import sparse
 
@@ -72,11 +72,15 @@ class Matryoshka(MutualChoice):
     ) -> list[Float[Tensor, "n d_out"]]:
         """The reconstructions [n, d_out] by each prefix but the whole, on top of `base`: every entry is decoded once."""
         found: list[Tensor] = []
-        x_hat, widths = base, (0, *self.widths)
-        parts = params.W_dec.split([stop - start for start, stop in zip(widths, widths[1:], strict=False)])
-        for start, W_dec in zip(widths, parts[:-1], strict=False):
-            inside = codes.where((codes.indices >= start) & (codes.indices < start + len(W_dec)))
-            group = SparseCodes(inside.values, inside.indices - start, inside.offsets, len(W_dec))
-            x_hat = x_hat + sparse.decode(group, W_dec)
+        x_hat, starts = base, (0, *self.widths[:-1])
+        parts = params.W_dec.split([stop - start for start, stop in zip(starts, self.widths, strict=True)])
+        edges = torch.tensor(starts[1:]).to(codes.indices.device, non_blocking=True)
+        group_E = torch.bucketize(codes.indices, edges, right=True)
+        order, rows = group_E.argsort(stable=True), codes.rows()
+        groups = order.split(counted(group_E, len(parts)).cpu().tolist())
+        for start, W_dec, group in zip(starts[:-1], parts[:-1], groups[:-1], strict=True):
+            offsets = torch.searchsorted(rows[group], torch.arange(len(codes) + 1, device=rows.device))
+            inside = SparseCodes(codes.values[group], codes.indices[group] - start, offsets, len(W_dec))
+            x_hat = x_hat + sparse.decode(inside, W_dec)
             found.append(x_hat)
         return found
