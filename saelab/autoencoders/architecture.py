@@ -19,7 +19,7 @@ from saelab.base.codes import SparseCodes
 from saelab.base.errors import ConfigError
 from saelab.kernels import mixed
 
-_BY_THE_HOST = ("progress", "input_norm")  # how the names of scalars end by which the host plans a step: they stay with it
+_BY_THE_HOST = ("progress", "input_norm", "rounding_state")  # endings of what the host plans a step by: it stays there
 
 REGISTRY: dict[str, type["Architecture"]] = {}
 

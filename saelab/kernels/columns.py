@@ -40,6 +40,8 @@ def per_latent(
     n, n_latents = len(x_ND), len(W_FD)
     with torch.no_grad():
         wanted_F = m_F > 0
+        if x_ND.device.type != "cpu":
+            return as_codes(*_on_device(x_ND, W_FD, b_F, m_F), n, n_latents)
         if not bool(wanted_F.any()):
             none = m_F.new_empty(0)
             return as_codes(none, none, x_ND.new_empty(0), n, n_latents)
@@ -64,6 +66,25 @@ def per_latent(
             rank = _ranks(indices, values, n_latents)
         keep = (rank < m_F[indices]) & (values > 0)
         return as_codes(rows[keep], indices[keep], values[keep], n, n_latents)
+
+
+def _on_device(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as (rows, indices, values) on a device, which has one product only and is waited for twice: for how much there
+    is above the guesses, and for how much of that is kept."""
+    cut_F = torch.where(m_F > 0, _guess(x_ND, W_FD, b_F, m_F), torch.inf)
+    rows, indices, values = collect(x_ND, W_FD, b_F, cut_F, shortlist=False)
+    short_F = (counted(indices, len(W_FD)) < m_F) & (cut_F > 0)
+    keep = (_ranks(indices, values, len(W_FD)) < m_F[indices]) & ~short_F[indices]
+    kept = keep.nonzero_static(size=len(keep), fill_value=0).squeeze(1)
+    n_kept, n_short = torch.stack([keep.sum(), short_F.sum()]).cpu().tolist()
+    rows, indices, values = (t[kept[:n_kept]] for t in (rows, indices, values))
+    if n_short:
+        again = _columns(x_ND, W_FD, b_F, m_F, short_F.nonzero().squeeze(1))
+        rows, indices, values = (torch.cat(pair) for pair in zip((rows, indices, values), again, strict=True))
+        rows, indices, values = in_order(rows, indices, values, len(W_FD))
+        kept = ((_ranks(indices, values, len(W_FD)) < m_F[indices]) & (values > 0)).nonzero().squeeze(1)
+        rows, indices, values = rows[kept], indices[kept], values[kept]
+    return rows, indices, values
 
 
 def keep_largest(codes: SparseCodes, m_F: Int64[Tensor, " f"]) -> SparseCodes:

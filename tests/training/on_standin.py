@@ -36,8 +36,17 @@ ARCHITECTURES = {
     "TopK": saelab.TopK(k=4, d_sae=256),
     "MultiTopK": saelab.MultiTopK(k=4, d_sae=256),
     "Transcoder": saelab.Transcoder(of=saelab.TopK(k=4, d_sae=256), skip=True),
+    "MutualChoice": saelab.MutualChoice(k=4, d_sae=256),
+    "FeatureChoice": saelab.FeatureChoice(k=4, d_sae=256),
+    "Matryoshka": saelab.Matryoshka(k=4, d_sae=256),
+    "GradientTopK": saelab.GradientTopK(k=4, d_sae=256),
+    "JumpReLU": saelab.JumpReLU(target_l0=4, d_sae=256, dead_coefficient=0),  # its checkpoints abort on this device
+    "ReLU": saelab.ReLU(l1=1.0, d_sae=256),
+    "Gated": saelab.Gated(l1=1.0, d_sae=256),
 }
-WAITS = {"TopK": 0, "MultiTopK": 0, "Transcoder": 0}  # of a steady step: only ever less
+WAITS = dict.fromkeys(ARCHITECTURES, 1) | {  # of a steady step: only ever less
+    "TopK": 0, "MultiTopK": 0, "Transcoder": 0, "Matryoshka": 2, "JumpReLU": 2, "FeatureChoice": 3,
+}  # fmt: skip
 
 
 def steady(cfg, steps=60, at=50, n=64):

@@ -184,7 +184,9 @@ class JumpReLU(Architecture):
         counts_C = torch.zeros_like(state.histogram)
         for p_NF in scores.parts():
             ratio_NF = p_NF / state.threshold
-            logs = ratio_NF[ratio_NF > math.exp(-REACH)].log().clamp_max(REACH)
+            if ratio_NF.device.type == "cpu":  # elsewhere the histogram leaves them out: to look for them is to wait
+                ratio_NF = ratio_NF[ratio_NF > math.exp(-REACH)]
+            logs = ratio_NF.log().nan_to_num(-math.inf).clamp_max(REACH)
             counts_C += torch.histc(logs.float(), CELLS, -REACH, REACH)
         state.histogram.mul_(decay if float(state.histogram_rows) else 0.0).add_(distributed.sum_(counts_C))
         state.histogram_rows.mul_(decay).add_(distributed.total(len(scores.x_ND)))

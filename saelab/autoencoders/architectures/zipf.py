@@ -135,7 +135,7 @@ def systematic(rates_F: Float[Tensor, " f"], n: int, total: int, u: float) -> In
     exact_F = rates_F.double() * n
     whole_F = exact_F.floor()
     rest_F = exact_F - whole_F
-    left = total - int(whole_F.sum())
+    left = total - whole_F.sum().long()
     reached_F = (rest_F.cumsum(0) + u).floor().long()
     # What rounding of the sums would break: at most one more a latent, and all of what is left in the end.
     room_F = (rest_F > 0).cumsum(0)
