@@ -18,7 +18,28 @@ DEVICE = torch.device("standin", 0)
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")  # take indices of the CPU on any device
 _PLAIN = ("_local_scalar_dense", "is_nonzero", "equal")  # give numbers
 _WAITING = (*_PLAIN, "nonzero", "masked_select", "_unique2", "unique_consecutive", "bincount", "multinomial")
-_VIEWS = ("detach", "alias", "view", "_unsafe_view", "t", "transpose", "slice", "select", "expand", "unsqueeze", "squeeze", "split", "as_strided", "unbind", "permute", "split_with_sizes", "empty", "empty_like", "new_empty", "empty_strided")
+_VIEWS = (
+    "detach",
+    "alias",
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "slice",
+    "select",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "split",
+    "as_strided",
+    "unbind",
+    "permute",
+    "split_with_sizes",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+)
 _HERE = {"saelab", "dashboards", "analysis"}
 
 

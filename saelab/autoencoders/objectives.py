@@ -35,7 +35,7 @@ def aux_k(
     dead: Int64[Tensor, " m"],
     k: int,
 ) -> Float[Tensor, ""]:
-    """The share of the error's variance that the k strongest of the dead latents [m] leave unexplained (Gao et al. 2024, app. A.2).
+    """The share of the error's variance that the k strongest of the dead latents leave unexplained (Gao et al. 2024, A.2).
 
     `error_ND` is detached and holds no b_dec, so none is added to the auxiliary reconstruction. With fewer than k
     dead latents the loss is scaled by their number over k (our choice, as in SAELens). Zero when none is dead.

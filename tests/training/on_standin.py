@@ -49,7 +49,7 @@ WAITS = dict.fromkeys(ARCHITECTURES, 1) | {  # of a steady step: only ever less
 }  # fmt: skip
 
 
-def steady(cfg, steps=60, at=50, n=64):
+def steady(cfg, steps=12, at=10, n=64):
     """What is counted in one step, of which a part of the latents is dead, late in a run."""
     torch.manual_seed(0)
     t = Trainer(saelab.SAE(cfg, 16).to(DEVICE), Schedule(n * steps, n))
@@ -87,11 +87,13 @@ def test_codes_of_a_device_are_those_of_the_cpu():
     b[8:] = -1 / 32
     with StandIn():
         for device in ("cpu", DEVICE):
-            leaves = [t.to(device).requires_grad_() for t in (x, W, b, W_dec)]
+            leaves = [t.clone().to(device).requires_grad_() for t in (x, W, b, W_dec)]
             codes = PreActivations(*leaves[:3]).per_token(12)
             decode(codes, leaves[3]).square().sum().backward()
             codes = codes.compact()
-            found.append([t.detach().to("cpu") for t in (codes.values, codes.indices, codes.offsets, *(t.grad for t in leaves))])
+            found.append(
+                [t.detach().to("cpu") for t in (codes.values, codes.indices, codes.offsets, *(t.grad for t in leaves))]
+            )
     assert len(found[0][0]) < 64 * 12
     for wanted, got in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted)

@@ -53,7 +53,9 @@ class GradientPreActivations(PreActivations):
         with torch.no_grad():
             chosen = selection.top_k(self.x_ND[rows], self.W_FD, self.b_F, k)
             fired = chosen.values > 0
-            influences = sparse.sampled_product(self.gradient_ND[rows].contiguous(), self.W_dec_FD, chosen).abs() * fired
+            influences = (
+                sparse.sampled_product(self.gradient_ND[rows].contiguous(), self.W_dec_FD, chosen).abs() * fired
+            )
             return distributed.sum_(influences.sum()) / distributed.sum_(fired.sum()).clamp_min(1)
 
 
