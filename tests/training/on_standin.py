@@ -37,7 +37,9 @@ ARCHITECTURES = {
     "MultiTopK": saelab.MultiTopK(k=4, d_sae=256),
     "Transcoder": saelab.Transcoder(of=saelab.TopK(k=4, d_sae=256), skip=True),
     "MutualChoice": saelab.MutualChoice(k=4, d_sae=256),
-    "FeatureChoice": saelab.FeatureChoice(k=4, d_sae=256),
+    "FeatureChoice": saelab.FeatureChoice(
+        k=4, d_sae=256, budgets="uniform"
+    ),  # those that are learnt are renewed at times
     "Matryoshka": saelab.Matryoshka(k=4, d_sae=256),
     "GradientTopK": saelab.GradientTopK(k=4, d_sae=256),
     "JumpReLU": saelab.JumpReLU(target_l0=4, d_sae=256, dead_coefficient=0),  # its checkpoints abort on this device
@@ -96,7 +98,7 @@ def test_codes_of_a_device_are_those_of_the_cpu():
             )
     assert len(found[0][0]) < 64 * 12
     for wanted, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(*pair) for pair in zip(found[0][1:3], found[1][1:3], strict=True))
 
 
