@@ -103,7 +103,7 @@ def _guess(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, m_F: Tensor) -> Tensor:
     rank_F = (
         (share_F + 2 * share_F.sqrt() + 1).ceil().long()
     )  # two standard deviations of a Poisson count: few fall short
-    most = int(rank_F.amax().clamp_max(len(sample_ND)))
+    most = int(rank_F.amax().clamp_max(len(sample_ND))) if x_ND.device.type == "cpu" else len(sample_ND)
     ranked_FS = scores_FS.topk(most, dim=1).values
     cut_F = ranked_FS.gather(1, (rank_F - 1).clamp(0, most - 1)[:, None]).squeeze(1)
     return torch.where(rank_F > len(sample_ND), 0, cut_F.clamp_min(0))

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -12,6 +13,6 @@ def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def serves(tensor: Tensor) -> bool:
+def serves(tensor: Shaped[Tensor, "..."]) -> bool:
     """Whether what is done with this tensor is done by these kernels."""
     return tensor.device.type == "cuda" and installed()
