@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from saelab.kernels import gpu
+
 _LATENTS = 4096
 
 
@@ -59,6 +61,10 @@ def bags(
     weights: Float[Tensor, " nnz"],
 ) -> Float[Tensor, "n d"]:
     """The weighted sum of the rows of each bag; bag i holds the entries from offsets[i] to offsets[i + 1]."""
+    if gpu.serves(weights):
+        from saelab.kernels.gpu import launch
+
+        return launch.bags(indices, table_FD, offsets, weights)
     if len(indices) == 0:  # embedding_bag refuses an empty list on some back ends
         return weights.new_zeros(len(offsets) - 1, table_FD.shape[1])
     if table_FD.dtype == weights.dtype:

@@ -17,11 +17,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.base.codes import SparseCodes
-from saelab.kernels import mixed
+from saelab.kernels import gpu, mixed
 from saelab.kernels.sparse import sampled_product
 
 _TILE_ROWS, _TILE_SCORES = 1024, 2**24  # the larger of a product's parts on a CPU, in rows and in scores
 _DEVICE_SCORES = 2**27  # on a device
+_PER_TILE = 256  # the most that a program keeps of a tile
 PAD = 64  # an fp32 product of 64 rows or more has the same bits whatever its number of rows
 _BF16_UNIT = 2.0**-9
 _CANDIDATES = 3  # times k: far enough down for the rigorous bound on bf16's error to clear nearly every token
@@ -110,7 +111,8 @@ def _exact(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Ten
 def largest(scores_NF: Float[Tensor, "n f"], k: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """The k largest of each row, ordered by index; torch's top-k leaves open which of equal values it takes."""
     if scores_NF.device.type != "cpu" and scores_NF.dtype == torch.float32:
-        indices_NK = _by_key(scores_NF, k).sort(dim=1).values
+        chosen_NK = _by_tiles(scores_NF, k) if gpu.serves(scores_NF) and k <= _PER_TILE else _by_key(scores_NF, k)
+        indices_NK = chosen_NK.sort(dim=1).values
         return scores_NF.gather(1, indices_NK), indices_NK
     top = scores_NF.topk(min(k + 1, scores_NF.shape[1]), dim=1)
     indices_NK = top.indices[:, :k]
@@ -121,6 +123,13 @@ def largest(scores_NF: Float[Tensor, "n f"], k: int) -> tuple[Float[Tensor, "n k
             indices_NK[tied] = scores_NF[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     indices_NK = indices_NK.sort(dim=1).values
     return scores_NF.gather(1, indices_NK), indices_NK
+
+
+def _by_tiles(scores_NF: Tensor, k: int) -> Tensor:
+    """The same places [n, k] as of `_by_key`, without a key for every score."""
+    from saelab.kernels.gpu import launch
+
+    return launch.largest(scores_NF, k)
 
 
 def _by_key(scores_NF: Tensor, k: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from saelab.base.codes import SparseCodes
-from saelab.kernels import mixed
+from saelab.kernels import gpu, mixed
 
 _GATHERED = 2**27  # numbers that are gathered at once
 
@@ -51,6 +51,10 @@ def sampled_product(
     x_ND: Float[Tensor, "n d"], W_FD: Float[Tensor, "f d"], codes: SparseCodes
 ) -> Float[Tensor, " nnz"]:
     """x[n] . W[f] [nnz] at the entries (n, f) of the codes."""
+    if gpu.serves(x_ND):
+        from saelab.kernels.gpu import launch
+
+        return launch.sampled_product(x_ND, W_FD, codes.rows(), codes.indices)
     if x_ND.device.type == "cpu" and x_ND.dtype == W_FD.dtype in (torch.float32, torch.float64):
         pattern = _csr(codes.offsets, codes.indices, x_ND.new_zeros(len(codes.indices)), (len(x_ND), len(W_FD)))
         return torch.sparse.sampled_addmm(pattern, x_ND, W_FD.T).values()

@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":  # read where Triton is first impo
 import torch  # noqa: E402
 
 from saelab.base.codes import SparseCodes  # noqa: E402
-from saelab.kernels import dense  # noqa: E402
+from saelab.kernels import dense, gpu, sparse  # noqa: E402
 
 with (
     pytest.MonkeyPatch.context() as patched
@@ -80,3 +80,21 @@ def test_the_largest_are_those_of_a_stable_sort(f, kind):
     for k in (1, 3, 5):
         wanted = scores.relu().sort(dim=1, descending=True, stable=True).indices[:, :k]
         assert torch.equal(launch.largest(scores, k), wanted)
+
+
+def test_they_stand_behind_decode_and_encode_at(monkeypatch):
+    """Through every gradient."""
+    codes, x_ND, W_FD = problem("random", torch.float32)
+    W_enc, b_F, found = W_FD.flip(0), torch.zeros(len(W_FD)), []
+    for fast in (False, True):
+        monkeypatch.setattr(gpu, "serves", lambda tensor, fast=fast: fast)
+        x, W, b, W_dec = (t.clone().requires_grad_() for t in (x_ND, W_enc, b_F, W_FD))
+        if fast:
+            out = sparse.decode(sparse.encode_at(x, W, b, found[0][0]), W_dec)
+        else:
+            out = dense.decode(chosen := dense.encode_at(x, W, b, codes), W_dec)
+        out.square().sum().backward()
+        taken = chosen.with_values(chosen.values.detach())
+        found.append((taken, out.detach(), *(t.grad for t in (x, W, b, W_dec))))
+    for wanted, got in zip(found[0][1:], found[1][1:], strict=True):
+        assert_close(got, wanted, torch.float32)

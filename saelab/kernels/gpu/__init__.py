@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -14,5 +15,5 @@ def installed() -> bool:
 
 
 def serves(tensor: Shaped[Tensor, "..."]) -> bool:
-    """Whether what is done with this tensor is done by these kernels."""
-    return tensor.device.type == "cuda" and installed()
+    """Whether what is done with this tensor is done by these kernels: in fp32 on CUDA."""
+    return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and installed()
