@@ -39,7 +39,7 @@ def benchmark(
     loaded = {name: load(name) for name in saes}
     lm = saelab.load_model(known(next(iter(loaded.values())), "model", model), device=device)
     scores = saelab.benchmark(loaded, lm, tasks, **how)
-    print(repr(scores))
+    print(scores.to_pandas().to_string(index=False, float_format="{:.3f}".format))
     if html:
         scores.to_html(html)
     if csv:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SAE_ITSELF = "sae"
+SHOWN = 12  # rows that are printed
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ class Scores:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return self.to_pandas().to_string(index=False, float_format="{:.3f}".format)
+        shown = self.to_pandas().head(SHOWN).to_string(index=False, float_format="{:.3f}".format, max_colwidth=24)
+        rest = len(self) - SHOWN
+        return shown if rest <= 0 else f"{shown}\n... and {rest:,} more: to_pandas() has all"
 
     def _repr_html_(self) -> str:
         return str(self.to_pandas().to_html(index=False, float_format="{:.3f}".format))

@@ -31,6 +31,11 @@ def test_a_plot_has_every_figure_with_its_bounds(scores):
     assert chance.error_x.arrayminus[0] == pytest.approx(0.1)
 
 
+def test_many_are_printed_in_part(scores):
+    many = sum((Scores.of("a" * 100, f"task {i}", [Score("f1", 0.5, 0.1, 0.9, 2)]) for i in range(60)), scores)
+    assert len(repr(many).encode()) < 2_000 and "52 more" in repr(many) and "more" not in repr(scores)
+
+
 def test_a_page_holds_them_as_data(scores, tmp_path):
     text = scores.to_html(tmp_path / "scores.html").read_text()
     (chunk,) = re.findall(r'id="data">([^<]+)</script>', text)
