@@ -45,6 +45,7 @@ from saelab.base.manifests import (
     read_json,
     read_tensors,
     verify_file,
+    verifying,
 )  # fmt: skip
 from saelab.base.owned import owned, rows_of
 from saelab.base.tensors import save_tensors
@@ -110,10 +111,11 @@ def load(path: str | os.PathLike[str]) -> SAE:
         "W_dec": (FLOATS, f"{cfg.d_sae} {d_out}"), "b_dec": (FLOATS, f"{d_out}"), "W_skip?": (FLOATS, f"{d_out} {d_in}"),
         **{f"{name}?": (FLOATS, f"{cfg.d_sae}") for name in ("threshold", "r_mag", "b_mag")},
     }  # fmt: skip
-    path = _verified(folder, WEIGHTS, ours["files"])
-    shapes, rows = rows_of(path)
-    fit(shapes, plain, str(path))
-    weights = {name: owned(path, name, found, rows, turned=name == "W_enc") for name, found in shapes.items()}
+    path, file = current(folder, WEIGHTS), ours["files"][WEIGHTS]
+    with verifying(path, file["bytes"], file["sha256"]):
+        shapes, rows = rows_of(path)
+        fit(shapes, plain, str(path))
+        weights = {name: owned(path, name, found, rows, turned=name == "W_enc") for name, found in shapes.items()}
     sae = unfilled(cfg, d_in, d_out, weights["W_dec"].dtype)
     _agree(config, sae, where)
     layout = {name: wanted for name, wanted in state_layout(sae).items() if name.startswith(("state.", "extra."))}

@@ -12,6 +12,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -149,7 +150,7 @@ def held(folder: Path, name: str) -> Path:
     if "snapshots" in root.parts:  # files of a snapshot are links to the blobs beside it
         root = Path(*root.parts[: len(root.parts) - root.parts[::-1].index("snapshots") - 1])
     with _named(path):
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # `Path.resolve` raises for links in a circle
     if not real.is_relative_to(root):
         raise FormatError(
             f"{path} is a link out of its folder, to {real}, which is not followed: put the file itself there"
@@ -159,11 +160,26 @@ def held(folder: Path, name: str) -> Path:
 
 def verify_file(path: Path, size: int, digest: str) -> None:
     """Raise `FormatError` unless this is a plain file of this size and SHA-256."""
+    with verifying(path, size, digest):
+        pass
+
+
+@contextlib.contextmanager
+def verifying(path: Path, size: int, digest: str) -> Iterator[None]:
+    """`verify_file` beside what is done within, which reads the file: a checksum takes longer than reading.
+
+    Its error comes at the end, in place of any other: nothing that was read may be used before.
+    """
     verify_size(path, size)
-    with _named(path):
-        found = digests.of_file(path)
-    if found != digest:
-        raise FormatError(f"{path} does not have the checksum of its manifest: it was changed; make it again")
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(digests.of_file, path)
+        try:
+            yield
+        finally:
+            with _named(path):
+                changed = found.result() != digest
+            if changed:
+                raise FormatError(f"{path} does not have the checksum of its manifest: it was changed; make it again")
 
 
 def verify_size(path: Path, size: int) -> None:

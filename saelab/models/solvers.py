@@ -88,7 +88,7 @@ class Solver:
         x: Float[Tensor, "n C H W"],
         x0: Float[Tensor, "n C H W"],
         epsilon: Float[Tensor, "n C H W"],
-        noise: Tensor | None = None,
+        noise: Float[Tensor, "n C H W"] | None = None,
     ) -> Float[Tensor, "n C H W"]:
         """x after a step; the steps of a run come in order."""
         t = self.scheduler.timesteps[step]

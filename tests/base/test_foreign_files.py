@@ -70,7 +70,7 @@ def test_a_changed_configuration_is_named(saved, change, message):
         ("sae_weights", lambda t: t.pop("W_dec"), "lacks W_dec"),
         ("sae_weights", lambda t: t.update(more=torch.zeros(1)), "has also more"),
         ("sae_weights", lambda t: t["W_dec"][0].fill_(torch.nan), "W_dec holds NaN"),
-        ("sae_weights", lambda t: t["b_enc"][0].fill_(torch.inf), "encoder_bias holds NaN or infinite"),
+        ("sae_weights", lambda t: t["b_enc"][0].fill_(torch.inf), "b_enc holds NaN or infinite"),
         ("sae_weights", lambda t: t.update(b_dec=torch.zeros(8, dtype=torch.int64)), "b_dec is int64"),
         ("saelab", lambda t: t["state.scale"].fill_(0), "scale is 0 and must be above 0"),
         ("saelab", lambda t: t["state.target_scale"].fill_(-1), "target_scale is -1 and must be above 0"),
