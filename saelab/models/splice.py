@@ -114,9 +114,9 @@ def written(
     if edit is None:
         return sae(x)
     codes = sae.encode_sparse(x)
-    decode = (
-        functools.partial(sae.decode, x=x) if sae.cfg.per_token else sae.decode
-    )  # x cancels in what others add of it
+    # an object of another library's has no `cfg`; of what others add of x nothing is left in the difference
+    by_token = getattr(getattr(sae, "cfg", None), "per_token", False)
+    decode = functools.partial(sae.decode, x=x) if by_token else sae.decode
     plain = decode(codes)
     # codes of its own for the edit, which may write into them, and whose gradient is that of the edited share alone
     edited = copy.copy(codes)
