@@ -5,6 +5,7 @@
 
 import io
 import json
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -169,7 +170,9 @@ def _of_table(x: Any, names: Iterable[Any], column: str | None, limit: int | Non
         mask = _listed(mask, limit)
     found = _masked(_as_column(given(values), chosen), mask)
     if "position_ids" in known:
-        _check_positions(x["position_ids"], found)
+        positions = x["position_ids"]
+        is_array = isinstance(positions, Tensor | np.ndarray)
+        _check_positions(positions.tolist() if is_array else _listed(positions, limit), found)
     return _limited(found, limit)
 
 
@@ -235,18 +238,23 @@ def _masked(found: Given, mask: Any) -> Given:
     return Given(ids=found.ids, mask=_zero_or_one(numbers).to(found.ids.device))
 
 
-def _check_positions(positions: Any, found: Given) -> None:
+def _check_positions(positions: list[Any], found: Given) -> None:
     """Raise `DataError` for positions that are not 0, 1, 2 ... from the first real token on: they are counted anew."""
-    rows = positions.tolist() if isinstance(positions, Tensor | np.ndarray) else _listed(positions, None)
-    rows = [rows] if rows and _is_id(rows[0]) else rows
-    for number, row in enumerate(rows):
-        numbers = torch.as_tensor(row)
-        if found.mask is not None:
-            numbers = numbers[found.mask[number, : len(numbers)].to(numbers.device)]
-        if not torch.equal(numbers, torch.arange(len(numbers))):
+    assert found.ids is not None
+    rows = [positions] if positions and _is_id(positions[0]) else positions
+    real = torch.atleast_2d(found.ids != UNFILLED if found.mask is None else found.mask).cpu()
+    if len(rows) != len(real):
+        raise DataError(
+            f"position_ids are of {len(rows):,} rows, input_ids of {len(real):,}: give one of each for each text"
+        )
+    for number, (row, mask) in enumerate(zip(rows, real, strict=True)):
+        numbers = _row(row)
+        if numbers is not None and len(numbers) <= len(mask):
+            numbers = numbers[mask[: len(numbers)]]
+        if numbers is None or not torch.equal(numbers, torch.arange(int(mask.sum()))):
             raise DataError(
-                f"position_ids of row {number} are {numbers.tolist()[:8]}..., and here they count from the first real token "
-                "of a row: give texts that are packed into one row as rows of their own, without position_ids"
+                f"position_ids of row {number} are {reprlib.repr(row)}, and here they count from the first real token on: "
+                "give texts that are packed into one row as rows of their own, without position_ids"
             )
 
 

@@ -48,6 +48,9 @@ def test_positions_that_count_from_the_first_real_token_are_those_of_the_model(t
         found, plain = tiny_llama.to_tokens(batch | {"position_ids": positions}), tiny_llama.to_tokens(batch)
         assert torch.equal(found.ids, plain.ids) and torch.equal(found.mask, plain.mask)
     assert tiny_llama.to_tokens({"input_ids": [[5, 6], [7]], "position_ids": [[0, 1], [0]]}).mask.sum() == 3
+    assert tiny_llama.to_tokens({"input_ids": torch.tensor([5, 6]), "position_ids": torch.arange(2)}).mask.sum() == 2
+    many = datasets.Dataset.from_dict({"input_ids": [[5, 6], [7, 8], [9, 8]], "position_ids": [[0, 1]] * 3})
+    assert len(saelab.load_corpus(many, max_documents=2).rows) == 2
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, ">i4"])
@@ -120,6 +123,11 @@ def test_tables_are_their_texts(tiny_llama, table):
         ({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.ones(1, 3).long()}, r"\[1, 3\]"),
         ({"input_ids": [[5, 6, 7, 8]], "position_ids": [[0, 1, 0, 1]]}, "position_ids of row 0"),
         ({"input_ids": torch.ones(2, 3).long(), "position_ids": torch.tensor([[0, 1, 2], [1, 2, 3]])}, "of row 1"),
+        ({"input_ids": [[5, 6], [7]], "position_ids": [[0, 1]]}, "position_ids are of 1 rows, input_ids of 2"),
+        ({"input_ids": [[5, 6]], "position_ids": [[0]]}, "position_ids of row 0"),
+        ({"input_ids": [[5, 6]], "position_ids": [[0, 1, 2]]}, "position_ids of row 0"),
+        ({"input_ids": [[5, 6]], "position_ids": [None]}, "position_ids of row 0"),
+        ({"input_ids": [[5, 6]], "position_ids": [["0", "1"]]}, "position_ids of row 0"),
         (["peace", b"war"], "text 1 of 2 is a bytes"),
         ([["peace"], ["war"]], "text 0 of 2 is a list"),
         ([[5, 6], "war"], "row 1 of 2 is a str"),
