@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any, overload
 
 import torch
@@ -17,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 from saelab.autoencoders.architecture import Architecture
 from saelab.autoencoders.architectures.topk import TopK
 from saelab.autoencoders.sae import SAE
-from saelab.base import processes
-from saelab.base.checks import device_of
+from saelab.base import checks, processes
 from saelab.base.errors import ConfigError
 from saelab.base.surroundings import torch_defaults
 from saelab.reading.buffer import parse_capacity
@@ -99,7 +99,7 @@ def estimate(
     >>> sized.memory["autoencoder and Adam"] == 3 * 4 * (2 * 8 * 64 + 8 + 64), sized.traffic
     (True, {})
     """
-    if isinstance(source, int):
+    if isinstance(source, Integral):
         return _of_sizes(source, corpus, batch_size, sae, {"tokens": tokens, **how})
     bound = inspect.signature(train).bind(
         source, corpus, sae=sae, tokens=tokens, batch_size=batch_size, **how | {"out": None, "progress": False}
@@ -135,15 +135,21 @@ def estimate(
     return Estimate(seconds, memory, memory_of(settings.device), {"gradients": sent} if n > 1 else {})
 
 
-def _of_sizes(d_in: int, d_sae: int, batch_size: int, sae: Any, how: dict[str, Any]) -> Estimate:
-    sizes = {"d_in": d_in, "d_sae": d_sae, "batch_size": batch_size}
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
-    available = memory_of(device_of(how.get("device", "cpu"))) or math.inf
+def _of_sizes(d_in: Any, d_sae: Any, batch_size: Any, sae: Any, how: dict[str, Any]) -> Estimate:
+    d_in, d_sae = checks.count("d_in", d_in), checks.count("d_sae", d_sae)
+    batch_size = checks.count("batch_size", batch_size)
+    sae = TopK(k=min(32, d_sae), d_sae=d_sae) if sae is None else sae
+    if not isinstance(sae, Architecture) or "d_sae" not in {
+        field.name for field in dataclasses.fields(sae) if field.init
+    }:
+        raise ConfigError(
+            f"estimate(d_in, d_sae, batch_size) takes a configuration with d_sae, such as saelab.TopK(k=32, d_sae=4096), not "
+            f"{sae!r}: give rows, estimate(rows, sae=...), for anything else"
+        )
+    available = memory_of(checks.device_of(how.get("device", "auto"))) or math.inf
     # Weights, gradients, and Adam's two moments.
-    parts = math.ceil(4 * 4 * 2 * d_in * d_sae / (available / 4))
-    part = dataclasses.replace(sae or TopK(k=32, d_sae=d_sae), d_sae=d_sae // parts)
+    parts = max(1, math.ceil(4 * 4 * 2 * d_in * d_sae / (available / 4)))
+    part = dataclasses.replace(sae, d_sae=d_sae // parts)
     rows = torch.randn(2 * batch_size, d_in, generator=torch.Generator().manual_seed(0))
     found = estimate(rows, batch_size=batch_size, sae=part, **how)
     seconds = {part: parts * spent for part, spent in found.seconds.items()}

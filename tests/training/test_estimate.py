@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,8 +108,20 @@ def test_what_memory_does_not_hold_is_measured_in_part_and_multiplied(monkeypatc
 
 @pytest.mark.parametrize(("sizes", "named"), [((0, 64), "d_in"), ((16, None), "d_sae"), ((16, 64, 1.5), "batch_size")])
 def test_sizes_are_whole_numbers(sizes, named):
-    with pytest.raises(saelab.ConfigError, match=f"{named} must be a whole number"):
+    with pytest.raises(saelab.ConfigError, match=f"{named} is .*; it must be a whole number"):
         saelab.estimate(*sizes)
+
+
+def test_sizes_of_any_integer_type_where_no_memory_is_known(monkeypatch):
+    monkeypatch.setattr(estimating, "memory_of", lambda device: None)
+    found = saelab.estimate(np.int64(16), np.int64(64), np.int64(64), tokens=6400)
+    assert found.available is None and found.memory["autoencoder and Adam"] == 3 * 4 * (2 * 16 * 64 + 16 + 64)
+
+
+@pytest.mark.parametrize("sae", [saelab.SAE(EVERY[0], 16), EVERY[:2], saelab.Transcoder(of=EVERY[0]), "TopK"])
+def test_of_sizes_a_configuration_is_asked_for(sae):
+    with pytest.raises(saelab.ConfigError, match="a configuration with d_sae, such as"):
+        saelab.estimate(16, 64, sae=sae)
 
 
 def test_what_is_sent_prints():
