@@ -94,9 +94,10 @@ class FileShard:
             verify_file(self._folder / file["name"], file["bytes"], file["sha256"])
 
     def tensor(self, part: str, key: str) -> Shaped[Tensor, "rows *row"]:
-        if part not in self._open:
-            self._open[part] = self._map(part)
-        return self._open[part][key]
+        found = self._open.get(part)  # another thread may let go of it meanwhile
+        if found is None:
+            found = self._open[part] = self._map(part)
+        return found[key]
 
     def release(self) -> None:
         """Unmap the files."""

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -134,3 +135,23 @@ def test_a_value_that_is_not_finite_is_named_by_its_rows(stores, monkeypatch):
     monkeypatch.setattr(type(store), "__getitem__", lambda self, i: item(self, i) / (0.0 if i.start == start else 1.0))
     with pytest.raises(saelab.SaelabError, match=f"rows {start} to {end} of the activations"):
         read(StorePieces({"x": store}, seed=0), 0)
+
+
+def test_a_store_that_is_let_go_of_can_be_read_in_another_thread(stores, monkeypatch):
+    store, map_ = stores["early"], FileShard._map
+
+    def let_go_of_meanwhile(self, part):
+        found = map_(self, part)
+        self._open[part] = found
+        store.release()
+        return found
+
+    whole = store[:]
+    store.release()
+    monkeypatch.setattr(FileShard, "_map", let_go_of_meanwhile)
+    assert torch.equal(store[:], whole)
+    monkeypatch.undo()
+    reads = [(lambda: store[:]), store.release] * 100
+    with ThreadPoolExecutor(4) as pool:
+        found = [one.result() for one in [pool.submit(read) for read in reads]]
+    assert all(torch.equal(x, whole) for x in found if x is not None)
