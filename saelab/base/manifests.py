@@ -160,8 +160,10 @@ def held(folder: Path, name: str) -> Path:
 
 def verify_file(path: Path, size: int, digest: str) -> None:
     """Raise `FormatError` unless this is a plain file of this size and SHA-256."""
-    with verifying(path, size, digest):
-        pass
+    verify_size(path, size)
+    with _named(path):
+        found = digests.of_file(path)
+    _refuse_changed(path, found, digest)
 
 
 @contextlib.contextmanager
@@ -177,9 +179,13 @@ def verifying(path: Path, size: int, digest: str) -> Iterator[None]:
             yield
         finally:
             with _named(path):
-                changed = found.result() != digest
-            if changed:
-                raise FormatError(f"{path} does not have the checksum of its manifest: it was changed; make it again")
+                checksum = found.result()
+            _refuse_changed(path, checksum, digest)
+
+
+def _refuse_changed(path: Path, found: str, digest: str) -> None:
+    if found != digest:
+        raise FormatError(f"{path} does not have the checksum of its manifest: it was changed; make it again")
 
 
 def verify_size(path: Path, size: int) -> None:
