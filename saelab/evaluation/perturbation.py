@@ -4,7 +4,7 @@ Everything is linear in the means over tokens: without some latents the mean act
 their decoder rows, so that nothing passes through the model again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,7 @@ from saelab.evaluation.labelled import LabelledTexts, labelled
 from saelab.evaluation.probes import Probe, accuracy, fitted, interval, resampled
 from saelab.evaluation.scores import Scores
 from saelab.evaluation.sparse_probing import balanced
-from saelab.evaluation.text_means import controls, text_means
+from saelab.evaluation.text_means import TextMeans, controls, text_means
 
 if TYPE_CHECKING:
     from saelab.models.language import LanguageModel
@@ -75,8 +75,7 @@ class Perturbation:
         means = text_means(lm, sae, self.data)
         x, kept = means.x.double().numpy(), means.kept.numpy()
         scores = []
-        for source, rows in unit_rows(sae).items():
-            codes = means.codes["sae" if source == CHANCE else source].double().numpy()
+        for source, codes, rows in sources(sae, means):
             for n in self.ns:
                 drawn = f"{self.seed} {n}" if source == CHANCE else None
                 own, others, told = perturbed(x, codes, rows, self.data, kept, n, drawn)
@@ -143,7 +142,10 @@ def by_chance(codes: Float[np.ndarray, "n s"], n: int, name: str) -> Int[np.ndar
     return live[torch.randperm(len(live), generator=named_generator(f"latents {name}")).numpy()[:n]]
 
 
-def unit_rows(sae: Dictionary) -> dict[str, Float[np.ndarray, "s d"]]:
-    """Unit decoder rows by source; the codes of `text_means` are in units of these."""
-    saes = {"sae": sae, CHANCE: sae, **controls(sae)}
-    return {name: normalize(one.W_dec.detach().double().cpu(), dim=1).numpy() for name, one in saes.items()}
+def sources(
+    sae: Dictionary, means: TextMeans
+) -> Iterator[tuple[str, Float[np.ndarray, "n s"], Float[np.ndarray, "s d"]]]:
+    """The autoencoder, its latents drawn by chance, and each control: name, codes, and the unit decoder rows they count in."""
+    for name, one in {"sae": sae, CHANCE: sae, **controls(sae)}.items():
+        codes = means.codes["sae" if name == CHANCE else name].double().numpy()
+        yield name, codes, normalize(one.W_dec.detach().double().cpu(), dim=1).numpy()

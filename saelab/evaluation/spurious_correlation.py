@@ -11,7 +11,7 @@ from saelab.base import checks
 from saelab.base.errors import ConfigError, DataError
 from saelab.base.protocols import Dictionary
 from saelab.evaluation.labelled import LEAST, LabelledTexts, labelled
-from saelab.evaluation.perturbation import CHANCE, by_chance, raising, unit_rows
+from saelab.evaluation.perturbation import CHANCE, by_chance, raising, sources
 from saelab.evaluation.probes import accuracy, fitted, interval, resampled
 from saelab.evaluation.scores import Scores
 from saelab.evaluation.text_means import text_means
@@ -79,8 +79,7 @@ class SpuriousCorrelation:
         means = text_means(lm, sae, self.crossed)
         x, kept = means.x.double().numpy(), means.kept.numpy()
         scores = []
-        for source, rows in unit_rows(sae).items():
-            codes = means.codes["sae" if source == CHANCE else source].double().numpy()
+        for source, codes, rows in sources(sae, means):
             drawn = str(self.seed) if source == CHANCE else None
             found, told = removed(x, codes, rows, self.crossed, kept, self.ns, drawn)
             gap = found["unbiased"] - found["biased"]
