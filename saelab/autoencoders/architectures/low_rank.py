@@ -63,9 +63,8 @@ class LowRank(Architecture):
         r = self.rank
         s_Nr, W_rD = codes[:, :r] - codes[:, r:], params.W_dec[:r]
         y_ND = batch.target - params.base(batch.x)
-        share_r = (
-            torch.arange(r, 0, -1, device=s_Nr.device, dtype=s_Nr.dtype) / r
-        )  # of the b that a direction is within
+        # of the b that a direction is within
+        share_r = torch.arange(r, 0, -1, device=s_Nr.device, dtype=s_Nr.dtype) / r
         explained = (share_r * s_Nr * (y_ND @ W_rD.T)).sum()
         size = (torch.minimum(share_r[:, None], share_r) * (s_Nr.T @ s_Nr) * (W_rD @ W_rD.T)).sum()
         error = y_ND.square().sum() - 2 * explained + size

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from saelab.kernels.gpu import programs
 
-LONGEST = (
-    512  # entries of a bag that one program sums; a longer bag is summed in parts, which are added in a second pass
-)
+LONGEST = 512  # entries of a bag that one program sums; the sums of parts of a longer one are added in a second pass
 TILE = 1024  # latents of which one program finds the largest
 
 
